@@ -1,0 +1,161 @@
+//! The system-call boundary: numbers, registers, status and limits.
+//!
+//! A call is `syscall` with
+//!
+//! | register | in | out |
+//! |---|---|---|
+//! | rax | [`Syscall`] in bits 7:0, target's slot in bits 31:16 | [`Status`] in bits 15:0, sender in bits 63:32 |
+//! | rdi rsi rdx r10 r8 r9 r12 r13 | the eight words | the eight words |
+//! | rbx | lease: see [`Lease`]; 0 for none | lease as the receiver sees it |
+//! | rcx r11 rbp r14 r15 | | undefined (rcx, r11), zero (the others) on delivery of a message |
+//!
+//! The kernel keeps the stack pointer and the return address of a caller, nothing else: the stub saves what it
+//! needs on its own stack.
+
+use crate::addr::VPage;
+
+/// Physical CPUs at the most, on any board.
+pub const MAX_CPUS: usize = 512;
+/// Services at the most, the vmms counted.
+pub const MAX_SERVICES: usize = 64;
+/// VMs at the most.
+pub const MAX_VMS: usize = 48;
+/// vCPUs of one VM at the most.
+pub const MAX_VCPUS: usize = 8;
+/// Views (nested page-table roots) of one VM at the most.
+pub const MAX_VIEWS: usize = 4;
+/// VMCB contexts of one vCPU at the most.
+pub const MAX_VMCBS: usize = 4;
+/// Pages that one kernel operation maps, unmaps or frees at the most.
+pub const MAX_PAGES_PER_CALL: u64 = 512;
+/// Pages that one lease lends at the most.
+pub const MAX_LEASE_PAGES: u64 = 16;
+/// Slot of the kernel as the target of a call.
+pub const KERNEL_SLOT: u16 = 0xffff;
+
+wire_enum! {
+    /// System-call numbers.
+    pub enum Syscall {
+        /// Call a service or the kernel and wait for its reply.
+        Call = 0,
+        /// Reply to the request being served, then wait for the next.
+        Reply = 1,
+        /// Ring a doorbell: target's slot in rax, bits in word 0. Never waits.
+        Ring = 2,
+        /// Nothing; for measuring.
+        Null = 3,
+        /// End this service: word 0 is an [`ExitKind`](crate::supervisor::ExitKind), words 1 to 6 tell more.
+        Exit = 4,
+    }
+}
+
+wire_enum! {
+    /// How a call ended. Anything but `Ok` means that nothing was changed.
+    pub enum Status {
+        /// Done; the words are the reply.
+        Ok = 0,
+        /// The caller's capabilities don't include this.
+        Denied = 1,
+        /// The call would go down the ranks.
+        Downhill = 2,
+        /// The id is of an older generation; word 0 is the id of the present holder of the slot.
+        Dead = 3,
+        /// The words are no message of this interface. The sender is at fault.
+        Malformed = 4,
+        /// Not now: something it depends on is open. Try again after it closed.
+        Busy = 5,
+        /// No frame, table entry or budget is left for this.
+        Exhausted = 6,
+        /// Nothing of that name exists.
+        NotFound = 7,
+        /// It exists and is in a state in which this isn't possible.
+        State = 8,
+        /// A number or range is outside what this operation accepts.
+        Range = 9,
+        /// This machine can't do that.
+        Unsupported = 10,
+        /// The commit came with a stale invalidation sequence. Fault again.
+        Stale = 11,
+        /// The pages lent are not the lender's, or not there.
+        BadLease = 12,
+        /// The receiver died while it served this.
+        Died = 13,
+        /// What was asked for is weaker than the rule demands.
+        TooWeak = 14,
+    }
+}
+
+/// What is delivered to a service when no other service calls it: the sender field of rax.
+pub mod sender {
+    /// Bit 31 clear: a service's id (slot in bits 15:0, generation in bits 30:16).
+    /// The service's first run: set up, then wait. No words.
+    pub const START: u32 = 0x8000_0000;
+    /// Doorbells rang: word 0 has their bits.
+    pub const DOORBELL: u32 = 0x8000_0001;
+    /// A vCPU of this vmm left its guest: the words are a [`crate::vcpu::Exit`].
+    pub const VCPU: u32 = 0x8000_0002;
+}
+
+/// Doorbell bits that have one meaning everywhere. Bits 0 to 31 are the board's and the services' own.
+pub mod doorbell {
+    /// A service died (to the supervisor).
+    pub const SERVICE_DIED: u64 = 1 << 63;
+    /// A ticket's work is done (to the service that asked for it, and to memory).
+    pub const TICKET: u64 = 1 << 62;
+    /// The time set with `TimerSet` has come.
+    pub const TIMER: u64 = 1 << 61;
+    /// The device interrupt which the manifest gives this service.
+    pub const INTERRUPT: u64 = 1 << 60;
+    /// A VM's handler died, or a VM is otherwise to be reclaimed (to memory).
+    pub const VM_GONE: u64 = 1 << 59;
+    /// All frames of dead VMs are free again (memory to supervisor).
+    pub const SETTLED: u64 = 1 << 58;
+    /// Something was put in a ring that this service reads: bit = 32 + the ring's number there, up to 16 rings.
+    pub const fn ring(number: usize) -> u64 {
+        1 << (32 + (number & 15))
+    }
+    /// Room was made in a ring that this service writes: bit = its number there, up to 16 rings.
+    pub const fn room(number: usize) -> u64 {
+        1 << (number & 15)
+    }
+}
+
+/// Pages lent for the length of one call, as they stand in rbx: first page in bits 51:0, count − 1 in bits 61:56,
+/// write permission in bit 62, present in bit 63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The first page, in the lender's space on the way in, in the receiver's lease window on delivery.
+    pub page: VPage,
+    /// How many pages; 1 to [`MAX_LEASE_PAGES`].
+    pub pages: u64,
+    /// Whether the receiver may write.
+    pub write: bool,
+}
+
+impl Lease {
+    /// The register form.
+    pub const fn to_word(self) -> u64 {
+        1 << 63 | (self.write as u64) << 62 | (self.pages - 1) << 56 | self.page.0
+    }
+
+    /// The lease in `word`: `Ok(None)` for zero.
+    ///
+    /// # Errors
+    /// [`Malformed`](crate::wire::Malformed) for anything that isn't canonical.
+    pub fn from_word(word: u64) -> Result<Option<Self>, crate::wire::Malformed> {
+        if word == 0 {
+            return Ok(None);
+        }
+        let lease = Self {
+            page: VPage(word & ((1 << 52) - 1)),
+            pages: (word >> 56 & 0x3f) + 1,
+            write: word >> 62 & 1 == 1,
+        };
+        let in_space = lease.page.0 + lease.pages <= crate::layout::USER_END >> 12;
+        if lease.to_word() == word && lease.pages <= MAX_LEASE_PAGES && in_space {
+            Ok(Some(lease))
+        } else {
+            Err(crate::wire::Malformed)
+        }
+    }
+}

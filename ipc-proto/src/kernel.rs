@@ -1,0 +1,371 @@
+//! The kernel's operations: what a service may ask of ring 0. Mechanism only.
+//!
+//! A class of operations needs its capability ([`Caps`]), which the manifest gives. An operation first checks
+//! everything and may fail without side effect; then it happens.
+
+use crate::abi::Status;
+use crate::addr::{BatchId, CpuId, Frame, Gfn, Sequence, ServiceId, Ticket, Tsc, VcpuId, VmId};
+use crate::vcpu::Groups;
+use crate::wire::Done;
+
+/// Errors of kernel operations are [`Status`] values.
+pub type Error = Status;
+
+bitflags::bitflags! {
+    /// Classes of kernel operations; the manifest's `kernel = […]` names them in lower case.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Caps: u32 {
+        /// See how services fare; restart and kill them; end the machine.
+        const SUPERVISE = 1 << 0;
+        /// Enumerate frames; create VMs and map frames into them and into their vmms.
+        const FRAMES = 1 << 1;
+        /// Ask for write-back.
+        const WRITEBACK = 1 << 2;
+        /// Run vCPUs of VMs that this service handles.
+        const VCPUS = 1 << 3;
+        /// Have a timer.
+        const TIMER = 1 << 4;
+        /// Stand in for hardware on private memory. Emulating boards only.
+        const SILICON = 1 << 5;
+    }
+}
+wire_flags!(Caps);
+
+bitflags::bitflags! {
+    /// Access that a mapping grants.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Access: u8 {
+        /// Reads.
+        const READ = 1;
+        /// Writes.
+        const WRITE = 2;
+        /// Instruction fetches.
+        const EXECUTE = 4;
+    }
+}
+wire_flags!(Access);
+
+bitflags::bitflags! {
+    /// What this machine can do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u32 {
+        /// Nested paging.
+        const NESTED_PAGING = 1 << 0;
+        /// WBNOINVD is executed for write-backs, not its fallback WBINVD.
+        const WBNOINVD = 1 << 1;
+        /// CPUID 8000_001F reports SEV.
+        const SEV = 1 << 2;
+        /// The CPU reports the next RIP at an exit.
+        const NEXT_RIP = 1 << 3;
+        /// The CPU pushes an error code for every injected vector that has one.
+        const INJECT_ERROR_CODES = 1 << 4;
+    }
+}
+wire_flags!(Features);
+
+wire_enum! {
+    /// What a frame is. DESIGN's invariant 1.
+    pub enum FrameState {
+        /// Nobody's.
+        Free = 0,
+        /// The kernel's: its image, tables, VMCBs, nested page tables.
+        Kernel = 1,
+        /// A service's or a VM's, shared with the host.
+        Owned = 2,
+        /// A VM's, mapped nowhere in the host.
+        Private = 3,
+        /// The secure processor's.
+        Firmware = 4,
+        /// Taken from its owner, waiting for its batch to be paid.
+        Quarantined = 5,
+        /// Never to be used again.
+        Leaked = 6,
+    }
+}
+
+wire_enum! {
+    /// What a VM is, and so what its reclaim owes.
+    pub enum VmKind {
+        /// No encryption.
+        Plain = 0,
+        /// SEV.
+        Sev = 1,
+        /// SEV-ES.
+        SevEs = 2,
+        /// SEV-SNP.
+        SevSnp = 3,
+    }
+}
+
+wire_enum! {
+    /// Life of a service.
+    pub enum ServiceState {
+        /// Never started.
+        Unstarted = 0,
+        /// Runs.
+        Running = 1,
+        /// Faulted; see the epitaph.
+        Faulted = 2,
+        /// Ended itself.
+        Exited = 3,
+        /// Killed by the supervisor.
+        Killed = 4,
+    }
+}
+
+wire_enum! {
+    /// Life of a VM.
+    pub enum VmState {
+        /// Its vCPUs may run.
+        Alive = 0,
+        /// Its handler died or it was destroyed; its frames are to be taken back.
+        Dying = 1,
+    }
+}
+
+wire_enum! {
+    /// Where a fault came from.
+    pub enum FaultKind {
+        /// No fault.
+        None = 0,
+        /// A CPU exception: `code` is vector << 32 | error code.
+        Exception = 1,
+        /// A malformed or forbidden message: `code` is word 0 of it.
+        Protocol = 2,
+        /// Ran too long for one request: `code` is the budget in milliseconds.
+        Overrun = 3,
+        /// A panic that the service reported itself.
+        Panic = 4,
+    }
+}
+
+replies! {
+    /// How a service fares.
+    pub struct ServiceReport {
+        /// Its present id.
+        pub id: ServiceId,
+        /// Its state.
+        pub state: ServiceState,
+        /// Why, for `Faulted`.
+        pub fault: FaultKind,
+        /// See [`FaultKind`]; for `Exited` the [`ExitKind`](crate::supervisor::ExitKind).
+        pub code: u64,
+        /// Instruction pointer of the fault; for `Exited` word 1 of the exit.
+        pub rip: u64,
+        /// Address of a page fault; for `Exited` word 2.
+        pub address: u64,
+        /// Stack pointer; for `Exited` word 3.
+        pub rsp: u64,
+        /// On whose behalf it ran: the VM and vCPU or the calling service, as the sender field says; for `Exited`
+        /// word 4.
+        pub client: u64,
+    }
+    /// The new id after a restart.
+    pub struct Restarted {
+        /// The new generation's id.
+        pub id: ServiceId,
+    }
+    /// The machine.
+    pub struct Machine {
+        /// CPUs that run.
+        pub cpus: u16,
+        /// TSC ticks a millisecond.
+        pub tsc_khz: u64,
+        /// What it can do.
+        pub features: Features,
+        /// Frame numbers are below this.
+        pub frames: u64,
+        /// Physical address bits.
+        pub phys_bits: u8,
+        /// ASIDs of the SVM.
+        pub asids: u32,
+        /// Services in the manifest.
+        pub services: u16,
+    }
+    /// A run of frames that are alike.
+    pub struct FrameRun {
+        /// The first.
+        pub start: Frame,
+        /// How many; 0 past the end of memory.
+        pub count: u64,
+        /// Their state.
+        pub state: FrameState,
+        /// The VM that they belong to, or were taken from.
+        pub vm: VmId,
+        /// Whether `vm` means anything.
+        pub owned_by_vm: bool,
+    }
+    /// Frames by state.
+    pub struct FrameCounts {
+        /// Nobody's.
+        pub free: u64,
+        /// The kernel's.
+        pub kernel: u64,
+        /// Services' and VMs'.
+        pub owned: u64,
+        /// Private.
+        pub private: u64,
+        /// The secure processor's.
+        pub firmware: u64,
+        /// In batches.
+        pub quarantined: u64,
+        /// Lost for good.
+        pub leaked: u64,
+    }
+    /// A new VM.
+    pub struct VmCreated {
+        /// Its id.
+        pub vm: VmId,
+    }
+    /// What a VM is.
+    pub struct VmReport {
+        /// Its id.
+        pub vm: VmId,
+        /// The service that handles its exits.
+        pub handler: ServiceId,
+        /// Its kind.
+        pub kind: VmKind,
+        /// Its state.
+        pub state: VmState,
+        /// Frames mapped in it.
+        pub pages: u64,
+        /// Its kernel frames: tables, VMCBs, state pages.
+        pub kernel_frames: u64,
+        /// The slot after this one: where to look on.
+        pub next: u16,
+    }
+    /// What was taken from a VM.
+    pub struct Unmapped {
+        /// The batch that the frames wait in; meaningless if `pages` is 0.
+        pub batch: BatchId,
+        /// How many pages were mapped and now aren't.
+        pub pages: u64,
+        /// Where to go on: the first gfn not looked at.
+        pub next: Gfn,
+    }
+    /// An open batch.
+    pub struct BatchReport {
+        /// Its id.
+        pub batch: BatchId,
+        /// The VM that its frames were taken from.
+        pub vm: VmId,
+        /// That VM's kind.
+        pub kind: VmKind,
+        /// Frames that wait in it.
+        pub frames: u64,
+        /// CPUs that still owe a write-back.
+        pub owed: u16,
+        /// The slot after this one: where to look on.
+        pub next: u16,
+    }
+    /// Accepted: it is done when the ticket is.
+    pub struct Accepted {
+        /// What to wait for. Ticket 0 is always done.
+        pub ticket: Ticket,
+    }
+    /// How far tickets are.
+    pub struct TicketState {
+        /// Whether the one asked about is done.
+        pub done: bool,
+    }
+    /// The invalidation sequence of a VM.
+    pub struct SequenceNow {
+        /// To be given back with the commit.
+        pub sequence: Sequence,
+    }
+}
+
+requests! {
+    /// Every kernel operation.
+    pub enum KernelCall;
+
+    /// How the service in this slot fares. [`Caps::SUPERVISE`].
+    ServiceStatus = 1 { /** Slot in the manifest's order. */ slot: u16 } -> ServiceReport;
+    /// Start a dead or unstarted service from its pristine image. [`Caps::SUPERVISE`].
+    /// `State` if it runs or a call into it is still being unwound.
+    ServiceRestart = 2 { /** The service; `Dead` if it is another generation by now. */ service: ServiceId } -> Restarted;
+    /// End a running service. [`Caps::SUPERVISE`].
+    ServiceKill = 3 { /** The service. */ service: ServiceId } -> Done;
+    /// End the machine with this status. [`Caps::SUPERVISE`]. Doesn't return.
+    PowerOff = 4 { /** For the board: exit status. */ status: u8 } -> Done;
+    /// What machine this is. No capability needed.
+    MachineInfo = 5 {} -> Machine;
+    /// Ring this service's [`doorbell::TIMER`](crate::abi::doorbell::TIMER) at a time; 0 cancels. [`Caps::TIMER`].
+    TimerSet = 6 { /** When. */ at: Tsc } -> Done;
+
+    /// The run of like frames that starts at a frame. [`Caps::FRAMES`].
+    FrameRuns = 16 { /** Where to look. */ from: Frame } -> FrameRun;
+    /// How many frames are in each state. [`Caps::FRAMES`].
+    FrameCount = 17 {} -> FrameCounts;
+    /// Make a VM, with one free frame for its first root. [`Caps::FRAMES`].
+    VmCreate = 18 {
+        /** The service that handles its exits. */ handler: ServiceId,
+        /** Its kind; `Unsupported` where the machine or the kernel can't. */ kind: VmKind,
+        /** A free frame. */ root: Frame,
+    } -> VmCreated;
+    /// Stop a VM for good. Its frames stay until they are unmapped. [`Caps::FRAMES`].
+    VmDestroy = 19 { /** The VM. */ vm: VmId } -> Done;
+    /// Take back everything of a dying VM without pages: its tables and vCPUs' frames join a batch, its id dies.
+    /// [`Caps::FRAMES`]. `Busy` while pages are mapped.
+    VmRelease = 20 { /** The VM. */ vm: VmId } -> Unmapped;
+    /// What VM is in this slot or the next that has one. `NotFound` past the last. [`Caps::FRAMES`].
+    VmInfo = 21 { /** Where to look. */ slot: u16 } -> VmReport;
+    /// Give free frames to a VM for its nested tables. [`Caps::FRAMES`].
+    TablesDonate = 22 { /** The VM. */ vm: VmId, /** First of them. */ frame: Frame, /** At most 512. */ count: u64 } -> Done;
+    /// Give a vCPU its frames: [`VCPU_FRAMES`] free ones in a row. Its state page appears in the handler.
+    /// [`Caps::FRAMES`].
+    VcpuCreate = 23 {
+        /** Which one. */ vcpu: VcpuId,
+        /** Where it runs. */ cpu: CpuId,
+        /** First of the frames. */ frame: Frame,
+    } -> Done;
+    /// Map free frames, zeroed by the kernel, into a VM and, for shared memory, into its handler at
+    /// [`GUEST`](crate::layout::GUEST). 512 aligned pages become one large page. [`Caps::FRAMES`].
+    /// `Exhausted` when tables are lacking: donate and try again. `Stale` if the sequence moved.
+    GuestMap = 24 {
+        /** The VM. */ vm: VmId,
+        /** Which nested root. */ view: u8,
+        /** Where. */ gfn: Gfn,
+        /** First free frame. */ frame: Frame,
+        /** How many, at most 512. */ pages: u64,
+        /** For the guest. */ access: Access,
+        /** Snapshot of the sequence from before the decision. */ sequence: Sequence,
+    } -> Done;
+    /// Unmap pages from a VM and its handler, complete the shootdown, put the frames into a batch. [`Caps::FRAMES`].
+    GuestUnmap = 25 {
+        /** The VM. */ vm: VmId,
+        /** Which nested root. */ view: u8,
+        /** Where. */ gfn: Gfn,
+        /** How far to look, in pages. At most 512 mapped pages are taken. */ pages: u64,
+    } -> Unmapped;
+    /// The invalidation sequence of a VM, to snapshot. [`Caps::FRAMES`].
+    SequenceRead = 26 { /** The VM. */ vm: VmId } -> SequenceNow;
+    /// A range of a VM is about to change: commits inside it are refused until the end. [`Caps::WRITEBACK`].
+    InvalidateBegin = 27 { /** The VM. */ vm: VmId, /** First frame. */ start: Gfn, /** One past the last. */ end: Gfn } -> Done;
+    /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.
+    InvalidateEnd = 28 { /** The VM. */ vm: VmId } -> Done;
+
+    /// What batch is in this slot or the next that has one. `NotFound` past the last.
+    /// [`Caps::WRITEBACK`] or [`Caps::FRAMES`].
+    BatchInfo = 32 { /** Where to look. */ slot: u16 } -> BatchReport;
+    /// Write back what a batch is owed, on the CPUs that owe it. [`Caps::WRITEBACK`].
+    /// The last acknowledgement frees the frames and rings the doorbells.
+    WriteBack = 33 { /** The batch. */ batch: BatchId } -> Accepted;
+    /// Whether a ticket is done. [`Caps::WRITEBACK`].
+    TicketCheck = 34 { /** The ticket. */ ticket: Ticket } -> TicketState;
+
+    /// Load every group from the state page and let a vCPU run. [`Caps::VCPUS`], of an own VM only.
+    VcpuRun = 48 { /** Which one. */ vcpu: VcpuId } -> Done;
+    /// Make a vCPU exit with KICK, now or at its next entry. [`Caps::VCPUS`].
+    VcpuKick = 49 { /** Which one. */ vcpu: VcpuId } -> Done;
+    /// Fill groups of the state page. [`Caps::VCPUS`]. `Busy` unless the vCPU is in its exit or stopped.
+    VcpuRead = 50 { /** Which one. */ vcpu: VcpuId, /** Which groups. */ groups: Groups } -> Done;
+    /// Load the CPUID table of a vCPU from one leased page of [`CpuidEntry`](crate::vcpu::CpuidEntry), used up to
+    /// `count`. [`Caps::VCPUS`].
+    CpuidLoad = 51 { /** Which one. */ vcpu: VcpuId, /** Entries that count. */ count: u16 } -> Done;
+    /// Stop a vCPU; it is out of its guest when this returns. [`Caps::VCPUS`].
+    VcpuStop = 52 { /** Which one. */ vcpu: VcpuId } -> Done;
+}
+
+/// Frames that a vCPU takes: state page, VMCB, FPU area (two), MSR permission map (two), CPUID table.
+pub const VCPU_FRAMES: u64 = 7;

@@ -1,0 +1,68 @@
+//! memory: owns all frames that the kernel doesn't use, and so makes VMs.
+
+use crate::abi::Status;
+use crate::addr::{CpuId, Gfn, VmId};
+use crate::kernel::VmKind;
+use crate::wire::Done;
+
+/// Errors are [`Status`] values.
+pub type Error = Status;
+
+replies! {
+    /// A VM of the caller's.
+    pub struct VmMade {
+        /// Its id.
+        pub vm: VmId,
+    }
+    /// How memory stands, in frames.
+    pub struct MemoryReport {
+        /// Free now.
+        pub free: u64,
+        /// Belonging to VMs.
+        pub owned: u64,
+        /// Waiting for batches.
+        pub quarantined: u64,
+        /// Promised to VMs and not yet mapped.
+        pub promised: u64,
+        /// Never to be used again.
+        pub leaked: u64,
+    }
+}
+
+requests! {
+    /// Every request to memory.
+    pub enum MemoryCall;
+
+    /// Make a VM that the caller handles. `Exhausted` if this memory can't be promised.
+    /// A caller has one VM at a time: `State` if it has one already.
+    VmMake = 1 {
+        /** Its kind. */ kind: VmKind,
+        /** vCPUs, 1 to [`MAX_VCPUS`](crate::abi::MAX_VCPUS). */ vcpus: u8,
+        /** Guest memory at the most, in pages. */ pages: u64,
+        /** vCPU n runs on CPU (`first_cpu` + n) modulo the CPUs. */ first_cpu: CpuId,
+    } -> VmMade;
+    /// Back a range of guest-physical memory with zeroed frames, as far as it isn't yet. Large pages where
+    /// the range covers them. `Exhausted` beyond what `VmMake` promised.
+    Populate = 2 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** First page. */ gfn: Gfn,
+        /** How many, at most 512. */ pages: u64,
+    } -> Done;
+    /// How memory stands. Anybody may ask.
+    Report = 3 {} -> MemoryReport;
+}
+
+/// What memory posts to notifier when frames left a VM: a slot of their ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[repr(C)]
+pub struct Reclaimed {
+    /// The VM, as [`VmId::bits`].
+    pub vm: u32,
+    /// The batch, as `BatchId.0`.
+    pub batch: u32,
+    /// First page of the range.
+    pub gfn: u64,
+    /// Pages that were taken.
+    pub pages: u64,
+}

@@ -1,0 +1,31 @@
+//! notifier: decides which write-back is owed, and when.
+
+use crate::abi::Status;
+use crate::wire::Done;
+
+/// Errors are [`Status`] values.
+pub type Error = Status;
+
+replies! {
+    /// What notifier did since it started.
+    pub struct NotifierReport {
+        /// Reclaim notices read.
+        pub notices: u64,
+        /// Batches settled.
+        pub settled: u64,
+        /// Batches settled that owed no write-back.
+        pub owed_nothing: u64,
+        /// Tickets not done yet.
+        pub waiting: u64,
+    }
+}
+
+requests! {
+    /// Every request to notifier.
+    pub enum NotifierCall;
+
+    /// Look at everything open now: the caller lost count, or reads faster than the doorbell.
+    Settle = 1 {} -> Done;
+    /// What it did so far.
+    Report = 2 {} -> NotifierReport;
+}

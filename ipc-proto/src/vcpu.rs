@@ -1,0 +1,415 @@
+//! A vCPU seen by its vmm: exits, the reply that resumes it, and the state page.
+//!
+//! A VM exit is a call from the vCPU to its vmm. The words carry what every exit needs; further registers are in
+//! the vCPU's state page ([`VcpuState`], mapped at [`crate::layout::VCPU_STATE`]), in groups: the kernel fills just
+//! the groups that the exit code needs (see `kernel/core`), and loads just those that the reply names.
+//! The general-purpose registers are always current there: the world switch itself uses that page.
+
+use crate::abi::{MAX_VCPUS, MAX_VMCBS};
+use crate::wire::Words;
+
+bitflags::bitflags! {
+    /// Groups of registers in the state page.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Groups: u32 {
+        /// rax, rsp, rip, rflags and cpl. The other general-purpose registers need no group.
+        const CORE = 1 << 0;
+        /// es cs ss ds fs gs ldtr tr, with hidden parts.
+        const SEGMENTS = 1 << 1;
+        /// gdtr and idtr.
+        const TABLES = 1 << 2;
+        /// cr0 cr2 cr3 cr4 efer.
+        const CONTROL = 1 << 3;
+        /// dr6 and dr7.
+        const DEBUG = 1 << 4;
+        /// STAR LSTAR CSTAR SFMASK KernelGsBase and the SYSENTER registers.
+        const SYSCALL = 1 << 5;
+        /// The guest's PAT.
+        const PAT = 1 << 6;
+        /// Interrupt shadow.
+        const EVENTS = 1 << 7;
+        /// TSC offset and TSC_AUX.
+        const TSC = 1 << 8;
+        /// XCR0. Loading it gives #GP-free values only: the kernel refuses what the CPU would.
+        const XCR0 = 1 << 9;
+    }
+}
+wire_flags!(Groups);
+
+bitflags::bitflags! {
+    /// Facts about an exit.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct ExitFlags: u32 {
+        /// RFLAGS.IF of the guest.
+        const INTERRUPTS_ON = 1 << 0;
+        /// The guest is in an interrupt shadow (STI or MOV SS).
+        const SHADOW = 1 << 1;
+        /// The exit came while an event was delivered; the kernel delivers it again at the next entry by itself.
+        /// Injecting another one meanwhile is refused.
+        const EVENT_PENDING = 1 << 2;
+        /// The event injected with the last reply is not pending any more (it was delivered or is in
+        /// `EVENT_PENDING`). Clear only if the exit came before the world switch.
+        const INJECTED = 1 << 3;
+        /// `next_rip` is from the CPU; otherwise it is 0 and the instruction's length must be decoded.
+        const NEXT_RIP = 1 << 4;
+    }
+}
+
+/// Exit codes: APM volume 2, appendix C, and codes of the kernel's own from 0xf000 up.
+pub mod code {
+    /// First of the CR read intercepts; + 16 are the writes.
+    pub const READ_CR0: u16 = 0x00;
+    /// MOV to CR0; + n for CRn.
+    pub const WRITE_CR0: u16 = 0x10;
+    /// MOV from DR0; + n for DRn.
+    pub const READ_DR0: u16 = 0x20;
+    /// MOV to DR0; + n for DRn.
+    pub const WRITE_DR0: u16 = 0x30;
+    /// Exception vector 0; + n for vector n.
+    pub const EXCEPTION: u16 = 0x40;
+    /// Physical interrupt. The kernel handles it.
+    pub const INTR: u16 = 0x60;
+    /// NMI. The kernel handles it.
+    pub const NMI: u16 = 0x61;
+    /// SMI.
+    pub const SMI: u16 = 0x62;
+    /// INIT.
+    pub const INIT: u16 = 0x63;
+    /// The guest can take the interrupt that a window was asked for.
+    pub const VINTR: u16 = 0x64;
+    /// CR0 write that changes more than TS and MP.
+    pub const CR0_SEL_WRITE: u16 = 0x65;
+    /// RDTSC, and on QEMU RDTSCP.
+    pub const RDTSC: u16 = 0x6e;
+    /// RDPMC.
+    pub const RDPMC: u16 = 0x6f;
+    /// CPUID.
+    pub const CPUID: u16 = 0x72;
+    /// IRET.
+    pub const IRET: u16 = 0x74;
+    /// INTn, and on QEMU INT3.
+    pub const SWINT: u16 = 0x75;
+    /// INVD.
+    pub const INVD: u16 = 0x76;
+    /// PAUSE.
+    pub const PAUSE: u16 = 0x77;
+    /// HLT.
+    pub const HLT: u16 = 0x78;
+    /// INVLPGA.
+    pub const INVLPGA: u16 = 0x7a;
+    /// IN, OUT, INS, OUTS.
+    pub const IOIO: u16 = 0x7b;
+    /// RDMSR (info1 = 0) and WRMSR (info1 = 1).
+    pub const MSR: u16 = 0x7c;
+    /// Task switch.
+    pub const TASK_SWITCH: u16 = 0x7d;
+    /// FERR freeze.
+    pub const FERR_FREEZE: u16 = 0x7e;
+    /// Triple fault or other shutdown.
+    pub const SHUTDOWN: u16 = 0x7f;
+    /// VMRUN.
+    pub const VMRUN: u16 = 0x80;
+    /// VMMCALL.
+    pub const VMMCALL: u16 = 0x81;
+    /// VMLOAD.
+    pub const VMLOAD: u16 = 0x82;
+    /// VMSAVE.
+    pub const VMSAVE: u16 = 0x83;
+    /// STGI.
+    pub const STGI: u16 = 0x84;
+    /// CLGI.
+    pub const CLGI: u16 = 0x85;
+    /// SKINIT.
+    pub const SKINIT: u16 = 0x86;
+    /// RDTSCP.
+    pub const RDTSCP: u16 = 0x87;
+    /// ICEBP.
+    pub const ICEBP: u16 = 0x88;
+    /// WBINVD and WBNOINVD.
+    pub const WBINVD: u16 = 0x89;
+    /// MONITOR.
+    pub const MONITOR: u16 = 0x8a;
+    /// MWAIT.
+    pub const MWAIT: u16 = 0x8b;
+    /// MWAIT with the monitor armed.
+    pub const MWAIT_ARMED: u16 = 0x8c;
+    /// XSETBV.
+    pub const XSETBV: u16 = 0x8d;
+    /// Nested page fault: info1 = error code, info2 = guest-physical address.
+    pub const NPF: u16 = 0x400;
+    /// Own: VMRUN refused the VMCB (the CPU's exit code is −1).
+    pub const INVALID: u16 = 0xf000;
+    /// Own: the vCPU was kicked, or was parked and is kicked.
+    pub const KICK: u16 = 0xf001;
+    /// Own: the deadline of the last reply has come.
+    pub const TIMER: u16 = 0xf002;
+}
+
+/// What the kernel delivers to the vmm for an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Index of the vCPU in the VM.
+    pub vcpu: u8,
+    /// Which of the vCPU's VMCB contexts was running.
+    pub context: u8,
+    /// See [`code`].
+    pub code: u16,
+    /// Facts about the moment of the exit.
+    pub flags: ExitFlags,
+    /// EXITINFO1.
+    pub info1: u64,
+    /// EXITINFO2.
+    pub info2: u64,
+    /// The guest's rip: at the instruction, for intercepts.
+    pub rip: u64,
+    /// The guest's rax.
+    pub rax: u64,
+    /// The guest's rcx.
+    pub rcx: u64,
+    /// The guest's rdx.
+    pub rdx: u64,
+    /// The next instruction's rip, or 0 (see [`ExitFlags::NEXT_RIP`]).
+    pub next_rip: u64,
+}
+
+impl Exit {
+    /// The words as the kernel delivers them.
+    #[inline]
+    pub const fn to_words(&self) -> Words {
+        let head = self.vcpu as u64
+            | (self.context as u64) << 8
+            | (self.code as u64) << 16
+            | (self.flags.bits() as u64) << 32;
+        [head, self.info1, self.info2, self.rip, self.rax, self.rcx, self.rdx, self.next_rip]
+    }
+
+    /// The exit in words from the kernel.
+    #[inline]
+    pub const fn from_words(words: &Words) -> Self {
+        let [head, info1, info2, rip, rax, rcx, rdx, next_rip] = *words;
+        Self {
+            vcpu: head as u8 % MAX_VCPUS as u8,
+            context: (head >> 8) as u8 % MAX_VMCBS as u8,
+            code: (head >> 16) as u16,
+            flags: ExitFlags::from_bits_truncate((head >> 32) as u32),
+            info1,
+            info2,
+            rip,
+            rax,
+            rcx,
+            rdx,
+            next_rip,
+        }
+    }
+}
+
+wire_enum! {
+    /// What becomes of the vCPU.
+    pub enum Action {
+        /// Enter the guest again.
+        Run = 0,
+        /// Wait for a kick or the deadline; then exit with KICK or TIMER.
+        Park = 1,
+        /// Don't run until `VcpuRun`.
+        Stop = 2,
+    }
+}
+
+/// The vmm's reply to an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Whether it runs.
+    pub action: Action,
+    /// Which VMCB context runs next.
+    pub context: u8,
+    /// Which view the guest sees next.
+    pub view: u8,
+    /// Leave with VINTR as soon as the guest can take an interrupt.
+    pub window: bool,
+    /// Forget the interrupt shadow: the instruction was emulated.
+    pub clear_shadow: bool,
+    /// Groups to load from the state page. With [`Groups::CORE`], `rip` and `rax` here are ignored.
+    pub groups: Groups,
+    /// The guest's rip.
+    pub rip: u64,
+    /// The guest's rax.
+    pub rax: u64,
+    /// Event to inject, in EVENTINJ's format (APM volume 2, section 15.20); 0 for none.
+    pub inject: u64,
+    /// Leave with TIMER at this point of the machine's TSC; 0 for never.
+    pub deadline: u64,
+}
+
+impl Resume {
+    /// Run on at `rip` with `rax`, and nothing else.
+    pub const fn at(rip: u64, rax: u64) -> Self {
+        Self {
+            action: Action::Run,
+            context: 0,
+            view: 0,
+            window: false,
+            clear_shadow: false,
+            groups: Groups::empty(),
+            rip,
+            rax,
+            inject: 0,
+            deadline: 0,
+        }
+    }
+
+    /// The words as the vmm replies them.
+    #[inline]
+    pub const fn to_words(&self) -> Words {
+        let head = self.action as u64
+            | (self.context as u64) << 8
+            | (self.view as u64) << 16
+            | (self.window as u64) << 24
+            | (self.clear_shadow as u64) << 25
+            | (self.groups.bits() as u64) << 32;
+        [head, self.rip, self.rax, self.inject, self.deadline, 0, 0, 0]
+    }
+
+    /// The reply in words from a vmm.
+    ///
+    /// # Errors
+    /// [`Malformed`](crate::wire::Malformed) if they aren't canonical.
+    #[inline]
+    pub fn from_words(words: &Words) -> Result<Self, crate::wire::Malformed> {
+        use crate::wire::{Field, Malformed};
+        let [head, rip, rax, inject, deadline, spare @ ..] = *words;
+        let resume = Self {
+            action: Action::from_word(head & 0xff).ok_or(Malformed)?,
+            context: (head >> 8) as u8,
+            view: (head >> 16) as u8,
+            window: head >> 24 & 1 == 1,
+            clear_shadow: head >> 25 & 1 == 1,
+            groups: Groups::from_bits((head >> 32) as u32).ok_or(Malformed)?,
+            rip,
+            rax,
+            inject,
+            deadline,
+        };
+        let in_range = usize::from(resume.context) < MAX_VMCBS
+            && usize::from(resume.view) < crate::abi::MAX_VIEWS
+            && head >> 26 & 0x3f == 0
+            && spare == [0; 3];
+        if in_range { Ok(resume) } else { Err(Malformed) }
+    }
+}
+
+/// A segment register with its hidden part, as a VMCB has it (APM volume 2, section 15.5.1 and appendix B).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[repr(C)]
+pub struct Segment {
+    /// Selector.
+    pub selector: u16,
+    /// Attributes: descriptor bits 55:52 and 47:40, packed into 12 bits.
+    pub attributes: u16,
+    /// Limit in bytes, granularity applied.
+    pub limit: u32,
+    /// Linear base address.
+    pub base: u64,
+}
+
+/// The state page of a vCPU: what kernel and vmm share of it. Values in it are the guest's own; none is trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[repr(C)]
+pub struct VcpuState {
+    /// rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, in the order of their encoding. rax and rsp are in
+    /// [`Groups::CORE`], the others always current.
+    pub gpr: [u64; 16],
+    /// Instruction pointer ([`Groups::CORE`]).
+    pub rip: u64,
+    /// Flags ([`Groups::CORE`]).
+    pub rflags: u64,
+    /// Current privilege level, 0 to 3 ([`Groups::CORE`]).
+    pub cpl: u64,
+    /// es cs ss ds fs gs ([`Groups::SEGMENTS`]).
+    pub segments: [Segment; 6],
+    /// Local descriptor table ([`Groups::SEGMENTS`]).
+    pub ldtr: Segment,
+    /// Task register ([`Groups::SEGMENTS`]).
+    pub tr: Segment,
+    /// Global descriptor table ([`Groups::TABLES`]).
+    pub gdtr: Segment,
+    /// Interrupt descriptor table ([`Groups::TABLES`]).
+    pub idtr: Segment,
+    /// Control registers ([`Groups::CONTROL`]).
+    pub cr0: u64,
+    /// Page-fault address ([`Groups::CONTROL`]).
+    pub cr2: u64,
+    /// Page-table root ([`Groups::CONTROL`]).
+    pub cr3: u64,
+    /// Control register 4 ([`Groups::CONTROL`]).
+    pub cr4: u64,
+    /// Extended features ([`Groups::CONTROL`]). The kernel keeps SVME set for the CPU and hides it here.
+    pub efer: u64,
+    /// Debug status ([`Groups::DEBUG`]).
+    pub dr6: u64,
+    /// Debug control ([`Groups::DEBUG`]).
+    pub dr7: u64,
+    /// Debug addresses 0 to 3 ([`Groups::DEBUG`]).
+    pub dr: [u64; 4],
+    /// MSR C000_0081 ([`Groups::SYSCALL`]).
+    pub star: u64,
+    /// MSR C000_0082 ([`Groups::SYSCALL`]).
+    pub lstar: u64,
+    /// MSR C000_0083 ([`Groups::SYSCALL`]).
+    pub cstar: u64,
+    /// MSR C000_0084 ([`Groups::SYSCALL`]).
+    pub sfmask: u64,
+    /// MSR C000_0102 ([`Groups::SYSCALL`]).
+    pub kernel_gs_base: u64,
+    /// MSR 174 ([`Groups::SYSCALL`]).
+    pub sysenter_cs: u64,
+    /// MSR 175 ([`Groups::SYSCALL`]).
+    pub sysenter_esp: u64,
+    /// MSR 176 ([`Groups::SYSCALL`]).
+    pub sysenter_eip: u64,
+    /// MSR 277 ([`Groups::PAT`]).
+    pub pat: u64,
+    /// Bit 0: interrupt shadow ([`Groups::EVENTS`]).
+    pub shadow: u64,
+    /// Added to the machine's TSC ([`Groups::TSC`]).
+    pub tsc_offset: u64,
+    /// MSR C000_0103 ([`Groups::TSC`]).
+    pub tsc_aux: u64,
+    /// XCR0 ([`Groups::XCR0`]).
+    pub xcr0: u64,
+}
+
+const _: () = assert!(size_of::<Segment>() == 16);
+const _: () = assert!(size_of::<VcpuState>() <= crate::addr::PAGE_SIZE as usize);
+const _: () = assert!(core::mem::offset_of!(VcpuState, gpr) == 0);
+
+/// A line of the CPUID table that the kernel answers from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[repr(C)]
+pub struct CpuidEntry {
+    /// eax on entry.
+    pub leaf: u32,
+    /// ecx on entry; matters if `flags` has [`CpuidEntry::SUBLEAF`].
+    pub subleaf: u32,
+    /// See the constants.
+    pub flags: u32,
+    /// Answer: eax, ebx, ecx, edx.
+    pub answer: [u32; 4],
+    /// Zero.
+    pub spare: u32,
+}
+
+impl CpuidEntry {
+    /// The entry answers its subleaf only.
+    pub const SUBLEAF: u32 = 1;
+    /// Bit 27 of ecx (OSXSAVE) mirrors CR4.OSXSAVE.
+    pub const OSXSAVE: u32 = 2;
+    /// The vmm wants this leaf as an exit.
+    pub const ASK: u32 = 4;
+    /// Entries that fit the page lent with `CpuidLoad`.
+    pub const MAX: usize = 128;
+}
+
+const _: () = assert!(size_of::<CpuidEntry>() * CpuidEntry::MAX == 4096);

@@ -1,0 +1,46 @@
+//! vmm: the device models of one VM. It is called by vCPUs ([`crate::vcpu`]) and by nobody else.
+//! This file has its configuration, which travels as `postcard` in the bundle.
+
+extern crate alloc;
+use alloc::string::String;
+
+/// Number of a file of a vmm in the bundle.
+pub mod file {
+    /// The [`VmConfig`](super::VmConfig).
+    pub const CONFIG: usize = 0;
+    /// The kernel image.
+    pub const KERNEL: usize = 1;
+    /// The initial RAM disk; may be absent (length 0).
+    pub const INITRD: usize = 2;
+}
+
+/// What to do when the guest asks for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReset {
+    /// Start the VM anew.
+    Restart,
+    /// End it as if it were powered off.
+    Stop,
+}
+
+/// A VM as its owner configured it, checked and completed by the build.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct VmConfig {
+    /// Its name in logs and on the console.
+    pub name: String,
+    /// vCPUs, 1 to 8.
+    pub vcpus: u8,
+    /// Guest memory in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// What a reset does.
+    pub on_reset: OnReset,
+    /// The physical CPU of vCPU 0; the others follow.
+    pub first_cpu: u16,
+    /// Wall-clock time at the build, in seconds since 1970, if the board has no clock; else 0.
+    pub epoch: u64,
+    /// A seed that differs from run to run unless it is fixed, for the guest's random generator.
+    pub seed: [u8; 32],
+}

@@ -1,0 +1,60 @@
+//! What a board tells the kernel: the machine as it was found, in board-neutral terms.
+
+use caisson_proto::abi::MAX_CPUS;
+use caisson_proto::addr::Spa;
+
+/// A range of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub start: Spa,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// Where the emulation of a board differs from silicon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quirks {
+    /// Act as if CPUID reported WBNOINVD (F3 0F 09 is executed; old CPUs take it for WBINVD).
+    pub assume_wbnoinvd: bool,
+    /// RAM that nobody wrote since power-on reads zero.
+    pub ram_is_zero: bool,
+    /// EXITINTINFO reports an interrupt that the CPU took from V_IRQ as type 3; it must be injected as type 0.
+    pub virq_reported_as_exception: bool,
+    /// The CPU pushes an injected error code only for vectors 8, 10 to 14 and 17.
+    pub few_error_codes: bool,
+    /// VMEXIT_INVALID arrives as 32 bits.
+    pub invalid_is_32_bits: bool,
+}
+
+/// How the board ends the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerOff {
+    /// Write the status as a byte to this port (QEMU's isa-debug-exit).
+    ExitPort(u16),
+    /// There is no way: halt.
+    Halt,
+}
+
+/// What the kernel is started with. Built once, on the boot CPU.
+#[derive(Clone, Debug)]
+pub struct BootInfo {
+    /// RAM that may be used, in rising order, without overlap; contains the kernel and the bundle.
+    pub memory: heapless::Vec<Range, 32>,
+    /// The kernel's image with its bss.
+    pub kernel: Range,
+    /// The bundle, page-aligned.
+    pub bundle: Range,
+    /// Local APIC ids of all CPUs, the boot CPU's first.
+    pub cpus: heapless::Vec<u32, MAX_CPUS>,
+    /// Local APIC registers.
+    pub local_apic: Spa,
+    /// I/O APIC registers.
+    pub io_apic: Spa,
+    /// Port of a device that takes log frames byte by byte without waiting, for the kernel's epitaph; 0 for none.
+    pub log_port: u16,
+    /// How the machine ends.
+    pub power_off: PowerOff,
+    /// Differences from silicon.
+    pub quirks: Quirks,
+}
