@@ -4,10 +4,14 @@
 //!
 //! | register | in | out |
 //! |---|---|---|
-//! | rax | [`Syscall`] in bits 7:0, target's slot in bits 31:16 | [`Status`] in bits 15:0, sender in bits 63:32 |
+//! | rax | [`Syscall`] in bits 7:0; of a call: the target's slot in bits 31:16, its generation in 47:32; of a ring: the slot; of a reply: its [`Status`] in bits 31:16 | [`Status`] in bits 15:0, sender in bits 63:32 |
 //! | rdi rsi rdx r10 r8 r9 r12 r13 | the eight words | the eight words |
 //! | rbx | lease: see [`Lease`]; 0 for none | lease as the receiver sees it |
 //! | rcx r11 rbp r14 r15 | | undefined (rcx, r11), zero (the others) on delivery of a message |
+//!
+//! A call to an older generation fails with [`Status::Dead`], and word 0 is the id to use from then on. Generations
+//! start at 0 and have 15 bits. A new service has its first message, [`sender::START`], in its registers at its
+//! entry point, with rsp = [`STACK_TOP`](crate::layout::STACK_TOP).
 //!
 //! The kernel keeps the stack pointer and the return address of a caller, nothing else: the stub saves what it
 //! needs on its own stack.

@@ -6,3 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod context;
+pub mod cpu;

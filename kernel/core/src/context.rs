@@ -1,0 +1,194 @@
+//! Contexts: what is scheduled. A vCPU is one; so is a service's doorbell activation.
+//!
+//! Everything else runs on a context's time: a call from a vCPU to its vmm and on to memory stays on the vCPU's
+//! CPU and in its slice.
+
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
+use caisson_proto::wire::Words;
+
+/// Contexts in all.
+pub const CONTEXTS: usize = MAX_SERVICES + MAX_VMS * MAX_VCPUS;
+/// 64-bit words of a set of contexts.
+pub const WORDS: usize = CONTEXTS / 64;
+
+const _: () = assert!(MAX_SERVICES == 64 && CONTEXTS.is_multiple_of(64));
+
+/// A context's number: below [`MAX_SERVICES`] the doorbell activation of that slot, above a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context(u16);
+
+/// What a context stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Doorbells of the service in this slot.
+    Doorbell(usize),
+    /// A vCPU: slot of its VM and index there.
+    Vcpu(usize, usize),
+}
+
+impl Context {
+    /// The doorbell activation of the service in `slot`.
+    pub const fn doorbell(slot: usize) -> Self {
+        Self((slot % MAX_SERVICES) as u16)
+    }
+
+    /// vCPU `index` of the VM in slot `vm`.
+    pub const fn vcpu(vm: usize, index: usize) -> Self {
+        Self((MAX_SERVICES + vm % MAX_VMS * MAX_VCPUS + index % MAX_VCPUS) as u16)
+    }
+
+    /// The context with this number, if there is one.
+    pub const fn from_number(number: u16) -> Option<Self> {
+        if (number as usize) < CONTEXTS { Some(Self(number)) } else { None }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
+    /// Its number, to index tables of [`CONTEXTS`].
+    pub const fn index(self) -> usize {
+        self.0 as usize % CONTEXTS
+    }
+
+    /// What it stands for.
+    pub const fn kind(self) -> Kind {
+        match (self.0 as usize).checked_sub(MAX_SERVICES) {
+            None => Kind::Doorbell(self.0 as usize),
+            Some(vcpu) => Kind::Vcpu(vcpu / MAX_VCPUS, vcpu % MAX_VCPUS),
+        }
+    }
+}
+
+/// Where a context is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Doesn't run: a doorbell activation without bells, a vCPU that was stopped or never started.
+    Idle = 0,
+    /// Wants to run: enters its guest, or takes its doorbells.
+    Ready = 1,
+    /// Its call chain runs in services, or it is in its guest.
+    Running = 2,
+    /// Its call chain waits for its turn at a service that is busy elsewhere.
+    Waiting = 3,
+    /// A vCPU that waits for a kick or its deadline.
+    Parked = 4,
+}
+
+/// Things that happened to a context and that its CPU hasn't seen yet.
+pub mod pending {
+    /// Somebody kicked the vCPU.
+    pub const KICK: u32 = 1 << 0;
+    /// The vCPU's deadline passed.
+    pub const TIMER: u32 = 1 << 1;
+    /// The vCPU is to stop.
+    pub const STOP: u32 = 1 << 2;
+    /// The turn that it waited for has come.
+    pub const GRANTED: u32 = 1 << 3;
+}
+
+/// The shared part of a context.
+#[derive(Debug)]
+pub struct ContextState {
+    phase: AtomicU8,
+    /// The CPU that it runs on.
+    pub home: AtomicU16,
+    /// See [`pending`].
+    pub pending: AtomicU32,
+    /// When it wants to be woken, in TSC ticks; 0 for never.
+    pub deadline: AtomicU64,
+    /// Odd while the vCPU is in its guest; moves at each entry and exit.
+    pub world: AtomicU32,
+    /// The call that waits for its turn: target's id, words, lease, and the caller's slot.
+    waiting_for: AtomicU32,
+    words: [AtomicU64; 8],
+    lease: AtomicU64,
+    /// Set for a doorbell activation that is queued somewhere.
+    pub queued: AtomicU8,
+}
+
+/// A call on hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stashed {
+    /// The service that it goes to, as [`caisson_proto::addr::ServiceId::bits`].
+    pub target: u32,
+    /// Its words.
+    pub words: Words,
+    /// Its lease word.
+    pub lease: u64,
+}
+
+impl ContextState {
+    /// A context that doesn't run.
+    pub const fn new() -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Idle as u8),
+            home: AtomicU16::new(0),
+            pending: AtomicU32::new(0),
+            deadline: AtomicU64::new(0),
+            world: AtomicU32::new(0),
+            waiting_for: AtomicU32::new(0),
+            words: [const { AtomicU64::new(0) }; 8],
+            lease: AtomicU64::new(0),
+            queued: AtomicU8::new(0),
+        }
+    }
+
+    /// Its phase.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::SeqCst) {
+            1 => Phase::Ready,
+            2 => Phase::Running,
+            3 => Phase::Waiting,
+            4 => Phase::Parked,
+            _ => Phase::Idle,
+        }
+    }
+
+    /// Moves to `phase`.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::SeqCst);
+    }
+
+    /// Moves from one phase to another unless something else did.
+    pub fn change_phase(&self, from: Phase, to: Phase) -> bool {
+        self.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Puts a call on hold. Only the context's own CPU does this.
+    pub fn stash(&self, call: &Stashed) {
+        self.waiting_for.store(call.target, Ordering::Relaxed);
+        for (slot, word) in self.words.iter().zip(call.words) {
+            slot.store(word, Ordering::Relaxed);
+        }
+        self.lease.store(call.lease, Ordering::Relaxed);
+    }
+
+    /// The call on hold.
+    pub fn stashed(&self) -> Stashed {
+        let mut words = [0; 8];
+        for (word, slot) in words.iter_mut().zip(&self.words) {
+            *word = slot.load(Ordering::Relaxed);
+        }
+        Stashed {
+            target: self.waiting_for.load(Ordering::Relaxed),
+            words,
+            lease: self.lease.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the vCPU is in its guest now.
+    pub fn in_guest(&self) -> bool {
+        self.world.load(Ordering::SeqCst) & 1 == 1
+    }
+}
+
+impl Default for ContextState {
+    fn default() -> Self {
+        Self::new()
+    }
+}

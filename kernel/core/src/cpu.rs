@@ -1,0 +1,76 @@
+//! What each CPU has to itself, and the user context that a kernel entry leaves behind.
+
+use core::cell::Cell;
+
+use caisson_proto::addr::CpuId;
+use caisson_proto::wire::Words;
+
+use crate::context::{Context, WORDS};
+
+/// The registers of a service at a system call, and those with which a service is entered. `kernel/hw` stores and
+/// loads them; the layout is known to its assembly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct UserFrame {
+    /// See the register table of [`caisson_proto::abi`].
+    pub rax: u64,
+    /// rdi rsi rdx r10 r8 r9 r12 r13.
+    pub words: Words,
+    /// The lease.
+    pub rbx: u64,
+    /// Where it goes on.
+    pub rip: u64,
+    /// Its stack pointer.
+    pub rsp: u64,
+}
+
+/// State that only its own CPU touches, with interrupts off.
+#[derive(Debug)]
+pub struct Local {
+    /// This CPU.
+    pub cpu: CpuId,
+    /// Whose time is being spent: the context at the root of the present call chain.
+    pub context: Cell<Option<Context>>,
+    /// Slot of the service that is in user mode, or was when the kernel was entered.
+    pub service: Cell<u16>,
+    /// Contexts that can run here. Word 0 has the doorbell activations, by slot.
+    pub ready: [Cell<u64>; WORDS],
+    /// Contexts with a deadline that this CPU's timer serves.
+    pub timed: [Cell<u64>; WORDS],
+    /// The earliest of those deadlines, or later than `u64::MAX / 2` for none.
+    pub next_deadline: Cell<u64>,
+    /// When the running vCPU's slice ends; 0 while it has no rival.
+    pub slice_end: Cell<u64>,
+    /// The vCPU that ran last, for the round robin.
+    pub last: Cell<u16>,
+    /// Counts what was delivered to services here; the watchdog compares.
+    pub deliveries: Cell<u64>,
+    /// `deliveries` as the watchdog saw it last.
+    pub seen: Cell<u64>,
+    /// When the watchdog first saw that number.
+    pub seen_at: Cell<u64>,
+}
+
+/// No service.
+pub const NO_SERVICE: u16 = u16::MAX;
+/// No deadline.
+pub const NEVER: u64 = u64::MAX;
+
+impl Local {
+    /// The state of a CPU that has run nothing yet.
+    pub const fn new(cpu: CpuId) -> Self {
+        Self {
+            cpu,
+            context: Cell::new(None),
+            service: Cell::new(NO_SERVICE),
+            ready: [const { Cell::new(0) }; WORDS],
+            timed: [const { Cell::new(0) }; WORDS],
+            next_deadline: Cell::new(NEVER),
+            slice_end: Cell::new(0),
+            last: Cell::new(0),
+            deliveries: Cell::new(0),
+            seen: Cell::new(0),
+            seen_at: Cell::new(0),
+        }
+    }
+}
