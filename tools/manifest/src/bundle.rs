@@ -1,0 +1,101 @@
+//! Writes the bundle: header, records, then images and files at page boundaries, each different one once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use caisson_proto::bundle::{FileRecord, Header, MAGIC, MAX_FILES, SegmentRecord};
+use caisson_proto::layout;
+use zerocopy::IntoBytes;
+
+use crate::image::Image;
+use crate::plan::Plan;
+use crate::{Error, wrong};
+
+const PAGE: usize = 4096;
+
+/// What belongs to one service's record.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Its program.
+    pub image: Arc<Image>,
+    /// Its files; an empty one is none.
+    pub files: Vec<Arc<[u8]>>,
+}
+
+/// The bundle of a plan whose service `n` has `contents[n]`.
+///
+/// # Errors
+/// [`Error`] if a file is too large, or contents are missing.
+pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
+    if contents.len() != plan.services.len() {
+        return Err(wrong!("{} services, but contents for {}", plan.services.len(), contents.len()));
+    }
+    let head = size_of::<Header>()
+        + plan.services.iter().map(|service| size_of_val(&service.record)).sum::<usize>()
+        + size_of_val(plan.rings.as_slice());
+    let mut pages = Pages { first: head.div_ceil(PAGE), data: Vec::new(), places: HashMap::new() };
+    let mut records = Vec::new();
+    for (service, contents) in plan.services.iter().zip(contents) {
+        let mut record = service.record;
+        record.entry = contents.image.entry;
+        for (to, from) in record.segments.iter_mut().zip(&contents.image.segments) {
+            *to = SegmentRecord {
+                page: from.page,
+                bundle_page: pages.place(&from.contents),
+                file_pages: count(from.contents.len() / PAGE)?,
+                pages: count(from.pages as usize)?,
+                access: u32::from(from.access.bits()),
+                spare: 0,
+            };
+        }
+        if contents.files.len() > MAX_FILES {
+            return Err(wrong!("\"{}\" has {} files; at most {MAX_FILES} fit", service.name, contents.files.len()));
+        }
+        for (to, from) in record.files.iter_mut().zip(&contents.files) {
+            if from.len() as u64 > layout::FILE_STRIDE {
+                return Err(wrong!("a file of \"{}\" has {} bytes; at most 1 GiB fits", service.name, from.len()));
+            }
+            *to = FileRecord { bundle_page: pages.place(from), bytes: from.len() as u64 };
+        }
+        records.push(record);
+    }
+    let total = pages.first + pages.data.len() / PAGE;
+    let header = Header {
+        magic: MAGIC,
+        services: count(records.len())?,
+        rings: count(plan.rings.len())?,
+        pages: total as u64,
+    };
+    let mut bundle = header.as_bytes().to_vec();
+    records.iter().for_each(|record| bundle.extend_from_slice(record.as_bytes()));
+    plan.rings.iter().for_each(|ring| bundle.extend_from_slice(ring.as_bytes()));
+    bundle.resize(pages.first * PAGE, 0);
+    bundle.extend_from_slice(&pages.data);
+    Ok(bundle)
+}
+
+fn count(number: usize) -> Result<u32, Error> {
+    u32::try_from(number).map_err(|_| wrong!("{number} pages are more than a bundle can count"))
+}
+
+struct Pages<'a> {
+    first: usize,
+    data: Vec<u8>,
+    places: HashMap<&'a [u8], u64>,
+}
+
+impl<'a> Pages<'a> {
+    /// The page where `bytes` begin; 0 if there are none.
+    fn place(&mut self, bytes: &'a [u8]) -> u64 {
+        if bytes.is_empty() {
+            return 0;
+        }
+        let next = (self.first + self.data.len() / PAGE) as u64;
+        let data = &mut self.data;
+        *self.places.entry(bytes).or_insert_with(|| {
+            data.extend_from_slice(bytes);
+            data.resize(data.len().next_multiple_of(PAGE), 0);
+            next
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! From the manifest and the list of VMs to the kernel's records: who has which slot, who may call and ring whom,
+//! which rings there are.
+
+use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES, MAX_VMS};
+use caisson_proto::bundle::{MAX_RINGS, NAME, PortRange, RingRecord, ServiceRecord};
+use caisson_proto::console::MAX_CHANNELS;
+use caisson_proto::kernel::Caps;
+use zerocopy::FromZeros;
+
+use crate::system::{KERNEL, Ring, Service, System};
+use crate::{Error, check, vm, wrong};
+
+/// VMs at the most: the kernel's bound and the console's.
+pub const MAX_GUESTS: usize = if MAX_VMS < MAX_CHANNELS - 1 { MAX_VMS } else { MAX_CHANNELS - 1 };
+
+/// Services in the order of their slots, and their rings.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The services.
+    pub services: Vec<Planned>,
+    /// The rings.
+    pub rings: Vec<RingRecord>,
+}
+
+/// A service in its slot.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Its name.
+    pub name: String,
+    /// Package of its program.
+    pub package: String,
+    /// Binary of its program.
+    pub bin: String,
+    /// For a vmm: the index of its VM.
+    pub vm: Option<usize>,
+    /// Its record, without image and files.
+    pub record: ServiceRecord,
+}
+
+/// Lays out a machine with these VMs.
+///
+/// # Errors
+/// [`Error`] if a VM's name can't be used or is there twice, or something doesn't fit.
+pub fn plan(system: &System, vms: &[&str]) -> Result<Plan, Error> {
+    check_vms(vms)?;
+    let mut order: Vec<&Service> = system.services.iter().collect();
+    order.sort_by_key(|service| service.rank);
+    let slots: Vec<(&Service, Option<usize>)> = order
+        .into_iter()
+        .flat_map(|service| {
+            let instances = if service.per_vm { vms.len() } else { 1 };
+            (0..instances).map(move |at| (service, service.per_vm.then_some(at)))
+        })
+        .collect();
+    if slots.len() > MAX_SERVICES {
+        return Err(wrong!("{} services with one for each VM; at most {MAX_SERVICES} fit", slots.len()));
+    }
+    let rings = rings(system, &slots)?;
+    let services = slots
+        .iter()
+        .enumerate()
+        .map(|(slot, &(service, vm))| {
+            let name = vm.map_or_else(|| service.name.clone(), |vm| format!("{}-{}", service.name, vms[vm]));
+            let record = record(service, &name, slot, &slots, &rings)?;
+            let (package, bin) = (service.package.clone(), service.bin().to_owned());
+            Ok(Planned { name, package, bin, vm, record })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(Plan { services, rings })
+}
+
+fn check_vms(vms: &[&str]) -> Result<(), Error> {
+    if vms.len() > MAX_GUESTS {
+        return Err(wrong!("{} VMs; at most {MAX_GUESTS} fit, one for each channel of the console", vms.len()));
+    }
+    for (at, name) in vms.iter().enumerate() {
+        vm::check_name(name)?;
+        if vms[..at].contains(name) {
+            return Err(wrong!("two VMs are named \"{name}\"; give each its own `name`"));
+        }
+    }
+    Ok(())
+}
+
+type Slots<'a> = [(&'a Service, Option<usize>)];
+
+/// The slots that a name stands for: several for a template.
+fn slots_of<'a>(slots: &'a Slots<'_>, name: &'a str) -> impl Iterator<Item = usize> + 'a {
+    slots.iter().enumerate().filter(move |(_, (service, _))| service.name == name).map(|(slot, _)| slot)
+}
+
+fn mask(slots: &Slots<'_>, names: &[String]) -> u64 {
+    names.iter().flat_map(|name| slots_of(slots, name)).fold(0, |mask, slot| mask | 1 << slot)
+}
+
+fn record(
+    service: &Service,
+    name: &str,
+    slot: usize,
+    slots: &Slots<'_>,
+    rings: &[RingRecord],
+) -> Result<ServiceRecord, Error> {
+    let mut record = ServiceRecord::new_zeroed();
+    let mut padded = [0; NAME];
+    padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+    record.name = padded;
+    record.may_call = mask(slots, &service.call);
+    record.may_ring = mask(slots, &service.ring);
+    // Both ends of a ring ring each other: that there is something, or that there is room.
+    for ring in rings {
+        let (producer, consumer) = (usize::from(ring.producer), usize::from(ring.consumer));
+        if producer == slot {
+            record.may_ring |= 1 << consumer;
+        }
+        if consumer == slot && ring.producer != KERNEL_SLOT {
+            record.may_ring |= 1 << producer;
+        }
+    }
+    let caps = check::caps(service)?;
+    record.caps = caps.bits();
+    record.rank = service.rank;
+    record.interrupt = service.interrupt.unwrap_or(0xffff);
+    record.stack_pages = pages(service.stack.0);
+    record.heap_pages = pages(service.heap.0);
+    record.budget_ms = service.budget_ms;
+    record.is_vmm = u32::from(caps.contains(Caps::VCPUS));
+    for (to, from) in record.ports.iter_mut().zip(&service.ports) {
+        *to = PortRange { first: from.first, count: from.count };
+    }
+    Ok(record)
+}
+
+/// Bytes in pages; the manifest's check keeps sizes far below what overflows.
+fn pages(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(4096)).unwrap_or(u32::MAX)
+}
+
+fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<RingRecord>, Error> {
+    let mut records: Vec<RingRecord> = Vec::new();
+    let mut used = vec![0u16; slots.len()];
+    let mut kernel_used = 0u16;
+    for (ring, from) in system.rings.iter().flat_map(|ring| ring.from.iter().map(move |from| (ring, from))) {
+        for (producer, consumer) in pairs(slots, ring, from) {
+            let channel = [Some(consumer), producer]
+                .into_iter()
+                .flatten()
+                .find_map(|slot| slots[slot].1)
+                .map_or(0, |vm| vm as u32 + 1);
+            let mut next = |slot: Option<usize>| {
+                let count = slot.map_or(&mut kernel_used, |slot| &mut used[slot]);
+                *count += 1;
+                *count - 1
+            };
+            records.push(RingRecord {
+                producer: producer.map_or(KERNEL_SLOT, |slot| slot as u16),
+                consumer: consumer as u16,
+                producer_number: next(producer),
+                consumer_number: next(Some(consumer)),
+                purpose: ring.carries.ring_use() as u32,
+                channel,
+            });
+        }
+    }
+    match used.iter().position(|&count| usize::from(count) > MAX_RINGS) {
+        Some(slot) => Err(wrong!(
+            "\"{}\" is at the end of {} rings; at most {MAX_RINGS} fit. Run fewer VMs",
+            slots[slot].0.name,
+            used[slot]
+        )),
+        None => Ok(records),
+    }
+}
+
+/// Every pair of slots that a ring's entry stands for; no producer means the kernel.
+fn pairs<'a>(slots: &'a Slots<'_>, ring: &'a Ring, from: &'a str) -> Vec<(Option<usize>, usize)> {
+    let consumers: Vec<usize> = slots_of(slots, &ring.to).collect();
+    let producers: Vec<Option<usize>> =
+        if from == KERNEL { vec![None] } else { slots_of(slots, from).map(Some).collect() };
+    producers.iter().flat_map(|&p| consumers.iter().map(move |&c| (p, c))).collect()
+}
