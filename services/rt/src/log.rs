@@ -1,0 +1,90 @@
+//! The transport of the log: each defmt frame is one message in this service's log ring to the console.
+//!
+//! Frames that don't fit, or find the ring full, are counted in the ring; the console tells.
+
+use core::cell::UnsafeCell;
+
+use caisson_proto::bundle::RingUse;
+
+use crate::rings::Outward;
+
+/// Longest frame in bytes.
+const FRAME: usize = 480;
+
+struct State {
+    encoder: defmt::Encoder,
+    ring: Option<Outward>,
+    looked: bool,
+    busy: bool,
+    length: usize,
+    overflow: bool,
+    frame: [u8; FRAME],
+}
+
+struct Global(UnsafeCell<State>);
+
+// SAFETY: a service has one thread, and no handler interrupts it.
+unsafe impl Sync for Global {}
+
+static STATE: Global = Global(UnsafeCell::new(State {
+    encoder: defmt::Encoder::new(),
+    ring: None,
+    looked: false,
+    busy: false,
+    length: 0,
+    overflow: false,
+    frame: [0; FRAME],
+}));
+
+fn append(length: &mut usize, overflow: &mut bool, frame: &mut [u8; FRAME], bytes: &[u8]) {
+    match frame.get_mut(*length..*length + bytes.len()) {
+        Some(place) => {
+            place.copy_from_slice(bytes);
+            *length += bytes.len();
+        }
+        None => *overflow = true,
+    }
+}
+
+#[defmt::global_logger]
+struct Log;
+
+// SAFETY: a service has one thread, so one frame is written at a time; a frame begun inside another is refused by
+// a panic, as the trait asks.
+unsafe impl defmt::Logger for Log {
+    fn acquire() {
+        // SAFETY: the only references to the state live inside these four functions, none of which calls another.
+        let state = unsafe { &mut *STATE.0.get() };
+        assert!(!state.busy, "a log frame inside a log frame");
+        state.busy = true;
+        if !state.looked {
+            state.looked = true;
+            state.ring = Outward::find(RingUse::Log);
+        }
+        let State { encoder, length, overflow, frame, .. } = state;
+        *length = 0;
+        *overflow = false;
+        encoder.start_frame(|bytes| append(length, overflow, frame, bytes));
+    }
+
+    unsafe fn write(bytes: &[u8]) {
+        // SAFETY: as in `acquire`.
+        let State { encoder, length, overflow, frame, .. } = unsafe { &mut *STATE.0.get() };
+        encoder.write(bytes, |bytes| append(length, overflow, frame, bytes));
+    }
+
+    unsafe fn flush() {}
+
+    unsafe fn release() {
+        // SAFETY: as in `acquire`.
+        let State { encoder, ring, busy, length, overflow, frame, .. } = unsafe { &mut *STATE.0.get() };
+        encoder.end_frame(|bytes| append(length, overflow, frame, bytes));
+        if let (Some(ring), Some(frame)) = (ring, frame.get(..*length)) {
+            // What was cut off can't be decoded.
+            if *overflow { ring.drop_one() } else { ring.send_or_drop(frame) }
+        }
+        *busy = false;
+    }
+}
+
+defmt::timestamp!("{=u64:us}", crate::time::micros());
