@@ -22,4 +22,5 @@ pub mod notifier;
 pub mod ring;
 pub mod supervisor;
 pub mod vcpu;
+#[cfg(feature = "config")]
 pub mod vmm;

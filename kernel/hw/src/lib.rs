@@ -1,1 +1,2 @@
-//! caisson-hw
+//! The machine layer.
+#![no_std]
