@@ -36,6 +36,8 @@ pub mod window;
 #[cfg(target_os = "none")]
 pub use info::{file, info, slot_of};
 #[cfg(target_os = "none")]
+pub use log::set_log_sink;
+#[cfg(target_os = "none")]
 pub use server::{Server, answer, serve};
 #[cfg(target_os = "none")]
 pub use sys::{

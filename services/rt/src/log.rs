@@ -3,6 +3,7 @@
 //! Frames that don't fit, or find the ring full, are counted in the ring; the console tells.
 
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use caisson_proto::bundle::RingUse;
 
@@ -10,6 +11,20 @@ use crate::rings::Outward;
 
 /// Longest frame in bytes.
 const FRAME: usize = 480;
+
+/// Takes the frames of a service that has no log ring: the console's own. Called with one frame.
+static SINK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Names what takes this service's log frames if it has no log ring. Anything that it logs itself is refused.
+pub fn set_log_sink(sink: fn(&[u8])) {
+    SINK.store(sink as *mut (), Ordering::Release);
+}
+
+fn sink() -> Option<fn(&[u8])> {
+    let sink = SINK.load(Ordering::Acquire);
+    // SAFETY: `SINK` is null or was stored from a function pointer of this very type.
+    (!sink.is_null()).then(|| unsafe { core::mem::transmute::<*mut (), fn(&[u8])>(sink) })
+}
 
 struct State {
     encoder: defmt::Encoder,
@@ -79,9 +94,16 @@ unsafe impl defmt::Logger for Log {
         // SAFETY: as in `acquire`.
         let State { encoder, ring, busy, length, overflow, frame, .. } = unsafe { &mut *STATE.0.get() };
         encoder.end_frame(|bytes| append(length, overflow, frame, bytes));
-        if let (Some(ring), Some(frame)) = (ring, frame.get(..*length)) {
+        match (ring, frame.get(..*length)) {
             // What was cut off can't be decoded.
-            if *overflow { ring.drop_one() } else { ring.send_or_drop(frame) }
+            (Some(ring), _) if *overflow => ring.drop_one(),
+            (Some(ring), Some(frame)) => ring.send_or_drop(frame),
+            (None, Some(frame)) if !*overflow => {
+                if let Some(sink) = sink() {
+                    sink(frame);
+                }
+            }
+            _ => {}
         }
         *busy = false;
     }

@@ -1,0 +1,233 @@
+//! The console on its ports and rings.
+
+use caisson_proto::abi::{KERNEL_SLOT, Lease, Status};
+use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::bundle::{MAX_RINGS, RingUse};
+use caisson_proto::kernel::TimerSet;
+use caisson_proto::ring::SLOT_BYTES;
+use caisson_proto::wire::Words;
+use caisson_qemu_console::uart::Received;
+use caisson_qemu_console::{Console, Port, log_frame};
+use caisson_rt::ring::Received as Taken;
+use caisson_rt::rings::{self, Inward, Outward};
+use caisson_rt::{Server, info, time};
+use heapless::Vec;
+use static_cell::ConstStaticCell;
+
+/// Rounds over all rings in one activation; after that the console rings itself by timer.
+const ROUNDS: usize = 16;
+/// Messages of one ring in one round.
+const MESSAGES: usize = 64;
+/// Milliseconds until the console looks again when the line is slow or a round limit was reached.
+const AGAIN_MS: u64 = 2;
+/// Longest log frame.
+const FRAME: usize = 512;
+
+struct Ports;
+
+impl Port for Ports {
+    fn inb(&mut self, port: u16) -> u8 {
+        caisson_rt::port::inb(port)
+    }
+    fn outb(&mut self, port: u16, value: u8) {
+        caisson_rt::port::outb(port, value);
+    }
+}
+
+struct Log {
+    ring: Inward,
+    dropped: u32,
+}
+
+struct Image {
+    console: Console,
+    logs: Vec<Log, MAX_RINGS>,
+    notices: Option<Inward>,
+    outputs: Vec<Inward, MAX_RINGS>,
+    inputs: Vec<Outward, MAX_RINGS>,
+}
+
+impl Image {
+    const fn new() -> Self {
+        Self {
+            console: Console::new(),
+            logs: Vec::new(),
+            notices: None,
+            outputs: Vec::new(),
+            inputs: Vec::new(),
+        }
+    }
+
+    fn take_rings(&mut self) {
+        for (number, ring) in rings::all() {
+            // Each vector has room for as many rings as a service can have.
+            match rings::purpose(ring) {
+                Some(RingUse::Log) => {
+                    if let Some(ring) = Inward::take(number) {
+                        let _ = self.logs.push(Log { dropped: ring.dropped(), ring });
+                    }
+                }
+                Some(RingUse::Notices) => self.notices = Inward::take(number),
+                Some(RingUse::ConsoleOut) => {
+                    if let Some(ring) = Inward::take(number) {
+                        let _ = self.outputs.push(ring);
+                    }
+                }
+                Some(RingUse::ConsoleIn) => {
+                    if let Some(ring) = Outward::take(number) {
+                        let _ = self.inputs.push(ring);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Does what there is to do, a bounded amount of it, and arranges to be rung for the rest.
+    fn work(&mut self) {
+        let mut again = true;
+        for _ in 0..ROUNDS {
+            let received = self.console.receive(&mut Ports);
+            self.pass_input_on();
+            self.drain_logs();
+            self.drain_notices();
+            self.drain_outputs();
+            let sent = self.console.transmit(&mut Ports);
+            again = !sent || received == Received::More;
+            if again {
+                // The line is slow: whatever came in the meantime waits for the next round, soon.
+                break;
+            }
+            if self.sleep() {
+                break;
+            }
+            again = true;
+        }
+        let lost = self.console.input().take_lost();
+        if lost > 0 {
+            defmt::warn!("console: {=u32} bytes of input were for nobody", lost);
+        }
+        if again {
+            let at = time::now().0 + time::ticks(AGAIN_MS);
+            if caisson_rt::kernel(&TimerSet { at: Tsc(at) }).is_err() {
+                defmt::error!("console: no timer");
+            }
+        }
+    }
+
+    fn pass_input_on(&mut self) {
+        let mut buffer = [0; SLOT_BYTES * 4];
+        for ring in &mut self.inputs {
+            let channel = usize::from(ring.info().channel);
+            loop {
+                let count = self.console.input().peek(channel, &mut buffer);
+                let Some(part) = buffer.get(..count).filter(|part| !part.is_empty()) else { break };
+                let written = ring.write(part);
+                self.console.input().consume(channel, written);
+                if written == 0 && ring.wait_room() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn drain_logs(&mut self) {
+        let mut frame = [0; FRAME];
+        for Log { ring, dropped } in &mut self.logs {
+            let slot = Some(ring.info().peer).filter(|&peer| peer != KERNEL_SLOT).map(|peer| peer as u8);
+            for _ in 0..MESSAGES {
+                match ring.receive(&mut frame) {
+                    Taken::Message(bytes) => log_frame(&mut Ports, slot, frame.get(..bytes).unwrap_or(&[])),
+                    Taken::Broken => {
+                        defmt::warn!("console: log of slot {=u16}: not a frame", ring.info().peer)
+                    }
+                    Taken::Nothing => break,
+                }
+            }
+            let now = ring.dropped();
+            if now != *dropped {
+                let count = now.wrapping_sub(*dropped);
+                *dropped = now;
+                defmt::warn!("console: slot {=u16} dropped {=u32} log messages", ring.info().peer, count);
+            }
+        }
+    }
+
+    fn drain_notices(&mut self) {
+        let Some(ring) = &mut self.notices else { return };
+        let mut message = [0; SLOT_BYTES];
+        while self.console.takes_notice() {
+            match ring.receive(&mut message) {
+                Taken::Message(bytes) if self.console.notice(message.get(..bytes).unwrap_or(&[])) => {}
+                Taken::Nothing => break,
+                _ => defmt::warn!("console: a notice that is none"),
+            }
+        }
+    }
+
+    fn drain_outputs(&mut self) {
+        let mut bytes = [0; SLOT_BYTES];
+        for ring in &mut self.outputs {
+            let channel = usize::from(ring.info().channel);
+            for _ in 0..MESSAGES {
+                if !self.console.takes_slot(channel) {
+                    break;
+                }
+                match ring.receive(&mut bytes) {
+                    Taken::Message(count) => {
+                        self.console.output(channel, bytes.get(..count).unwrap_or(&[]));
+                    }
+                    Taken::Broken => defmt::warn!("console: channel {=usize}: not a slot", channel),
+                    Taken::Nothing => break,
+                }
+            }
+        }
+    }
+
+    /// Asks every ring for its doorbell. False if one has something already.
+    fn sleep(&mut self) -> bool {
+        let mut asleep = true;
+        for Log { ring, .. } in &mut self.logs {
+            asleep &= ring.sleep();
+        }
+        for ring in self.outputs.iter_mut().chain(&mut self.notices) {
+            asleep &= ring.sleep();
+        }
+        asleep
+    }
+}
+
+impl Server for Image {
+    fn call(&mut self, _: ServiceId, _: &Words, _: Option<Lease>) -> (Status, Words) {
+        (Status::Malformed, [0; 8])
+    }
+
+    fn doorbell(&mut self, _: u64) {
+        self.work();
+    }
+}
+
+static IMAGE: ConstStaticCell<Image> = ConstStaticCell::new(Image::new());
+
+fn own_log(frame: &[u8]) {
+    let slot = ServiceId::from_bits(info().id).index();
+    log_frame(&mut Ports, Some(slot as u8), frame);
+}
+
+fn start() -> ! {
+    caisson_rt::set_log_sink(own_log);
+    let image = IMAGE.take();
+    let generation = ServiceId::from_bits(info().id).generation();
+    image.console.start(&mut Ports, generation > 0);
+    image.take_rings();
+    defmt::info!(
+        "console: {=usize} logs, {=usize} guests, generation {=u16}",
+        image.logs.len(),
+        image.outputs.len(),
+        generation
+    );
+    image.work();
+    caisson_rt::serve(image)
+}
+
+caisson_rt::entry!(start);

@@ -1,0 +1,85 @@
+//! Input from one line to the channels.
+
+use caisson_proto::console::{CHANNEL_0, ESCAPE, MAX_CHANNELS};
+use heapless::Deque;
+
+/// Bytes of input that a channel keeps while its guest doesn't read.
+pub const BACKLOG: usize = 1024;
+
+/// The parser and the channels' backlogs.
+#[derive(Debug)]
+pub struct Input {
+    backlog: [Deque<u8, BACKLOG>; MAX_CHANNELS],
+    /// `None`: not known, so bytes are discarded.
+    current: Option<usize>,
+    escaped: bool,
+    lost: u32,
+}
+
+impl Input {
+    /// Empty; until a channel is named, input is the first guest's.
+    pub const fn new() -> Self {
+        Self { backlog: [const { Deque::new() }; MAX_CHANNELS], current: Some(1), escaped: false, lost: 0 }
+    }
+
+    /// Discards input until a channel is named.
+    pub fn forget_channel(&mut self) {
+        self.current = None;
+    }
+
+    /// A byte from the line.
+    pub fn feed(&mut self, byte: u8) {
+        if !self.escaped {
+            match byte {
+                ESCAPE => self.escaped = true,
+                byte => self.keep(byte),
+            }
+            return;
+        }
+        self.escaped = false;
+        match byte {
+            ESCAPE => self.keep(ESCAPE),
+            digit => match usize::from(digit.wrapping_sub(CHANNEL_0)) {
+                channel if channel < MAX_CHANNELS => self.current = Some(channel),
+                _ => self.lose(),
+            },
+        }
+    }
+
+    fn keep(&mut self, byte: u8) {
+        // Nobody reads channel 0.
+        let backlog = self.current.filter(|&channel| channel != 0).and_then(|c| self.backlog.get_mut(c));
+        if backlog.is_none_or(|backlog| backlog.push_back(byte).is_err()) {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.lost = self.lost.saturating_add(1);
+    }
+
+    /// Bytes discarded since this was last asked.
+    pub fn take_lost(&mut self) -> u32 {
+        core::mem::take(&mut self.lost)
+    }
+
+    /// Copies the beginning of a channel's input to `buffer` and says how many bytes; they stay.
+    pub fn peek(&self, channel: usize, buffer: &mut [u8]) -> usize {
+        let Some(backlog) = self.backlog.get(channel) else { return 0 };
+        buffer.iter_mut().zip(backlog).map(|(place, &byte)| *place = byte).count()
+    }
+
+    /// Removes that many bytes from the beginning of a channel's input.
+    pub fn consume(&mut self, channel: usize, bytes: usize) {
+        let Some(backlog) = self.backlog.get_mut(channel) else { return };
+        for _ in 0..bytes {
+            backlog.pop_front();
+        }
+    }
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::new()
+    }
+}
