@@ -6,7 +6,10 @@
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
+use caisson_proto::addr::ServiceId;
 use caisson_proto::wire::Words;
+
+use crate::service::Caller;
 
 /// Contexts in all.
 pub const CONTEXTS: usize = MAX_SERVICES + MAX_VMS * MAX_VCPUS;
@@ -105,6 +108,7 @@ pub struct ContextState {
     pub world: AtomicU32,
     /// The call that waits for its turn: target's id, words, lease, and the caller's slot.
     waiting_for: AtomicU32,
+    caller: AtomicU32,
     words: [AtomicU64; 8],
     lease: AtomicU64,
     /// Set for a doorbell activation that is queued somewhere.
@@ -114,8 +118,10 @@ pub struct ContextState {
 /// A call on hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stashed {
-    /// The service that it goes to, as [`caisson_proto::addr::ServiceId::bits`].
-    pub target: u32,
+    /// The service that it goes to.
+    pub target: ServiceId,
+    /// Whose call it is.
+    pub caller: Caller,
     /// Its words.
     pub words: Words,
     /// Its lease word.
@@ -132,6 +138,7 @@ impl ContextState {
             deadline: AtomicU64::new(0),
             world: AtomicU32::new(0),
             waiting_for: AtomicU32::new(0),
+            caller: AtomicU32::new(0),
             words: [const { AtomicU64::new(0) }; 8],
             lease: AtomicU64::new(0),
             queued: AtomicU8::new(0),
@@ -161,7 +168,8 @@ impl ContextState {
 
     /// Puts a call on hold. Only the context's own CPU does this.
     pub fn stash(&self, call: &Stashed) {
-        self.waiting_for.store(call.target, Ordering::Relaxed);
+        self.waiting_for.store(call.target.bits(), Ordering::Relaxed);
+        self.caller.store(call.caller.sender(), Ordering::Relaxed);
         for (slot, word) in self.words.iter().zip(call.words) {
             slot.store(word, Ordering::Relaxed);
         }
@@ -175,7 +183,8 @@ impl ContextState {
             *word = slot.load(Ordering::Relaxed);
         }
         Stashed {
-            target: self.waiting_for.load(Ordering::Relaxed),
+            target: ServiceId::from_bits(self.waiting_for.load(Ordering::Relaxed)),
+            caller: Caller::from_sender(self.caller.load(Ordering::Relaxed)),
             words,
             lease: self.lease.load(Ordering::Relaxed),
         }

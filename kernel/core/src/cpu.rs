@@ -47,8 +47,10 @@ pub struct Local {
     pub deliveries: Cell<u64>,
     /// `deliveries` as the watchdog saw it last.
     pub seen: Cell<u64>,
-    /// When the watchdog first saw that number.
+    /// When the watchdog looked last.
     pub seen_at: Cell<u64>,
+    /// For how many TSC ticks the watchdog has seen the same service at the same request.
+    pub running_for: Cell<u64>,
 }
 
 /// No service.
@@ -71,6 +73,7 @@ impl Local {
             deliveries: Cell::new(0),
             seen: Cell::new(0),
             seen_at: Cell::new(0),
+            running_for: Cell::new(0),
         }
     }
 }

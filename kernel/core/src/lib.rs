@@ -2,9 +2,35 @@
 //!
 //! Nothing here dereferences an address or executes a privileged instruction; what must happen to the machine is
 //! asked of a [`machine::Machine`], which `kernel/hw` is on silicon and QEMU and `board/host` in simulation.
+//!
+//! One call, from a vCPU's exit to its vmm and on to memory, goes [`schedule`] → [`ipc`] → [`ops`]; [`turn`] says
+//! who is served, [`death`] what happens when a service ends. [`frames`], [`batches`], [`invalidation`] and
+//! [`vms`] are the tables that hold the invariants.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod batches;
 pub mod boot;
 pub mod context;
 pub mod cpu;
+pub mod event;
+pub mod frames;
+pub mod invalidation;
+pub mod machine;
+pub mod service;
+#[cfg(not(loom))]
+pub mod svm;
+pub mod sync;
+pub mod turn;
+pub mod vms;
+
+#[cfg(not(loom))]
+pub mod death;
+#[cfg(not(loom))]
+pub mod ipc;
+#[cfg(not(loom))]
+pub mod kernel;
+#[cfg(not(loom))]
+mod ops;
+#[cfg(not(loom))]
+pub mod schedule;

@@ -1,0 +1,39 @@
+//! What the kernel tells its log. Plain data: the machine layer gives it words.
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{BatchId, CpuId, ServiceId, VmId};
+use caisson_proto::kernel::FaultKind;
+
+/// One event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A service was started.
+    Started(ServiceId),
+    /// A service faulted.
+    Faulted {
+        /// Who is to blame.
+        service: ServiceId,
+        /// What it did.
+        kind: FaultKind,
+        /// See [`FaultKind`].
+        code: u64,
+        /// Where.
+        rip: u64,
+        /// The address of a page fault.
+        address: u64,
+    },
+    /// A service was killed.
+    Killed(ServiceId),
+    /// A service ended itself.
+    Exited(ServiceId, u64),
+    /// A service was refused something.
+    Refused(ServiceId, u64, Status),
+    /// A VM was made.
+    VmMade(VmId, ServiceId),
+    /// The last of a VM is gone.
+    VmGone(VmId),
+    /// A batch was paid; its frames are free.
+    BatchPaid(BatchId, u64),
+    /// A CPU wrote its caches back.
+    WroteBack(CpuId),
+}

@@ -1,0 +1,305 @@
+//! Calls, replies and doorbells: how control moves between services.
+//!
+//! A call is a switch on the caller's CPU and time. What a call leaves behind in the caller is its stack pointer
+//! and return address; who called is noted in the callee. So a chain of calls is a list through the services, and
+//! its root is a context.
+
+use core::sync::atomic::Ordering;
+
+use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
+use caisson_proto::addr::ServiceId;
+use caisson_proto::kernel::FaultKind;
+use caisson_proto::vcpu::{Action, Resume};
+use caisson_proto::wire::{Field, Words};
+
+use crate::context::{Context, Kind, Phase, Stashed};
+use crate::cpu::{Local, NO_SERVICE, UserFrame};
+use crate::kernel::Kernel;
+use crate::machine::Machine;
+use crate::service::{Caller, Service};
+
+/// What the CPU does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the service that the frame describes.
+    User,
+    /// Ask [`Kernel::pick`].
+    Pick,
+}
+
+impl Kernel {
+    /// A system call of the service that is in user mode.
+    #[inline]
+    pub fn syscall<M: Machine>(&self, local: &Local, machine: &M, frame: &mut UserFrame) -> Next {
+        let slot = usize::from(local.service.get());
+        let service = self.service(slot);
+        match Syscall::from_word(frame.rax & 0xff) {
+            Some(Syscall::Call) => self.call(local, machine, frame, slot, service),
+            Some(Syscall::Reply) => self.reply(local, machine, frame, slot, service),
+            Some(Syscall::Ring) => self.ring_from(local, machine, frame, service),
+            Some(Syscall::Null) => {
+                frame.rax = Status::Ok as u64;
+                Next::User
+            }
+            Some(Syscall::Exit) => self.exit_service(local, machine, slot, frame),
+            None => self.blame(local, machine, slot, FaultKind::Protocol, frame),
+        }
+    }
+
+    #[inline]
+    fn call<M: Machine>(
+        &self,
+        local: &Local,
+        machine: &M,
+        frame: &mut UserFrame,
+        slot: usize,
+        service: &Service,
+    ) -> Next {
+        let target = (frame.rax >> 16 & 0xffff) as usize;
+        if target == usize::from(KERNEL_SLOT) {
+            return self.kernel_call(local, machine, frame, slot, service);
+        }
+        if target >= 64 || service.may_call.load(Ordering::Relaxed) >> target & 1 == 0 {
+            let known = target < self.service_count();
+            frame.rax = if known { Status::Downhill } else { Status::Denied } as u64;
+            return Next::User;
+        }
+        let id = ServiceId::new(target as u16, (frame.rax >> 32) as u16);
+        if self.service(target).id() != id {
+            return self.refuse_dead(frame, target);
+        }
+        let Some(context) = local.context.get() else { return Next::Pick };
+        service.rip.store(frame.rip, Ordering::Relaxed);
+        service.rsp.store(frame.rsp, Ordering::Relaxed);
+        let caller = Caller::Service(service.id());
+        let call = Stashed { target: id, caller, words: frame.words, lease: frame.rbx };
+        self.send(local, machine, frame, context, &call)
+    }
+
+    /// Delivers a call at once or in its turn.
+    #[inline]
+    pub(crate) fn send<M: Machine>(
+        &self,
+        local: &Local,
+        machine: &M,
+        frame: &mut UserFrame,
+        context: Context,
+        call: &Stashed,
+    ) -> Next {
+        if self.service(call.target.index()).turn.enter(context) {
+            self.deliver(local, machine, frame, context, call)
+        } else {
+            self.wait_turn(local, context, call)
+        }
+    }
+
+    fn refuse_dead(&self, frame: &mut UserFrame, target: usize) -> Next {
+        frame.rax = Status::Dead as u64;
+        frame.words = [u64::from(self.service(target).id().bits()), 0, 0, 0, 0, 0, 0, 0];
+        Next::User
+    }
+
+    /// Puts a call on hold: its service is busy elsewhere. The CPU runs something else.
+    #[cold]
+    pub(crate) fn wait_turn(&self, local: &Local, context: Context, call: &Stashed) -> Next {
+        let state = self.context(context);
+        state.stash(call);
+        state.set_phase(Phase::Waiting);
+        local.context.set(None);
+        local.service.set(NO_SERVICE);
+        Next::Pick
+    }
+
+    /// Hands a message to a service whose turn the context has.
+    #[inline]
+    pub(crate) fn deliver<M: Machine>(
+        &self,
+        local: &Local,
+        machine: &M,
+        frame: &mut UserFrame,
+        context: Context,
+        call: &Stashed,
+    ) -> Next {
+        let (id, caller) = (call.target, call.caller);
+        let target = self.service(id.index());
+        if target.id() != id || !target.is_alive() {
+            self.pass_turn(local, machine, target);
+            let now = target.id();
+            return self.answer(local, machine, frame, context, caller, Status::Dead, &id_words(now));
+        }
+        frame.rbx = 0;
+        if call.lease != 0 {
+            match self.lend(machine, caller, id.index(), call.lease) {
+                Ok(lease) => frame.rbx = lease,
+                Err(status) => {
+                    self.pass_turn(local, machine, target);
+                    return self.answer(local, machine, frame, context, caller, status, &[0; 8]);
+                }
+            }
+        }
+        target.serve(caller, context);
+        frame.words = call.words;
+        frame.rax = u64::from(caller.sender()) << 32;
+        frame.rip = target.rip.load(Ordering::Relaxed);
+        frame.rsp = target.rsp.load(Ordering::Relaxed);
+        local.service.set(id.index() as u16);
+        local.deliveries.set(local.deliveries.get().wrapping_add(1));
+        machine.load_space(id.index());
+        Next::User
+    }
+
+    #[cold]
+    fn lend<M: Machine>(&self, machine: &M, caller: Caller, to: usize, word: u64) -> Result<u64, Status> {
+        let Caller::Service(from) = caller else { return Err(Status::BadLease) };
+        let lease = Lease::from_word(word).map_err(|_| Status::BadLease)?.ok_or(Status::BadLease)?;
+        let lent = machine.lend(from.index(), to, lease)?;
+        self.service(to).borrows.store(1, Ordering::Relaxed);
+        Ok(lent.to_word())
+    }
+
+    /// Ends a service's turn and wakes whoever comes next.
+    #[inline]
+    pub(crate) fn pass_turn<M: Machine>(&self, local: &Local, machine: &M, service: &Service) {
+        if let Some(next) = service.turn.leave() {
+            self.context(next).pending.fetch_or(crate::context::pending::GRANTED, Ordering::SeqCst);
+            self.wake(local, machine, next);
+        }
+    }
+
+    #[inline]
+    fn reply<M: Machine>(
+        &self,
+        local: &Local,
+        machine: &M,
+        frame: &mut UserFrame,
+        slot: usize,
+        service: &Service,
+    ) -> Next {
+        let Some(status) = Status::from_word(frame.rax >> 16 & 0xffff) else {
+            return self.blame(local, machine, slot, FaultKind::Protocol, frame);
+        };
+        let Some(context) = local.context.get() else { return Next::Pick };
+        let caller = service.caller();
+        if caller == Caller::Vcpu && (status != Status::Ok || !self.apply(machine, context, &frame.words)) {
+            return self.blame(local, machine, slot, FaultKind::Protocol, frame);
+        }
+        if service.is_doomed() {
+            return self.die(local, machine, frame, slot);
+        }
+        service.rip.store(frame.rip, Ordering::Relaxed);
+        service.rsp.store(frame.rsp, Ordering::Relaxed);
+        self.settle(machine, slot, service);
+        self.pass_turn(local, machine, service);
+        let words = frame.words;
+        self.answer(local, machine, frame, context, caller, status, &words)
+    }
+
+    /// Takes back what was lent to a service and forgets its caller.
+    #[inline]
+    pub(crate) fn settle<M: Machine>(&self, machine: &M, slot: usize, service: &Service) {
+        if service.borrows.load(Ordering::Relaxed) != 0 {
+            service.borrows.store(0, Ordering::Relaxed);
+            machine.take_back(slot);
+        }
+        service.served();
+    }
+
+    /// Gives an answer to whoever waits for it.
+    #[inline]
+    pub(crate) fn answer<M: Machine>(
+        &self,
+        local: &Local,
+        machine: &M,
+        frame: &mut UserFrame,
+        context: Context,
+        caller: Caller,
+        status: Status,
+        words: &Words,
+    ) -> Next {
+        match caller {
+            Caller::Service(id) => {
+                let service = self.service(id.index());
+                local.service.set(id.index() as u16);
+                if service.is_doomed() {
+                    return self.die(local, machine, frame, id.index());
+                }
+                frame.rax = status as u64;
+                frame.words = *words;
+                frame.rbx = 0;
+                frame.rip = service.rip.load(Ordering::Relaxed);
+                frame.rsp = service.rsp.load(Ordering::Relaxed);
+                machine.load_space(id.index());
+                Next::User
+            }
+            Caller::Vcpu => {
+                local.service.set(NO_SERVICE);
+                if status != Status::Ok {
+                    // Its vmm died: there is nobody to ask what becomes of it.
+                    self.context(context).set_phase(Phase::Idle);
+                }
+                self.answered(local, machine, context);
+                Next::Pick
+            }
+            Caller::Doorbell | Caller::Start | Caller::None => {
+                local.service.set(NO_SERVICE);
+                self.activation_done(local, machine, context);
+                Next::Pick
+            }
+        }
+    }
+
+    /// A doorbell activation has run. Bells that rang meanwhile queue it again.
+    fn activation_done<M: Machine>(&self, local: &Local, machine: &M, context: Context) {
+        local.context.set(None);
+        if let Kind::Doorbell(slot) = context.kind() {
+            let state = self.context(context);
+            state.set_phase(Phase::Idle);
+            state.queued.store(0, Ordering::SeqCst);
+            if self.service(slot).bells.load(Ordering::SeqCst) != 0 {
+                self.ring(local, machine, slot, 0);
+            }
+        }
+    }
+
+    /// Applies a vmm's reply to its vCPU. False: the reply can't be.
+    #[inline]
+    fn apply<M: Machine>(&self, machine: &M, context: Context, words: &Words) -> bool {
+        let Ok(resume) = Resume::from_words(words) else { return false };
+        let Kind::Vcpu(vm, _) = context.kind() else { return false };
+        let Some(root) = self.vms.get(vm).and_then(|vm| vm.root(resume.view)) else { return false };
+        if machine.vcpu_resume(context, &resume, root).is_err() {
+            return false;
+        }
+        let state = self.context(context);
+        state.deadline.store(resume.deadline, Ordering::Relaxed);
+        state.set_phase(match resume.action {
+            Action::Run => Phase::Running,
+            Action::Park => Phase::Parked,
+            Action::Stop => Phase::Idle,
+        });
+        true
+    }
+
+    fn ring_from<M: Machine>(
+        &self,
+        local: &Local,
+        machine: &M,
+        frame: &mut UserFrame,
+        service: &Service,
+    ) -> Next {
+        let target = (frame.rax >> 16 & 0xffff) as usize;
+        let allowed = target < 64 && service.may_ring.load(Ordering::Relaxed) >> target & 1 == 1;
+        frame.rax = if allowed {
+            self.ring(local, machine, target, frame.words[0]);
+            Status::Ok
+        } else {
+            Status::Denied
+        } as u64;
+        Next::User
+    }
+}
+
+/// The words that tell a sender the present id of a slot.
+fn id_words(id: ServiceId) -> Words {
+    [u64::from(id.bits()), 0, 0, 0, 0, 0, 0, 0]
+}

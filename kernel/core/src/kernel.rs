@@ -1,0 +1,181 @@
+//! The kernel's state: one instance a machine.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS, doorbell};
+use caisson_proto::addr::CpuId;
+use caisson_proto::bundle::ServiceRecord;
+use spin::{Mutex, MutexGuard};
+
+use crate::batches::Batches;
+use crate::context::{CONTEXTS, Context, ContextState, WORDS};
+use crate::cpu::Local;
+use crate::frames::FrameTable;
+use crate::machine::Machine;
+use crate::service::Service;
+use crate::vms::{Books, Vm};
+
+/// What other CPUs may touch of a CPU.
+#[derive(Debug)]
+pub struct Shared {
+    /// Contexts that became ready here.
+    pub woken: [AtomicU64; WORDS],
+    /// VMs that ran here since this CPU last wrote back, by slot. Only this CPU clears its row.
+    pub ran: AtomicU64,
+    /// Somebody wants this CPU to write back.
+    pub flush_wanted: AtomicU32,
+}
+
+impl Shared {
+    const fn new() -> Self {
+        Self {
+            woken: [const { AtomicU64::new(0) }; WORDS],
+            ran: AtomicU64::new(0),
+            flush_wanted: AtomicU32::new(0),
+        }
+    }
+}
+
+const _: () = assert!(MAX_VMS <= 64, "a CPU's row is one word");
+
+/// What changes under the table lock.
+#[derive(Debug)]
+pub struct Tables {
+    /// Frames; absent until boot has declared memory.
+    pub frames: Option<FrameTable>,
+    /// VMs, by slot.
+    pub books: [Books; MAX_VMS],
+    /// Tickets given so far.
+    pub tickets: u64,
+    /// Batch that each of the last tickets is for: number of the ticket and batch.
+    pub open_tickets: heapless::Vec<(u64, caisson_proto::addr::BatchId), 64>,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Services, by slot.
+    pub services: [Service; MAX_SERVICES],
+    /// Contexts, by number.
+    pub contexts: [ContextState; CONTEXTS],
+    /// CPUs.
+    pub cpus: [Shared; MAX_CPUS],
+    /// VMs, by slot.
+    pub vms: [Vm; MAX_VMS],
+    /// Batches.
+    pub batches: Batches,
+    tables: Mutex<Tables>,
+    service_count: AtomicU32,
+    cpu_count: AtomicU32,
+}
+
+impl Kernel {
+    /// A kernel without services, memory or CPUs.
+    pub const fn new() -> Self {
+        Self {
+            services: [const { Service::new() }; MAX_SERVICES],
+            contexts: [const { ContextState::new() }; CONTEXTS],
+            cpus: [const { Shared::new() }; MAX_CPUS],
+            vms: [const { Vm::new() }; MAX_VMS],
+            batches: Batches::new(),
+            tables: Mutex::new(Tables {
+                frames: None,
+                books: [const { Books::new() }; MAX_VMS],
+                tickets: 0,
+                open_tickets: heapless::Vec::new(),
+            }),
+            service_count: AtomicU32::new(0),
+            cpu_count: AtomicU32::new(1),
+        }
+    }
+
+    /// Boot: takes the services' authority from the bundle.
+    pub fn configure<'a>(&self, records: impl Iterator<Item = &'a ServiceRecord>, cpus: usize) {
+        let mut count = 0;
+        for (slot, (service, record)) in self.services.iter().zip(records).enumerate() {
+            service.configure(slot, record);
+            count = slot as u32 + 1;
+        }
+        self.service_count.store(count, Ordering::Release);
+        self.cpu_count.store(cpus as u32, Ordering::Release);
+    }
+
+    /// Boot: takes the frame table.
+    pub fn adopt_frames(&self, frames: FrameTable) {
+        self.tables.lock().frames = Some(frames);
+    }
+
+    /// Services in the manifest.
+    pub fn service_count(&self) -> usize {
+        self.service_count.load(Ordering::Acquire) as usize
+    }
+
+    /// CPUs that run.
+    pub fn cpu_count(&self) -> usize {
+        self.cpu_count.load(Ordering::Acquire) as usize
+    }
+
+    /// The table lock. Whoever waits for it answers other CPUs meanwhile; nobody who holds it waits for it.
+    pub fn tables<M: Machine>(&self, machine: &M) -> MutexGuard<'_, Tables> {
+        loop {
+            if let Some(guard) = self.tables.try_lock() {
+                return guard;
+            }
+            machine.relax();
+        }
+    }
+
+    /// The shared part of a context.
+    #[inline]
+    pub fn context(&self, context: Context) -> &ContextState {
+        &self.contexts[context.index()]
+    }
+
+    /// The service in a slot; slots come from the kernel's own records. Out of range it is slot 0's.
+    #[inline]
+    pub fn service(&self, slot: usize) -> &Service {
+        &self.services[slot % MAX_SERVICES]
+    }
+
+    /// Makes a context run on its CPU: at once here, by an interrupt elsewhere.
+    pub fn wake<M: Machine>(&self, local: &Local, machine: &M, context: Context) {
+        let home = CpuId(self.context(context).home.load(Ordering::Acquire));
+        let (word, bit) = (context.index() / 64, 1 << (context.index() % 64));
+        if home == local.cpu {
+            if let Some(ready) = local.ready.get(word) {
+                ready.set(ready.get() | bit);
+            }
+        } else if let Some(woken) = self.cpus.get(usize::from(home.0)).and_then(|cpu| cpu.woken.get(word)) {
+            woken.fetch_or(bit, Ordering::SeqCst);
+            machine.interrupt_cpu(home);
+        }
+    }
+
+    /// Rings doorbells of a service. Its activation runs here, after the present call chain.
+    pub fn ring<M: Machine>(&self, local: &Local, machine: &M, slot: usize, bits: u64) {
+        let Some(service) = self.services.get(slot) else { return };
+        service.bells.fetch_or(bits, Ordering::SeqCst);
+        let context = Context::doorbell(slot);
+        let state = self.context(context);
+        if service.is_alive() && state.queued.swap(1, Ordering::SeqCst) == 0 {
+            state.home.store(local.cpu.0, Ordering::SeqCst);
+            state.set_phase(crate::context::Phase::Ready);
+            self.wake(local, machine, context);
+        }
+    }
+
+    /// Rings the supervisor, who is whoever has the capability.
+    pub fn ring_supervisor<M: Machine>(&self, local: &Local, machine: &M) {
+        for slot in 0..self.service_count() {
+            if self.service(slot).caps().contains(caisson_proto::kernel::Caps::SUPERVISE) {
+                self.ring(local, machine, slot, doorbell::SERVICE_DIED);
+            }
+        }
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,160 @@
+//! What the tables ask of the machine under them: `kernel/hw` on silicon and QEMU, `board/host` in simulation.
+//!
+//! Every method is called with interrupts off, after everything was checked: none may fail past the point where a
+//! change is visible, except as its result says.
+
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn};
+use caisson_proto::kernel::{Access, Machine as Facts};
+use caisson_proto::vcpu::{Exit, Groups, Resume};
+
+use crate::context::Context;
+use crate::event::Event;
+
+/// Frames that page tables may be made from. The taker turns them into tables; they are the kernel's already.
+pub trait TablePool {
+    /// One zeroed kernel frame.
+    fn take(&mut self) -> Option<Frame>;
+    /// An empty table that isn't used any more.
+    fn give_back(&mut self, frame: Frame);
+}
+
+/// A mapping that was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Where it was.
+    pub gfn: Gfn,
+    /// The first frame.
+    pub frame: Frame,
+    /// 1, or 512 for a large page.
+    pub pages: u64,
+}
+
+/// The machine.
+pub trait Machine {
+    /// The time-stamp counter.
+    fn now(&self) -> u64;
+    /// Facts for `MachineInfo`.
+    fn facts(&self) -> Facts;
+    /// Makes another CPU enter the kernel.
+    fn interrupt_cpu(&self, cpu: CpuId);
+    /// Called in every wait for another CPU: answers what others asked of this one.
+    fn relax(&self);
+    /// Sets this CPU's timer; replaces what was set. `u64::MAX`: none.
+    fn set_timer(&self, at: u64);
+    /// Tells the log.
+    fn log(&self, event: Event);
+    /// Ends the machine.
+    fn power_off(&self, status: u8);
+
+    /// Makes the space of a service the loaded one, and its ports accessible.
+    fn load_space(&self, slot: usize);
+    /// Maps pages of one service in the lease window of another. Nothing is mapped on failure.
+    ///
+    /// # Errors
+    /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable.
+    fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status>;
+    /// Empties the lease window of a service.
+    fn take_back(&self, slot: usize);
+    /// Makes the image of a service pristine. Returns its entry point.
+    fn reset_service(&self, slot: usize) -> u64;
+
+    /// Makes a free frame the kernel's: maps it, zeroed.
+    fn adopt(&self, frame: Frame);
+    /// Unmaps a frame of the kernel's.
+    fn disown(&self, frame: Frame);
+    /// Zeroes frames that are mapped nowhere.
+    fn zero(&self, first: Frame, pages: u64);
+    /// Executes WBNOINVD, or WBINVD where that is lacking, on this CPU.
+    fn write_back(&self);
+
+    /// Maps frames in a nested table; 512 aligned pages become a large page.
+    ///
+    /// # Errors
+    /// [`Status::State`] if something is mapped there, [`Status::Exhausted`] without tables; nothing is mapped then.
+    fn nested_map(
+        &self,
+        root: Frame,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        access: Access,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status>;
+    /// Removes the first mapping in a range that ends before `end`.
+    ///
+    /// # Errors
+    /// [`Status::Exhausted`] if a large page reaches out of the range and can't be split for lack of a table.
+    fn nested_unmap(
+        &self,
+        root: Frame,
+        from: Gfn,
+        end: Gfn,
+        pool: &mut dyn TablePool,
+    ) -> Result<Option<Removed>, Status>;
+    /// Gives every table below and with an empty root back to the pool.
+    fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool);
+    /// Maps guest frames in the window of the guest's handler.
+    ///
+    /// # Errors
+    /// As [`nested_map`](Self::nested_map).
+    fn window_map(
+        &self,
+        slot: usize,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status>;
+    /// Removes them. The translations are gone from every TLB when this returns.
+    ///
+    /// # Errors
+    /// [`Status::Exhausted`] if a large page must be split and there is no table.
+    fn window_unmap(
+        &self,
+        slot: usize,
+        gfn: Gfn,
+        pages: u64,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status>;
+    /// Gives back every table that the guest's window took.
+    fn window_drop(&self, slot: usize, pool: &mut dyn TablePool);
+
+    /// Takes the seven adopted frames of a vCPU from `first` on and sets reset state; its state page appears in the
+    /// handler's space, and `root` is its view.
+    ///
+    /// # Errors
+    /// [`Status::Exhausted`] without tables for the handler's space.
+    fn vcpu_create(
+        &self,
+        vcpu: Context,
+        handler: usize,
+        first: Frame,
+        asid: u32,
+        root: Frame,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status>;
+    /// Forgets a vCPU; its state page disappears from the handler.
+    fn vcpu_drop(&self, vcpu: Context, handler: usize);
+    /// Loads groups from the state page.
+    ///
+    /// # Errors
+    /// [`Status::Range`] if the processor would refuse them; nothing is loaded.
+    fn vcpu_load(&self, vcpu: Context, groups: Groups) -> Result<(), Status>;
+    /// Fills groups of the state page.
+    fn vcpu_save(&self, vcpu: Context, groups: Groups);
+    /// Applies a vmm's reply.
+    ///
+    /// # Errors
+    /// [`Status::Range`] if the processor would refuse it; nothing is applied.
+    fn vcpu_resume(&self, vcpu: Context, resume: &Resume, root: Frame) -> Result<(), Status>;
+    /// What the vmm is told when the kernel itself makes a vCPU exit with `code`.
+    fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit;
+    /// Forgets what another CPU knows of a vCPU that moves, or flushes translations at its next entry.
+    fn vcpu_flush(&self, vcpu: Context);
+    /// Copies `count` CPUID entries from the page at a lease of the service that is in user mode.
+    ///
+    /// # Errors
+    /// [`Status::BadLease`] if it can't be read.
+    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, count: u16) -> Result<(), Status>;
+}

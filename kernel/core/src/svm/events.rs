@@ -1,0 +1,119 @@
+//! Events: what the exit broke off and must be injected again, and what a vmm may inject.
+//! APM volume 2, sections 15.7.2 (EXITINTINFO) and 15.20 (EVENTINJ); both have one format.
+
+use caisson_proto::abi::Status;
+
+use super::vmcb::Vmcb;
+
+/// The event counts.
+pub const VALID: u64 = 1 << 31;
+/// An error code comes with it, in bits 63:32.
+pub const ERROR_CODE: u64 = 1 << 11;
+const TYPE_SHIFT: u32 = 8;
+const TYPE: u64 = 7 << TYPE_SHIFT;
+/// Bits that are zero.
+const RESERVED: u64 = 0x7fff_f000;
+
+/// Type of an interrupt.
+pub const INTERRUPT: u64 = 0;
+/// Type of an NMI.
+pub const NMI: u64 = 2 << TYPE_SHIFT;
+/// Type of an exception.
+pub const EXCEPTION: u64 = 3 << TYPE_SHIFT;
+/// Type of a software interrupt.
+pub const SOFTWARE: u64 = 4 << TYPE_SHIFT;
+
+/// Vectors that come with an error code (APM volume 2, table 8-1).
+const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+/// Those among them for which every CPU and QEMU push it.
+const ALWAYS_PUSHED: u32 = 1 << 8 | 0x1f << 10 | 1 << 17;
+/// Vectors that aren't exceptions: 2 is the NMI, 15 and 22 to 27 are reserved, 31 isn't assigned. 9 isn't raised
+/// any more.
+const NO_EXCEPTION: u32 = 1 << 2 | 1 << 9 | 1 << 15 | 0x3f << 22 | 1 << 31;
+/// #OF and #BR: 64-bit code has no instruction that raises them.
+const NOT_IN_LONG_CODE: u32 = 1 << 4 | 1 << 5;
+/// #BP and #OF: exceptions that an instruction asks for.
+const ASKED_FOR: u32 = 1 << 3 | 1 << 4;
+
+const fn has(set: u32, vector: u64) -> bool {
+    vector < 32 && set >> vector & 1 == 1
+}
+
+/// The event to inject at the next entry because the exit broke off its delivery; 0 for none.
+///
+/// `injected` is what was injected at the last entry. What an instruction of the guest asked for isn't injected
+/// again: the guest still stands at that instruction and executes it again. But what the vmm injected of that kind
+/// has no instruction behind it.
+///
+/// `virq_reported_as_exception`: see [`Quirks`](crate::boot::Quirks).
+#[inline]
+pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: bool) -> u64 {
+    if int_info & VALID == 0 {
+        return 0;
+    }
+    let (kind, vector) = (int_info & TYPE, int_info & 0xff);
+    if kind == EXCEPTION && vector >= 32 {
+        return if virq_reported_as_exception { VALID | INTERRUPT | vector } else { 0 };
+    }
+    let by_instruction = kind == SOFTWARE || kind == EXCEPTION && has(ASKED_FOR, vector);
+    if by_instruction && (injected ^ int_info) & (VALID | TYPE | 0xff) != 0 {
+        return 0;
+    }
+    let mut event = int_info & (VALID | TYPE | ERROR_CODE | 0xff);
+    if event & ERROR_CODE != 0 {
+        event |= int_info & !0xffff_ffff;
+    }
+    event
+}
+
+/// Checks an event that a vmm wants to inject; 0 is none. Returns what to write.
+///
+/// `few_error_codes`: see [`Quirks`](crate::boot::Quirks).
+///
+/// # Errors
+/// [`Status::Malformed`] for what is no event, [`Status::Range`] for one that the CPU would refuse in this mode,
+/// [`Status::Unsupported`] for an error code that this CPU doesn't push: build the frame in guest memory.
+#[inline]
+pub const fn check(word: u64, long_code: bool, few_error_codes: bool) -> Result<u64, Status> {
+    if word == 0 {
+        return Ok(0);
+    }
+    let with_error = word & ERROR_CODE != 0;
+    if word & VALID == 0 || word & RESERVED != 0 || !with_error && word >> 32 != 0 {
+        return Err(Status::Malformed);
+    }
+    let vector = word & 0xff;
+    match word & TYPE {
+        NMI if !with_error => Ok(VALID | NMI | 2),
+        INTERRUPT | SOFTWARE if !with_error => Ok(word),
+        EXCEPTION => {
+            let impossible = vector >= 32
+                || has(NO_EXCEPTION, vector)
+                || long_code && has(NOT_IN_LONG_CODE, vector)
+                || with_error && !has(WITH_ERROR_CODE, vector);
+            if impossible {
+                Err(Status::Range)
+            } else if few_error_codes && with_error && !has(ALWAYS_PUSHED, vector) {
+                Err(Status::Unsupported)
+            } else {
+                Ok(word)
+            }
+        }
+        _ => Err(Status::Range),
+    }
+}
+
+/// Gives the guest the exception that its exit with exception `vector` was for. False, with nothing done, if the
+/// exit broke off another event: two can't be injected.
+#[inline]
+pub fn reflect(vmcb: &mut Vmcb, vector: u64) -> bool {
+    if vmcb.control.int_info & VALID != 0 {
+        return false;
+    }
+    let mut event = VALID | EXCEPTION | vector & 0x1f;
+    if has(WITH_ERROR_CODE, vector) {
+        event |= ERROR_CODE | vmcb.control.info1 << 32;
+    }
+    vmcb.control.event = event;
+    true
+}

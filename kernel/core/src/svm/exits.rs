@@ -1,0 +1,137 @@
+//! Exit codes (APM volume 2, appendix C): who answers, and which registers the vmm needs for it.
+
+use caisson_proto::vcpu::{ExitFlags, Groups, code};
+
+use super::events;
+use super::state::Extra;
+use super::vmcb::{TLB_KEEP, Vmcb};
+
+/// Who answers an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answerer {
+    /// The kernel, from the vCPU's CPUID table.
+    Cpuid,
+    /// The kernel gives the exception to the guest. An alignment check or debug exception that arises while it is
+    /// itself delivered would otherwise keep the CPU in microcode, deaf to interrupts.
+    Reflect,
+    /// The kernel takes the interrupt.
+    Interrupt,
+    /// The vmm.
+    Vmm,
+}
+
+/// Vectors of [`Answerer::Reflect`]: #DB and #AC.
+pub const REFLECTED: u32 = 1 << 1 | 1 << 17;
+
+/// The exit code as messages carry it. What fits no message is a refusal of the CPU's: −1 as 64 bits, on QEMU as 32.
+pub const fn narrow(exit_code: u64) -> u16 {
+    if exit_code < 0xf000 { exit_code as u16 } else { code::INVALID }
+}
+
+/// Who answers the exit with this code.
+#[inline]
+pub const fn answerer(code: u16) -> Answerer {
+    const DB: u16 = code::EXCEPTION + 1;
+    const AC: u16 = code::EXCEPTION + 17;
+    match code {
+        code::CPUID => Answerer::Cpuid,
+        DB | AC => Answerer::Reflect,
+        code::INTR | code::NMI | code::SMI | code::INIT => Answerer::Interrupt,
+        _ => Answerer::Vmm,
+    }
+}
+
+/// What an instruction must be decoded with.
+const DECODE: Groups = Groups::CORE.union(Groups::SEGMENTS).union(Groups::CONTROL);
+/// A string instruction: bit 2 of IOIO's EXITINFO1.
+const STRING: u64 = 1 << 2;
+const EFER: u32 = 0xc000_0080;
+const PAT: u32 = 0x277;
+const TSC: u32 = 0x10;
+const TSC_ADJUST: u32 = 0x3b;
+const TSC_AUX: u32 = 0xc000_0103;
+
+/// The groups to fill in the state page for an exit. What isn't named can still be asked for with `VcpuRead`.
+#[inline]
+pub const fn groups(code: u16, info1: u64, rcx: u64) -> Groups {
+    const LAST_DR: u16 = code::WRITE_DR0 + 15;
+    const LAST_EXCEPTION: u16 = code::EXCEPTION + 31;
+    match code {
+        code::IOIO if info1 & STRING != 0 => DECODE,
+        code::MSR => match rcx as u32 {
+            EFER => Groups::CONTROL,
+            PAT => Groups::PAT,
+            TSC | TSC_ADJUST | TSC_AUX => Groups::TSC,
+            _ => Groups::empty(),
+        },
+        code::NPF | code::READ_CR0..=LAST_DR | code::CR0_SEL_WRITE => DECODE,
+        code::EXCEPTION..=LAST_EXCEPTION => DECODE.union(Groups::DEBUG),
+        code::XSETBV => Groups::CORE.union(Groups::XCR0),
+        code::IRET | code::SWINT | code::ICEBP => Groups::CORE,
+        code::SHUTDOWN | code::TASK_SWITCH | code::INVALID => Groups::all(),
+        _ => Groups::empty(),
+    }
+}
+
+/// The flags of the exit that `vmcb` and `extra` stand at.
+#[inline]
+pub fn flags(vmcb: &Vmcb, extra: &Extra, next_rip: u64) -> ExitFlags {
+    let mut flags = ExitFlags::empty();
+    flags.set(ExitFlags::INTERRUPTS_ON, vmcb.save.rflags & 1 << 9 != 0);
+    flags.set(ExitFlags::SHADOW, vmcb.control.shadow & 1 != 0);
+    flags.set(ExitFlags::EVENT_PENDING, extra.event != 0);
+    flags.set(ExitFlags::INJECTED, extra.fresh == 0);
+    flags.set(ExitFlags::NEXT_RIP, next_rip != 0);
+    flags
+}
+
+/// The next instruction's rip, or 0: IOIO has it in EXITINFO2; for other instructions newer CPUs have a field, which
+/// stays 0 on those without.
+#[inline]
+pub const fn next_rip(code: u16, info2: u64, field: u64) -> u64 {
+    if code == code::IOIO { info2 } else { field }
+}
+
+/// Where the guest goes on after an unprefixed CPUID.
+pub const CPUID_LENGTH: u64 = 2;
+
+/// Moves the guest past an instruction that was executed for it. Its shadow ends with it.
+#[inline]
+pub fn advance(vmcb: &mut Vmcb, length: u64) {
+    let next = vmcb.control.next_rip;
+    vmcb.save.rip = if next != 0 { next } else { vmcb.save.rip.wrapping_add(length) };
+    vmcb.control.shadow = 0;
+}
+
+/// Before the guest is entered: the event counts as delivered from here on.
+#[inline]
+pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
+    extra.fresh = 0;
+    extra.shadow_rip = if vmcb.control.shadow & 1 == 0 { u64::MAX } else { vmcb.save.rip };
+}
+
+/// After the guest was left for `code`: what was broken off waits for the next entry.
+///
+/// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
+#[inline]
+pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, virq_reported_as_exception: bool) {
+    let control = &mut vmcb.control;
+    let lost = matches!(code, code::INVALID | code::SHUTDOWN);
+    let event =
+        if lost { 0 } else { events::again(control.int_info, extra.event, virq_reported_as_exception) };
+    control.event = event;
+    extra.event = event;
+    control.tlb_control = TLB_KEEP;
+    if vmcb.save.rip == extra.shadow_rip {
+        control.shadow |= 1;
+    }
+}
+
+/// Forgets an event of the vmm's that the guest was never entered with: the vmm is told that it wasn't injected.
+pub fn drop_fresh(vmcb: &mut Vmcb, extra: &mut Extra) {
+    if extra.fresh == 1 {
+        extra.fresh = 0;
+        extra.event = 0;
+        vmcb.control.event = 0;
+    }
+}

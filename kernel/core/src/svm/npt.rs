@@ -1,0 +1,245 @@
+//! Page tables in the long-mode format (APM volume 2, sections 5.3 and 15.25): nested tables, and as well the windows
+//! of services, whose entries are the same. A nested walk counts as a user access, so every entry
+//! has the user bit. Accessed and dirty are set from the start: the CPU needn't write tables.
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Frame, Gfn, LARGE_PAGES};
+use caisson_proto::kernel::Access;
+
+use crate::machine::{Removed, TablePool};
+
+const PRESENT: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Entries of a table.
+pub const ENTRIES: usize = 512;
+/// The level whose entries may map 512 pages.
+const LARGE_LEVEL: u32 = 2;
+
+/// A tree of tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Tree {
+    /// Its top table.
+    pub root: Frame,
+    /// How many levels it has: 4 for nested tables, 3 for the 512 GiB of a service.
+    pub levels: u32,
+}
+
+impl Tree {
+    /// A nested root.
+    pub const fn nested(root: Frame) -> Self {
+        Self { root, levels: 4 }
+    }
+
+    /// One past the last page that it reaches.
+    pub const fn end(&self) -> u64 {
+        1 << (9 * self.levels)
+    }
+}
+
+/// The memory that tables lie in. A write is one store of 64 bits, after the stores before it.
+pub trait Tables {
+    /// An entry; `index` is below [`ENTRIES`].
+    fn read(&self, table: Frame, index: usize) -> u64;
+    /// Changes it.
+    fn write(&mut self, table: Frame, index: usize, entry: u64);
+}
+
+/// Pages that an entry of this level spans.
+const fn span(level: u32) -> u64 {
+    1 << (9 * (level - 1))
+}
+
+const fn index(page: u64, level: u32) -> usize {
+    (page >> (9 * (level - 1))) as usize % ENTRIES
+}
+
+const fn target(entry: u64) -> Frame {
+    Frame((entry & ADDRESS) >> 12)
+}
+
+const fn is_leaf(entry: u64, level: u32) -> bool {
+    level == 1 || level == LARGE_LEVEL && entry & LARGE != 0
+}
+
+const fn table_entry(table: Frame) -> u64 {
+    table.0 << 12 | PRESENT | WRITE | USER | ACCESSED
+}
+
+const fn leaf_entry(frame: Frame, access: Access, level: u32) -> u64 {
+    let mut entry = frame.0 << 12 | PRESENT | USER | ACCESSED;
+    if access.contains(Access::WRITE) {
+        entry |= WRITE | DIRTY;
+    }
+    if !access.contains(Access::EXECUTE) {
+        entry |= NO_EXECUTE;
+    }
+    if level == LARGE_LEVEL {
+        entry |= LARGE;
+    }
+    entry
+}
+
+fn access(entry: u64) -> Access {
+    let mut access = Access::READ;
+    access.set(Access::WRITE, entry & WRITE != 0);
+    access.set(Access::EXECUTE, entry & NO_EXECUTE == 0);
+    access
+}
+
+/// The table at `level` for a page; what lacks on the way is made from the pool.
+fn reach<T: Tables>(
+    tables: &mut T,
+    tree: Tree,
+    page: u64,
+    level: u32,
+    pool: &mut dyn TablePool,
+) -> Result<Frame, Status> {
+    let mut table = tree.root;
+    for at in (level + 1..=tree.levels).rev() {
+        let entry = tables.read(table, index(page, at));
+        table = if entry & PRESENT == 0 {
+            let new = pool.take().ok_or(Status::Exhausted)?;
+            tables.write(table, index(page, at), table_entry(new));
+            new
+        } else if is_leaf(entry, at) {
+            return Err(Status::State);
+        } else {
+            target(entry)
+        };
+    }
+    Ok(table)
+}
+
+/// Maps frames. 512 pages with both sides aligned become one large page, unless small ones were there before: their
+/// table stays.
+///
+/// # Errors
+/// [`Status::Range`] for more than 512 pages, none, an end past the tree's, or without read access; [`Status::State`]
+/// if something is mapped there, [`Status::Exhausted`] without tables. Nothing is mapped then.
+pub fn map<T: Tables>(
+    tables: &mut T,
+    tree: Tree,
+    gfn: Gfn,
+    frame: Frame,
+    pages: u64,
+    access: Access,
+    pool: &mut dyn TablePool,
+) -> Result<(), Status> {
+    let end = gfn.0.checked_add(pages).filter(|&end| end <= tree.end()).ok_or(Status::Range)?;
+    if pages == 0 || pages > LARGE_PAGES || !access.contains(Access::READ) {
+        return Err(Status::Range);
+    }
+    if pages == LARGE_PAGES && (gfn.0 | frame.0).is_multiple_of(LARGE_PAGES) {
+        let table = reach(tables, tree, gfn.0, LARGE_LEVEL, pool)?;
+        let at = index(gfn.0, LARGE_LEVEL);
+        if tables.read(table, at) & PRESENT == 0 {
+            tables.write(table, at, leaf_entry(frame, access, LARGE_LEVEL));
+            return Ok(());
+        }
+    }
+    // Two tables at the most: first make sure of both, then write.
+    let second = (gfn.0 | (LARGE_PAGES - 1)) + 1;
+    let low = reach(tables, tree, gfn.0, 1, pool)?;
+    let high = if second < end { reach(tables, tree, second, 1, pool)? } else { low };
+    let table = |page: u64| if page < second { low } else { high };
+    if (gfn.0..end).any(|page| tables.read(table(page), index(page, 1)) & PRESENT != 0) {
+        return Err(Status::State);
+    }
+    for (page, frame) in (gfn.0..end).zip(frame.0..) {
+        tables.write(table(page), index(page, 1), leaf_entry(Frame(frame), access, 1));
+    }
+    Ok(())
+}
+
+/// Removes the first mapping that reaches into `from..end`; of a large page that isn't all inside, one page, after
+/// a split.
+///
+/// # Errors
+/// [`Status::Exhausted`] if there is no table for a split. Nothing is removed then.
+pub fn unmap<T: Tables>(
+    tables: &mut T,
+    tree: Tree,
+    from: Gfn,
+    end: Gfn,
+    pool: &mut dyn TablePool,
+) -> Result<Option<Removed>, Status> {
+    let end = end.0.min(tree.end());
+    let mut page = from.0;
+    let (mut table, mut level) = (tree.root, tree.levels);
+    while page < end {
+        let at = index(page, level);
+        let entry = tables.read(table, at);
+        if entry & PRESENT == 0 {
+            page = (page | (span(level) - 1)) + 1;
+            (table, level) = (tree.root, tree.levels);
+        } else if !is_leaf(entry, level) {
+            (table, level) = (target(entry), level - 1);
+        } else if page.is_multiple_of(span(level)) && page + span(level) <= end {
+            tables.write(table, at, 0);
+            return Ok(Some(Removed { gfn: Gfn(page), frame: target(entry), pages: span(level) }));
+        } else {
+            let small = pool.take().ok_or(Status::Exhausted)?;
+            for (at, frame) in (0..ENTRIES).zip(target(entry).0..) {
+                tables.write(small, at, leaf_entry(Frame(frame), access(entry), 1));
+            }
+            tables.write(table, at, table_entry(small));
+        }
+    }
+    Ok(None)
+}
+
+/// What a page is mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The page's frame.
+    pub frame: Frame,
+    /// Pages of the entry that maps it: 1 or 512.
+    pub pages: u64,
+    /// What it grants.
+    pub access: Access,
+}
+
+/// Finds a page.
+pub fn look_up<T: Tables>(tables: &T, tree: Tree, gfn: Gfn) -> Option<Mapping> {
+    let page = gfn.0;
+    let mut table = tree.root;
+    for level in (1..=tree.levels).rev().filter(|_| page < tree.end()) {
+        let entry = tables.read(table, index(page, level));
+        if entry & PRESENT == 0 {
+            return None;
+        }
+        if is_leaf(entry, level) {
+            let frame = Frame(target(entry).0 + page % span(level));
+            return Some(Mapping { frame, pages: span(level), access: access(entry) });
+        }
+        table = target(entry);
+    }
+    None
+}
+
+
+/// Gives every table to the pool, the root too, empty. Nothing is mapped in them any more.
+pub fn drop_all<T: Tables>(tables: &mut T, tree: Tree, pool: &mut dyn TablePool) {
+    drop_level(tables, tree.root, tree.levels, pool);
+}
+
+/// At most four calls deep.
+fn drop_level<T: Tables>(tables: &mut T, table: Frame, level: u32, pool: &mut dyn TablePool) {
+    for at in 0..ENTRIES {
+        let entry = tables.read(table, at);
+        if entry & PRESENT == 0 {
+            continue;
+        }
+        if !is_leaf(entry, level) {
+            drop_level(tables, target(entry), level - 1, pool);
+        }
+        tables.write(table, at, 0);
+    }
+    pool.give_back(table);
+}

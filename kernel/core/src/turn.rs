@@ -1,0 +1,123 @@
+//! Whose turn it is at a service: the queue of contexts that want to be served, first come, first served.
+//!
+//! No lock. Entering is one atomic step where the service is free, leaving is one where nobody waits. Between a
+//! leaver and the waiter that comes next there is one exchange on the waiter's slot: whoever comes second sees
+//! what the first one left there, so a wake-up is neither lost nor doubled. `tests/loom.rs` explores all of it.
+
+use crate::context::Context;
+use crate::sync::{AtomicU16, AtomicU64, Ordering};
+
+/// Slots for waiters: at least one a context, as a context waits in one place at a time.
+pub const SLOTS: usize = if cfg!(loom) { 4 } else { 512 };
+const _: () = assert!(cfg!(loom) || SLOTS >= crate::context::CONTEXTS);
+
+const EMPTY: u16 = 0;
+const GRANTED: u16 = 1;
+const FIRST: u16 = 2;
+
+/// The queue of one service.
+#[derive(Debug)]
+pub struct Turn {
+    /// Tickets given in the high half, the ticket being served in the low half. Both are 0 when all have left.
+    state: AtomicU64,
+    waiters: [AtomicU16; SLOTS],
+}
+
+impl Turn {
+    /// A queue in which nobody is.
+    #[cfg(not(loom))]
+    pub const fn new() -> Self {
+        Self { state: AtomicU64::new(0), waiters: [const { AtomicU16::new(EMPTY) }; SLOTS] }
+    }
+
+    /// A queue in which nobody is.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self { state: AtomicU64::new(0), waiters: core::array::from_fn(|_| AtomicU16::new(EMPTY)) }
+    }
+
+    /// Joins the queue. True: it is this context's turn. False: it waits, and a later [`leave`](Self::leave)
+    /// will name it.
+    #[inline]
+    pub fn enter(&self, context: Context) -> bool {
+        let before = self.state.fetch_add(1 << 32, Ordering::AcqRel);
+        let (ticket, serving) = (before >> 32, before & 0xffff_ffff);
+        ticket == serving || self.wait(ticket, context)
+    }
+
+    /// Takes the turn if nobody is in the queue.
+    pub fn try_enter(&self) -> bool {
+        self.state.compare_exchange(0, 1 << 32, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    #[cold]
+    fn wait(&self, ticket: u64, context: Context) -> bool {
+        let slot = &self.waiters[ticket as usize % SLOTS];
+        if slot.swap(context.number() + FIRST, Ordering::AcqRel) == GRANTED {
+            slot.store(EMPTY, Ordering::Release);
+            return true;
+        }
+        false
+    }
+
+    /// Ends the turn of whoever has it. The context returned has it now and is to be woken.
+    /// `None`: nobody waits, or the next one is about to find out by itself.
+    #[inline]
+    pub fn leave(&self) -> Option<Context> {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            let (given, serving) = (state >> 32, state & 0xffff_ffff);
+            let last = given == serving + 1;
+            let next = if last { 0 } else { state + 1 };
+            match self.state.compare_exchange_weak(state, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if last => return None,
+                Ok(_) => return self.grant(serving + 1),
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    #[cold]
+    fn grant(&self, ticket: u64) -> Option<Context> {
+        let slot = &self.waiters[ticket as usize % SLOTS];
+        match slot.swap(GRANTED, Ordering::AcqRel) {
+            EMPTY | GRANTED => None,
+            waiter => {
+                slot.store(EMPTY, Ordering::Release);
+                Context::from_number(waiter - FIRST)
+            }
+        }
+    }
+
+    /// Whether somebody has the turn now.
+    pub fn is_taken(&self) -> bool {
+        self.state.load(Ordering::Acquire) != 0
+    }
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_come_first_served() {
+        let turn = Turn::new();
+        let [a, b, c] = [1, 2, 3].map(Context::doorbell);
+        assert!(turn.enter(a));
+        assert!(!turn.enter(b));
+        assert!(!turn.enter(c));
+        assert_eq!(turn.leave(), Some(b));
+        assert!(!turn.enter(a));
+        assert_eq!(turn.leave(), Some(c));
+        assert_eq!(turn.leave(), Some(a));
+        assert_eq!(turn.leave(), None);
+        assert!(!turn.is_taken());
+        assert!(turn.enter(b));
+    }
+}
