@@ -11,20 +11,18 @@ use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::{FaultKind, ServiceState, VmState};
 
 use crate::context::{Context, Phase, pending};
-use crate::cpu::{Local, UserFrame};
+use crate::cpu::UserFrame;
 use crate::event::Event;
+use crate::here::Here;
 use crate::ipc::Next;
-use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::service::Epitaph;
 
-impl Kernel {
+impl<M: Machine> Here<'_, M> {
     /// The service in user mode raised an exception.
     #[allow(clippy::too_many_arguments)] // one fact each
-    pub fn exception<M: Machine>(
+    pub fn exception(
         &self,
-        local: &Local,
-        machine: &M,
         frame: &mut UserFrame,
         vector: u8,
         error: u64,
@@ -32,7 +30,7 @@ impl Kernel {
         rsp: u64,
         address: u64,
     ) -> Next {
-        let slot = usize::from(local.service.get());
+        let slot = usize::from(self.local.service.get());
         let epitaph = Epitaph {
             state: ServiceState::Faulted,
             fault: FaultKind::Exception,
@@ -42,19 +40,12 @@ impl Kernel {
             rsp,
             client: u64::from(self.service(slot).caller().sender()),
         };
-        self.end_service(local, machine, frame, slot, epitaph)
+        self.end_service(frame, slot, epitaph)
     }
 
     /// The service broke the rules.
     #[cold]
-    pub(crate) fn blame<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        slot: usize,
-        fault: FaultKind,
-        frame: &mut UserFrame,
-    ) -> Next {
+    pub(crate) fn blame(&self, slot: usize, fault: FaultKind, frame: &mut UserFrame) -> Next {
         let service = self.service(slot);
         let code = match fault {
             FaultKind::Overrun => u64::from(service.budget_ms.load(Ordering::Relaxed)),
@@ -69,59 +60,40 @@ impl Kernel {
             rsp: frame.rsp,
             client: u64::from(service.caller().sender()),
         };
-        self.end_service(local, machine, frame, slot, epitaph)
+        self.end_service(frame, slot, epitaph)
     }
 
     /// The service ends itself.
     #[cold]
-    pub(crate) fn exit_service<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        slot: usize,
-        frame: &mut UserFrame,
-    ) -> Next {
+    pub(crate) fn exit_service(&self, slot: usize, frame: &mut UserFrame) -> Next {
         let [code, rip, address, rsp, client, ..] = frame.words;
         let epitaph =
             Epitaph { state: ServiceState::Exited, fault: FaultKind::None, code, rip, address, rsp, client };
-        self.end_service(local, machine, frame, slot, epitaph)
+        self.end_service(frame, slot, epitaph)
     }
 
     /// A condemned service ends, now that the chain is back at it.
     #[cold]
-    pub(crate) fn die<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        slot: usize,
-    ) -> Next {
-        self.end_service(local, machine, frame, slot, Epitaph::plain(ServiceState::Killed))
+    pub(crate) fn die(&self, frame: &mut UserFrame, slot: usize) -> Next {
+        self.end_service(frame, slot, Epitaph::plain(ServiceState::Killed))
     }
 
     /// Ends a service whose turn the present context has, and answers its caller in its place.
-    fn end_service<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        slot: usize,
-        epitaph: Epitaph,
-    ) -> Next {
+    fn end_service(&self, frame: &mut UserFrame, slot: usize, epitaph: Epitaph) -> Next {
         let service = self.service(slot);
         let caller = service.caller();
-        self.bury(local, machine, slot, epitaph);
-        let Some(context) = local.context.get() else { return Next::Pick };
-        self.answer(local, machine, frame, context, caller, Status::Died, &[0; 8])
+        self.bury(slot, epitaph);
+        let Some(context) = self.local.context.get() else { return Next::Pick };
+        self.answer(frame, context, caller, Status::Died, &[0; 8])
     }
 
     /// Ends a service whose turn this CPU has; passes the turn on.
-    fn bury<M: Machine>(&self, local: &Local, machine: &M, slot: usize, epitaph: Epitaph) {
+    fn bury(&self, slot: usize, epitaph: Epitaph) {
         let service = self.service(slot);
         let id = service.id();
-        self.settle(machine, slot, service);
+        self.settle(slot, service);
         service.bury(epitaph);
-        machine.log(match epitaph.state {
+        self.machine.log(match epitaph.state {
             ServiceState::Faulted => Event::Faulted {
                 service: id,
                 kind: epitaph.fault,
@@ -132,26 +104,26 @@ impl Kernel {
             ServiceState::Exited => Event::Exited(id, epitaph.code),
             _ => Event::Killed(id),
         });
-        self.orphan(local, machine, id);
-        self.pass_turn(local, machine, service);
-        self.ring_supervisor(local, machine);
+        self.orphan(id);
+        self.pass_turn(service);
+        self.ring_supervisor();
     }
 
     /// Stops every VM that a dead service handled.
-    fn orphan<M: Machine>(&self, local: &Local, machine: &M, handler: ServiceId) {
+    fn orphan(&self, handler: ServiceId) {
         for (slot, vm) in self.vms.iter().enumerate() {
             if vm.state() == Some(VmState::Alive) && vm.handler() == handler {
                 vm.dying();
-                self.stop_vcpus(local, machine, slot);
+                self.stop_vcpus(slot);
             }
         }
     }
 
     /// Asks every vCPU of a VM to stop.
-    pub(crate) fn stop_vcpus<M: Machine>(&self, local: &Local, machine: &M, vm: usize) {
+    pub(crate) fn stop_vcpus(&self, vm: usize) {
         for index in 0..MAX_VCPUS {
             let context = Context::vcpu(vm, index);
-            self.kick(local, machine, context, pending::STOP);
+            self.kick(context, pending::STOP);
         }
     }
 
@@ -161,16 +133,16 @@ impl Kernel {
     }
 
     /// Kills a service: now if it is idle, else when the chain that it is in comes back to it.
-    pub(crate) fn kill<M: Machine>(&self, local: &Local, machine: &M, slot: usize) {
+    pub(crate) fn kill(&self, slot: usize) {
         let service = self.service(slot);
         if !service.doom() {
             return;
         }
         if service.turn.try_enter() {
             if service.is_alive() {
-                self.bury(local, machine, slot, Epitaph::plain(ServiceState::Killed));
+                self.bury(slot, Epitaph::plain(ServiceState::Killed));
             } else {
-                self.pass_turn(local, machine, service);
+                self.pass_turn(service);
             }
         }
     }
@@ -180,7 +152,7 @@ impl Kernel {
     /// # Errors
     /// [`Status::State`] if it runs or still handles a VM, [`Status::Busy`] while others are being told that it is
     /// dead.
-    pub fn restart<M: Machine>(&self, local: &Local, machine: &M, slot: usize) -> Result<ServiceId, Status> {
+    pub fn restart(&self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler().index() == slot;
         if service.is_alive() || self.vms.iter().any(handles) {
@@ -189,10 +161,10 @@ impl Kernel {
         if !service.turn.try_enter() {
             return Err(Status::Busy);
         }
-        let entry = machine.reset_service(slot);
+        let entry = self.machine.reset_service(slot);
         service.revive(entry, caisson_proto::layout::STACK_TOP);
-        machine.log(Event::Started(service.id()));
-        self.ring(local, machine, slot, 0);
+        self.machine.log(Event::Started(service.id()));
+        self.ring(slot, 0);
         Ok(service.id())
     }
 }

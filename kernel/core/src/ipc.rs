@@ -13,8 +13,8 @@ use caisson_proto::vcpu::{Action, Resume};
 use caisson_proto::wire::{Field, Words};
 
 use crate::context::{Context, Kind, Phase, Stashed};
-use crate::cpu::{Local, NO_SERVICE, UserFrame};
-use crate::kernel::Kernel;
+use crate::cpu::{NO_SERVICE, UserFrame};
+use crate::here::Here;
 use crate::machine::Machine;
 use crate::service::{Caller, Service};
 
@@ -23,41 +23,34 @@ use crate::service::{Caller, Service};
 pub enum Next {
     /// Enter the service that the frame describes.
     User,
-    /// Ask [`Kernel::pick`].
+    /// Ask [`Here::pick`].
     Pick,
 }
 
-impl Kernel {
+impl<M: Machine> Here<'_, M> {
     /// A system call of the service that is in user mode.
     #[inline]
-    pub fn syscall<M: Machine>(&self, local: &Local, machine: &M, frame: &mut UserFrame) -> Next {
-        let slot = usize::from(local.service.get());
+    pub fn syscall(&self, frame: &mut UserFrame) -> Next {
+        let slot = usize::from(self.local.service.get());
         let service = self.service(slot);
         match Syscall::from_word(frame.rax & 0xff) {
-            Some(Syscall::Call) => self.call(local, machine, frame, slot, service),
-            Some(Syscall::Reply) => self.reply(local, machine, frame, slot, service),
-            Some(Syscall::Ring) => self.ring_from(local, machine, frame, service),
+            Some(Syscall::Call) => self.call(frame, slot, service),
+            Some(Syscall::Reply) => self.reply(frame, slot, service),
+            Some(Syscall::Ring) => self.ring_from(frame, service),
             Some(Syscall::Null) => {
                 frame.rax = Status::Ok as u64;
                 Next::User
             }
-            Some(Syscall::Exit) => self.exit_service(local, machine, slot, frame),
-            None => self.blame(local, machine, slot, FaultKind::Protocol, frame),
+            Some(Syscall::Exit) => self.exit_service(slot, frame),
+            None => self.blame(slot, FaultKind::Protocol, frame),
         }
     }
 
     #[inline]
-    fn call<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        slot: usize,
-        service: &Service,
-    ) -> Next {
+    fn call(&self, frame: &mut UserFrame, slot: usize, service: &Service) -> Next {
         let target = (frame.rax >> 16 & 0xffff) as usize;
         if target == usize::from(KERNEL_SLOT) {
-            return self.kernel_call(local, machine, frame, slot, service);
+            return self.kernel_call(frame, slot, service);
         }
         if target >= 64 || service.may_call.load(Ordering::Relaxed) >> target & 1 == 0 {
             let known = target < self.service_count();
@@ -68,28 +61,21 @@ impl Kernel {
         if self.service(target).id() != id {
             return self.refuse_dead(frame, target);
         }
-        let Some(context) = local.context.get() else { return Next::Pick };
+        let Some(context) = self.local.context.get() else { return Next::Pick };
         service.rip.store(frame.rip, Ordering::Relaxed);
         service.rsp.store(frame.rsp, Ordering::Relaxed);
         let caller = Caller::Service(service.id());
         let call = Stashed { target: id, caller, words: frame.words, lease: frame.rbx };
-        self.send(local, machine, frame, context, &call)
+        self.send(frame, context, &call)
     }
 
     /// Delivers a call at once or in its turn.
     #[inline]
-    pub(crate) fn send<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        context: Context,
-        call: &Stashed,
-    ) -> Next {
+    pub(crate) fn send(&self, frame: &mut UserFrame, context: Context, call: &Stashed) -> Next {
         if self.service(call.target.index()).turn.enter(context) {
-            self.deliver(local, machine, frame, context, call)
+            self.deliver(frame, context, call)
         } else {
-            self.wait_turn(local, context, call)
+            self.wait_turn(context, call)
         }
     }
 
@@ -101,39 +87,32 @@ impl Kernel {
 
     /// Puts a call on hold: its service is busy elsewhere. The CPU runs something else.
     #[cold]
-    pub(crate) fn wait_turn(&self, local: &Local, context: Context, call: &Stashed) -> Next {
+    pub(crate) fn wait_turn(&self, context: Context, call: &Stashed) -> Next {
         let state = self.context(context);
         state.stash(call);
         state.set_phase(Phase::Waiting);
-        local.context.set(None);
-        local.service.set(NO_SERVICE);
+        self.local.context.set(None);
+        self.local.service.set(NO_SERVICE);
         Next::Pick
     }
 
     /// Hands a message to a service whose turn the context has.
     #[inline]
-    pub(crate) fn deliver<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        context: Context,
-        call: &Stashed,
-    ) -> Next {
+    pub(crate) fn deliver(&self, frame: &mut UserFrame, context: Context, call: &Stashed) -> Next {
         let (id, caller) = (call.target, call.caller);
         let target = self.service(id.index());
         if target.id() != id || !target.is_alive() {
-            self.pass_turn(local, machine, target);
+            self.pass_turn(target);
             let now = target.id();
-            return self.answer(local, machine, frame, context, caller, Status::Dead, &id_words(now));
+            return self.answer(frame, context, caller, Status::Dead, &id_words(now));
         }
         frame.rbx = 0;
         if call.lease != 0 {
-            match self.lend(machine, caller, id.index(), call.lease) {
+            match self.lend(caller, id.index(), call.lease) {
                 Ok(lease) => frame.rbx = lease,
                 Err(status) => {
-                    self.pass_turn(local, machine, target);
-                    return self.answer(local, machine, frame, context, caller, status, &[0; 8]);
+                    self.pass_turn(target);
+                    return self.answer(frame, context, caller, status, &[0; 8]);
                 }
             }
         }
@@ -142,74 +121,65 @@ impl Kernel {
         frame.rax = u64::from(caller.sender()) << 32;
         frame.rip = target.rip.load(Ordering::Relaxed);
         frame.rsp = target.rsp.load(Ordering::Relaxed);
-        local.service.set(id.index() as u16);
-        local.deliveries.set(local.deliveries.get().wrapping_add(1));
-        machine.load_space(id.index());
+        self.local.service.set(id.index() as u16);
+        self.local.deliveries.set(self.local.deliveries.get().wrapping_add(1));
+        self.machine.load_space(id.index());
         Next::User
     }
 
     #[cold]
-    fn lend<M: Machine>(&self, machine: &M, caller: Caller, to: usize, word: u64) -> Result<u64, Status> {
+    fn lend(&self, caller: Caller, to: usize, word: u64) -> Result<u64, Status> {
         let Caller::Service(from) = caller else { return Err(Status::BadLease) };
         let lease = Lease::from_word(word).map_err(|_| Status::BadLease)?.ok_or(Status::BadLease)?;
-        let lent = machine.lend(from.index(), to, lease)?;
+        let lent = self.machine.lend(from.index(), to, lease)?;
         self.service(to).borrows.store(1, Ordering::Relaxed);
         Ok(lent.to_word())
     }
 
     /// Ends a service's turn and wakes whoever comes next.
     #[inline]
-    pub(crate) fn pass_turn<M: Machine>(&self, local: &Local, machine: &M, service: &Service) {
+    pub(crate) fn pass_turn(&self, service: &Service) {
         if let Some(next) = service.turn.leave() {
             self.context(next).pending.fetch_or(crate::context::pending::GRANTED, Ordering::SeqCst);
-            self.wake(local, machine, next);
+            self.wake(next);
         }
     }
 
     #[inline]
-    fn reply<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        slot: usize,
-        service: &Service,
-    ) -> Next {
+    fn reply(&self, frame: &mut UserFrame, slot: usize, service: &Service) -> Next {
         let Some(status) = Status::from_word(frame.rax >> 16 & 0xffff) else {
-            return self.blame(local, machine, slot, FaultKind::Protocol, frame);
+            return self.blame(slot, FaultKind::Protocol, frame);
         };
-        let Some(context) = local.context.get() else { return Next::Pick };
+        let Some(context) = self.local.context.get() else { return Next::Pick };
         let caller = service.caller();
-        if caller == Caller::Vcpu && (status != Status::Ok || !self.apply(machine, context, &frame.words)) {
-            return self.blame(local, machine, slot, FaultKind::Protocol, frame);
+        if caller == Caller::Vcpu && (status != Status::Ok || !self.apply(context, &frame.words)) {
+            return self.blame(slot, FaultKind::Protocol, frame);
         }
         if service.is_doomed() {
-            return self.die(local, machine, frame, slot);
+            return self.die(frame, slot);
         }
         service.rip.store(frame.rip, Ordering::Relaxed);
         service.rsp.store(frame.rsp, Ordering::Relaxed);
-        self.settle(machine, slot, service);
-        self.pass_turn(local, machine, service);
+        self.settle(slot, service);
+        self.pass_turn(service);
         let words = frame.words;
-        self.answer(local, machine, frame, context, caller, status, &words)
+        self.answer(frame, context, caller, status, &words)
     }
 
     /// Takes back what was lent to a service and forgets its caller.
     #[inline]
-    pub(crate) fn settle<M: Machine>(&self, machine: &M, slot: usize, service: &Service) {
+    pub(crate) fn settle(&self, slot: usize, service: &Service) {
         if service.borrows.load(Ordering::Relaxed) != 0 {
             service.borrows.store(0, Ordering::Relaxed);
-            machine.take_back(slot);
+            self.machine.take_back(slot);
         }
         service.served();
     }
 
     /// Gives an answer to whoever waits for it.
     #[inline]
-    pub(crate) fn answer<M: Machine>(
+    pub(crate) fn answer(
         &self,
-        local: &Local,
-        machine: &M,
         frame: &mut UserFrame,
         context: Context,
         caller: Caller,
@@ -219,55 +189,55 @@ impl Kernel {
         match caller {
             Caller::Service(id) => {
                 let service = self.service(id.index());
-                local.service.set(id.index() as u16);
+                self.local.service.set(id.index() as u16);
                 if service.is_doomed() {
-                    return self.die(local, machine, frame, id.index());
+                    return self.die(frame, id.index());
                 }
                 frame.rax = status as u64;
                 frame.words = *words;
                 frame.rbx = 0;
                 frame.rip = service.rip.load(Ordering::Relaxed);
                 frame.rsp = service.rsp.load(Ordering::Relaxed);
-                machine.load_space(id.index());
+                self.machine.load_space(id.index());
                 Next::User
             }
             Caller::Vcpu => {
-                local.service.set(NO_SERVICE);
+                self.local.service.set(NO_SERVICE);
                 if status != Status::Ok {
                     // Its vmm died: there is nobody to ask what becomes of it.
                     self.context(context).set_phase(Phase::Idle);
                 }
-                self.answered(local, machine, context);
+                self.answered(context);
                 Next::Pick
             }
             Caller::Doorbell | Caller::Start | Caller::None => {
-                local.service.set(NO_SERVICE);
-                self.activation_done(local, machine, context);
+                self.local.service.set(NO_SERVICE);
+                self.activation_done(context);
                 Next::Pick
             }
         }
     }
 
     /// A doorbell activation has run. Bells that rang meanwhile queue it again.
-    fn activation_done<M: Machine>(&self, local: &Local, machine: &M, context: Context) {
-        local.context.set(None);
+    fn activation_done(&self, context: Context) {
+        self.local.context.set(None);
         if let Kind::Doorbell(slot) = context.kind() {
             let state = self.context(context);
             state.set_phase(Phase::Idle);
             state.queued.store(0, Ordering::SeqCst);
             if self.service(slot).bells.load(Ordering::SeqCst) != 0 {
-                self.ring(local, machine, slot, 0);
+                self.ring(slot, 0);
             }
         }
     }
 
     /// Applies a vmm's reply to its vCPU. False: the reply can't be.
     #[inline]
-    fn apply<M: Machine>(&self, machine: &M, context: Context, words: &Words) -> bool {
+    fn apply(&self, context: Context, words: &Words) -> bool {
         let Ok(resume) = Resume::from_words(words) else { return false };
         let Kind::Vcpu(vm, _) = context.kind() else { return false };
         let Some(root) = self.vms.get(vm).and_then(|vm| vm.root(resume.view)) else { return false };
-        if machine.vcpu_resume(context, &resume, root).is_err() {
+        if self.machine.vcpu_resume(context, &resume, root).is_err() {
             return false;
         }
         let state = self.context(context);
@@ -280,17 +250,11 @@ impl Kernel {
         true
     }
 
-    fn ring_from<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        service: &Service,
-    ) -> Next {
+    fn ring_from(&self, frame: &mut UserFrame, service: &Service) -> Next {
         let target = (frame.rax >> 16 & 0xffff) as usize;
         let allowed = target < 64 && service.may_ring.load(Ordering::Relaxed) >> target & 1 == 1;
         frame.rax = if allowed {
-            self.ring(local, machine, target, frame.words[0]);
+            self.ring(target, frame.words[0]);
             Status::Ok
         } else {
             Status::Denied

@@ -1,17 +1,14 @@
-//! The kernel's state: one instance a machine.
+//! The kernel's state: one instance a self.machine.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS, doorbell};
-use caisson_proto::addr::CpuId;
+use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS};
 use caisson_proto::bundle::ServiceRecord;
-use spin::{Mutex, MutexGuard};
+use spin::Mutex;
 
 use crate::batches::Batches;
 use crate::context::{CONTEXTS, Context, ContextState, WORDS};
-use crate::cpu::Local;
 use crate::frames::FrameTable;
-use crate::machine::Machine;
 use crate::service::Service;
 use crate::vms::{Books, Vm};
 
@@ -64,7 +61,7 @@ pub struct Kernel {
     pub vms: [Vm; MAX_VMS],
     /// Batches.
     pub batches: Batches,
-    tables: Mutex<Tables>,
+    pub(crate) tables: Mutex<Tables>,
     service_count: AtomicU32,
     cpu_count: AtomicU32,
 }
@@ -115,16 +112,6 @@ impl Kernel {
         self.cpu_count.load(Ordering::Acquire) as usize
     }
 
-    /// The table lock. Whoever waits for it answers other CPUs meanwhile; nobody who holds it waits for it.
-    pub fn tables<M: Machine>(&self, machine: &M) -> MutexGuard<'_, Tables> {
-        loop {
-            if let Some(guard) = self.tables.try_lock() {
-                return guard;
-            }
-            machine.relax();
-        }
-    }
-
     /// The shared part of a context.
     #[inline]
     pub fn context(&self, context: Context) -> &ContextState {
@@ -135,42 +122,6 @@ impl Kernel {
     #[inline]
     pub fn service(&self, slot: usize) -> &Service {
         &self.services[slot % MAX_SERVICES]
-    }
-
-    /// Makes a context run on its CPU: at once here, by an interrupt elsewhere.
-    pub fn wake<M: Machine>(&self, local: &Local, machine: &M, context: Context) {
-        let home = CpuId(self.context(context).home.load(Ordering::Acquire));
-        let (word, bit) = (context.index() / 64, 1 << (context.index() % 64));
-        if home == local.cpu {
-            if let Some(ready) = local.ready.get(word) {
-                ready.set(ready.get() | bit);
-            }
-        } else if let Some(woken) = self.cpus.get(usize::from(home.0)).and_then(|cpu| cpu.woken.get(word)) {
-            woken.fetch_or(bit, Ordering::SeqCst);
-            machine.interrupt_cpu(home);
-        }
-    }
-
-    /// Rings doorbells of a service. Its activation runs here, after the present call chain.
-    pub fn ring<M: Machine>(&self, local: &Local, machine: &M, slot: usize, bits: u64) {
-        let Some(service) = self.services.get(slot) else { return };
-        service.bells.fetch_or(bits, Ordering::SeqCst);
-        let context = Context::doorbell(slot);
-        let state = self.context(context);
-        if service.is_alive() && state.queued.swap(1, Ordering::SeqCst) == 0 {
-            state.home.store(local.cpu.0, Ordering::SeqCst);
-            state.set_phase(crate::context::Phase::Ready);
-            self.wake(local, machine, context);
-        }
-    }
-
-    /// Rings the supervisor, who is whoever has the capability.
-    pub fn ring_supervisor<M: Machine>(&self, local: &Local, machine: &M) {
-        for slot in 0..self.service_count() {
-            if self.service(slot).caps().contains(caisson_proto::kernel::Caps::SUPERVISE) {
-                self.ring(local, machine, slot, doorbell::SERVICE_DIED);
-            }
-        }
     }
 }
 

@@ -15,6 +15,8 @@ pub mod context;
 pub mod cpu;
 pub mod event;
 pub mod frames;
+#[cfg(not(loom))]
+pub mod here;
 pub mod invalidation;
 pub mod machine;
 pub mod service;

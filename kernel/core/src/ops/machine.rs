@@ -11,16 +11,16 @@ use crate::machine::Machine;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn machine_info(&self) -> Answer {
-        let mut facts = self.machine.facts();
-        facts.services = self.kernel.service_count() as u16;
-        facts.frames = self.kernel.tables(self.machine).frames.as_ref().map_or(0, |frames| frames.len());
+        let mut facts = self.here.machine.facts();
+        facts.services = self.here.service_count() as u16;
+        facts.frames = self.here.tables().frames.as_ref().map_or(0, |frames| frames.len());
         ok(facts)
     }
 
     pub(super) fn timer_set(&self, request: &TimerSet) -> Answer {
         self.service.timer.store(request.at.0, Ordering::SeqCst);
         if request.at.0 != 0 {
-            self.kernel.await_deadline(self.local, self.machine, Context::doorbell(self.slot), request.at.0);
+            self.here.await_deadline(Context::doorbell(self.slot), request.at.0);
         }
         ok(Done {})
     }

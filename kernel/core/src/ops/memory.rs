@@ -5,9 +5,9 @@ use core::sync::atomic::Ordering;
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VIEWS, MAX_VMS, Status};
 use caisson_proto::addr::{Frame, Gfn, VmId};
 use caisson_proto::kernel::{
-    FrameCounts, FrameRun, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceNow, SequenceRead, TablesDonate,
-    Unmapped, VCPU_FRAMES, VcpuCreate, VmCreate, VmCreated, VmDestroy, VmInfo, VmKind, VmRelease, VmReport,
-    VmState,
+    FrameCounts, FrameRun, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceNow, SequenceRead,
+    TablesDonate, Unmapped, VCPU_FRAMES, VcpuCreate, VmCreate, VmCreated, VmDestroy, VmInfo, VmKind,
+    VmRelease, VmReport, VmState,
 };
 use caisson_proto::wire::Done;
 
@@ -36,14 +36,14 @@ fn in_guest(gfn: Gfn, pages: u64, most: u64) -> Result<(), Status> {
 
 impl<M: Machine> Call<'_, M> {
     fn alive(&self, id: VmId) -> Result<(usize, &Vm), Status> {
-        let found = vms::find(&self.kernel.vms, id)?;
+        let found = vms::find(&self.here.kernel.vms, id)?;
         if found.1.state() == Some(VmState::Alive) { Ok(found) } else { Err(Status::State) }
     }
 
     pub(super) fn frame_runs(&self, request: &FrameRuns) -> Answer {
-        let tables = self.kernel.tables(self.machine);
+        let tables = self.here.tables();
         let table = frames(&tables)?;
-        let at = |frame: u64| table.get(Frame(frame), &self.kernel.batches).map(|it| (it.state(), it.vm()));
+        let at = |frame: u64| table.get(Frame(frame), &self.here.batches).map(|it| (it.state(), it.vm()));
         let Some((state, vm)) = at(request.from.0) else {
             return ok(FrameRun {
                 start: request.from,
@@ -64,13 +64,13 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn frame_count(&self) -> Answer {
-        let tables = self.kernel.tables(self.machine);
+        let tables = self.here.tables();
         let [free, kernel, owned, private, firmware, quarantined, leaked] = frames(&tables)?.counts();
         ok(FrameCounts { free, kernel, owned, private, firmware, quarantined, leaked })
     }
 
     pub(super) fn vm_create(&self, request: &VmCreate) -> Answer {
-        let handler = self.kernel.service(request.handler.index());
+        let handler = self.here.service(request.handler.index());
         if handler.id() != request.handler || !handler.is_alive() {
             return Err(Status::Dead);
         }
@@ -80,37 +80,38 @@ impl<M: Machine> Call<'_, M> {
         if request.kind != VmKind::Plain {
             return Err(Status::Unsupported);
         }
-        let mut tables = self.kernel.tables(self.machine);
-        frames(&tables)?.check_free(request.root, 1, &self.kernel.batches)?;
+        let mut tables = self.here.tables();
+        frames(&tables)?.check_free(request.root, 1, &self.here.batches)?;
         let (slot, vm) =
-            self.kernel.vms.iter().enumerate().find(|(_, vm)| vm.state().is_none()).ok_or(Status::Exhausted)?;
+            self.here.vms.iter().enumerate().find(|(_, vm)| vm.state().is_none()).ok_or(Status::Exhausted)?;
         let taken = |asid: u32| {
-            let mut used = self.kernel.vms.iter().zip(&tables.books).filter(|(vm, _)| vm.state().is_some());
+            let mut used = self.here.vms.iter().zip(&tables.books).filter(|(vm, _)| vm.state().is_some());
             used.any(|(_, books)| books.asid == asid)
         };
         let asid =
-            (1..self.machine.facts().asids).find(|asid| !taken(*asid)).ok_or(Status::Exhausted)?;
+            (1..self.here.machine.facts().asids).find(|asid| !taken(*asid)).ok_or(Status::Exhausted)?;
         let id = vm.begin(slot, request.handler, request.root);
         if let Some(books) = tables.books.get_mut(slot) {
             *books = Books { kind: request.kind, asid, kernel_frames: 1, ..Books::new() };
         }
         frames(&tables)?.adopt(request.root, 1, id);
-        self.machine.adopt(request.root);
-        self.machine.log(Event::VmMade(id, request.handler));
+        self.here.machine.adopt(request.root);
+        self.here.machine.log(Event::VmMade(id, request.handler));
         ok(VmCreated { vm: id })
     }
 
     pub(super) fn vm_destroy(&self, request: &VmDestroy) -> Answer {
-        let (slot, vm) = vms::find(&self.kernel.vms, request.vm)?;
+        let (slot, vm) = vms::find(&self.here.kernel.vms, request.vm)?;
         vm.dying();
-        self.kernel.stop_vcpus(self.local, self.machine, slot);
+        self.here.stop_vcpus(slot);
         ok(Done {})
     }
 
     pub(super) fn vm_info(&self, request: &VmInfo) -> Answer {
-        let tables = self.kernel.tables(self.machine);
-        let rest = self.kernel.vms.iter().zip(&tables.books).enumerate().skip(usize::from(request.slot));
-        let mut existing = rest.filter_map(|(slot, (vm, books))| vm.state().map(|state| (slot, vm, books, state)));
+        let tables = self.here.tables();
+        let rest = self.here.vms.iter().zip(&tables.books).enumerate().skip(usize::from(request.slot));
+        let mut existing =
+            rest.filter_map(|(slot, (vm, books))| vm.state().map(|state| (slot, vm, books, state)));
         let (slot, vm, books, state) = existing.next().ok_or(Status::NotFound)?;
         ok(VmReport {
             vm: vm.id(),
@@ -125,17 +126,17 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn tables_donate(&self, request: &TablesDonate) -> Answer {
         let (slot, _) = self.alive(request.vm)?;
-        let mut tables = self.kernel.tables(self.machine);
+        let mut tables = self.here.tables();
         let Tables { frames: Some(table), books, .. } = &mut *tables else { return Err(Status::State) };
         let books = books.get_mut(slot).ok_or(Status::Dead)?;
         if request.count == 0 || request.count > (STOCK - books.stock.len()) as u64 {
             return Err(Status::Range);
         }
-        table.check_free(request.frame, request.count, &self.kernel.batches)?;
+        table.check_free(request.frame, request.count, &self.here.batches)?;
         table.adopt(request.frame, request.count, request.vm);
         books.kernel_frames += request.count;
         for frame in request.frame.0..request.frame.0 + request.count {
-            self.machine.adopt(Frame(frame));
+            self.here.machine.adopt(Frame(frame));
             books.stock.give_back(Frame(frame));
         }
         ok(Done {})
@@ -144,31 +145,31 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&self, request: &VcpuCreate) -> Answer {
         let (slot, vm) = self.alive(request.vcpu.vm)?;
         let index = usize::from(request.vcpu.index);
-        if usize::from(request.cpu.0) >= self.kernel.cpu_count() {
+        if usize::from(request.cpu.0) >= self.here.cpu_count() {
             return Err(Status::Range);
         }
         let root = vm.root(0).ok_or(Status::State)?;
         let handler = vm.handler();
-        let mut tables = self.kernel.tables(self.machine);
+        let mut tables = self.here.tables();
         let Tables { frames: Some(table), books, .. } = &mut *tables else { return Err(Status::State) };
         let books = books.get_mut(slot).ok_or(Status::Dead)?;
         let place = books.vcpus.get_mut(index).ok_or(Status::Range)?;
         if place.is_some() {
             return Err(Status::State);
         }
-        table.check_free(request.frame, VCPU_FRAMES, &self.kernel.batches)?;
+        table.check_free(request.frame, VCPU_FRAMES, &self.here.batches)?;
         if books.stock.len() < TABLES_PER_MAP {
             return Err(Status::Exhausted);
         }
         for frame in request.frame.0..request.frame.0 + VCPU_FRAMES {
-            self.machine.adopt(Frame(frame));
+            self.here.machine.adopt(Frame(frame));
         }
         table.adopt(request.frame, VCPU_FRAMES, request.vcpu.vm);
         *place = Some(request.frame);
         books.kernel_frames += VCPU_FRAMES;
         let context = Context::vcpu(slot, index);
         // With a full stock this can't fail.
-        let made = self.machine.vcpu_create(
+        let made = self.here.machine.vcpu_create(
             context,
             handler.index(),
             request.frame,
@@ -176,7 +177,7 @@ impl<M: Machine> Call<'_, M> {
             root,
             &mut books.stock,
         );
-        let state = self.kernel.context(context);
+        let state = self.here.context(context);
         state.home.store(request.cpu.0, Ordering::SeqCst);
         state.pending.store(0, Ordering::SeqCst);
         state.deadline.store(0, Ordering::SeqCst);
@@ -187,8 +188,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn sequence_read(&self, request: &SequenceRead) -> Answer {
-        let (slot, _) = vms::find(&self.kernel.vms, request.vm)?;
-        let tables = self.kernel.tables(self.machine);
+        let (slot, _) = vms::find(&self.here.kernel.vms, request.vm)?;
+        let tables = self.here.tables();
         let books = tables.books.get(slot).ok_or(Status::Dead)?;
         ok(SequenceNow { sequence: books.invalidation.sequence() })
     }
@@ -199,36 +200,36 @@ impl<M: Machine> Call<'_, M> {
         in_guest(gfn, pages, MAX_PAGES_PER_CALL)?;
         let root = vm.root(request.view).ok_or(Status::Range)?;
         let handler = vm.handler().index();
-        let mut tables = self.kernel.tables(self.machine);
+        let mut tables = self.here.tables();
         let Tables { frames: Some(table), books, .. } = &mut *tables else { return Err(Status::State) };
         let books = books.get_mut(slot).ok_or(Status::Dead)?;
         books.invalidation.commit(request.sequence, gfn, pages)?;
-        let clean = table.check_free(frame, pages, &self.kernel.batches)?;
+        let clean = table.check_free(frame, pages, &self.here.batches)?;
         if books.stock.len() < TABLES_PER_MAP {
             return Err(Status::Exhausted);
         }
         // The nested table refuses what is mapped already and changes nothing then.
-        self.machine.nested_map(root, gfn, frame, pages, access, &mut books.stock)?;
+        self.here.machine.nested_map(root, gfn, frame, pages, access, &mut books.stock)?;
         if !clean {
-            self.machine.zero(frame, pages);
+            self.here.machine.zero(frame, pages);
         }
         table.own(frame, pages, request.vm);
         books.pages += pages;
         // The window holds what view 0 holds, so nothing is there either.
-        self.machine.window_map(handler, gfn, frame, pages, &mut books.stock)?;
+        self.here.machine.window_map(handler, gfn, frame, pages, &mut books.stock)?;
         ok(Done {})
     }
 
     pub(super) fn guest_unmap(&self, request: &GuestUnmap) -> Answer {
-        let (slot, vm) = vms::find(&self.kernel.vms, request.vm)?;
+        let (slot, vm) = vms::find(&self.here.kernel.vms, request.vm)?;
         in_guest(request.gfn, request.pages, GUEST_PAGES)?;
         let root = vm.root(request.view).ok_or(Status::Range)?;
         let handler = vm.handler().index();
         let end = Gfn(request.gfn.0 + request.pages);
-        let mut tables = self.kernel.tables(self.machine);
+        let mut tables = self.here.tables();
         let Tables { frames: Some(table), books, .. } = &mut *tables else { return Err(Status::State) };
         let books = books.get_mut(slot).ok_or(Status::Dead)?;
-        if vm.state() == Some(VmState::Dying) && !self.kernel.vcpus_idle(slot) {
+        if vm.state() == Some(VmState::Dying) && !self.here.vcpus_idle(slot) {
             return Err(Status::Busy);
         }
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
@@ -240,13 +241,14 @@ impl<M: Machine> Call<'_, M> {
                 lacking = Some(Status::Exhausted);
                 break;
             }
-            match self.machine.nested_unmap(root, next, end, &mut books.stock) {
+            match self.here.machine.nested_unmap(root, next, end, &mut books.stock) {
                 Ok(Some(removed)) => {
                     next = Gfn(removed.gfn.0 + removed.pages);
                     pages += removed.pages;
                     // At most MAX_PAGES_PER_CALL steps of one page or more. The window holds the same pages.
                     let _ = taken.push((removed.frame, removed.pages));
-                    let _ = self.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
+                    let _ =
+                        self.here.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
                 }
                 Ok(None) => next = end,
                 Err(status) => {
@@ -263,26 +265,28 @@ impl<M: Machine> Call<'_, M> {
         }
         books.pages = books.pages.saturating_sub(pages);
         self.shoot_down(slot);
-        let batch = self.kernel.batches.open(request.vm, books.kind, &self.owing(slot, books.kind))?;
+        let batch = self.here.batches.open(request.vm, books.kind, &self.owing(slot, books.kind))?;
         for (frame, count) in &taken {
             table.quarantine(*frame, *count, FrameState::Owned, batch);
         }
-        self.kernel.batches.join(batch, pages);
+        self.here.batches.join(batch, pages);
         ok(Unmapped { batch, pages, next })
     }
 
     /// Completes when no CPU uses a translation of the VM that was made before: every vCPU that was in its guest
     /// has left it, and each will flush before it enters again.
     fn shoot_down(&self, vm: usize) {
-        let present = self.kernel.vms.get(vm).map_or(0, |vm| vm.vcpus.load(Ordering::Acquire));
+        let present = self.here.vms.get(vm).map_or(0, |vm| vm.vcpus.load(Ordering::Acquire));
         for index in (0..MAX_VCPUS).filter(|index| present >> index & 1 == 1) {
             let context = Context::vcpu(vm, index);
-            self.machine.vcpu_flush(context);
-            let state = self.kernel.context(context);
+            self.here.machine.vcpu_flush(context);
+            let state = self.here.context(context);
             let world = state.world.load(Ordering::SeqCst);
             while world & 1 == 1 && state.world.load(Ordering::SeqCst) == world {
-                self.machine.interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
-                self.machine.relax();
+                self.here
+                    .machine
+                    .interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
+                self.here.machine.relax();
             }
         }
     }
@@ -291,7 +295,7 @@ impl<M: Machine> Call<'_, M> {
     fn owing(&self, vm: usize, kind: VmKind) -> [u64; crate::batches::CPU_WORDS] {
         let mut owing = [0; crate::batches::CPU_WORDS];
         if kind != VmKind::Plain {
-            for (index, cpu) in self.kernel.cpus.iter().enumerate() {
+            for (index, cpu) in self.here.cpus.iter().enumerate() {
                 if let Some(word) = owing.get_mut(index / 64) {
                     *word |= (cpu.ran.load(Ordering::SeqCst) >> (vm % 64) & 1) << (index % 64);
                 }
@@ -301,42 +305,42 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vm_release(&self, request: &VmRelease) -> Answer {
-        let (slot, vm) = vms::find(&self.kernel.vms, request.vm)?;
+        let (slot, vm) = vms::find(&self.here.kernel.vms, request.vm)?;
         if vm.state() != Some(VmState::Dying) {
             return Err(Status::State);
         }
-        let mut tables = self.kernel.tables(self.machine);
+        let mut tables = self.here.tables();
         let Tables { frames: Some(table), books, .. } = &mut *tables else { return Err(Status::State) };
         let books = books.get_mut(slot).ok_or(Status::Dead)?;
-        if books.pages != 0 || !self.kernel.vcpus_idle(slot) {
+        if books.pages != 0 || !self.here.vcpus_idle(slot) {
             return Err(Status::Busy);
         }
-        let batch = self.kernel.batches.open(request.vm, VmKind::Plain, &[])?;
+        let batch = self.here.batches.open(request.vm, VmKind::Plain, &[])?;
         let handler = vm.handler().index();
-        let mut sink = Sink { machine: self.machine, table, batch, count: 0 };
+        let mut sink = Sink { machine: self.here.machine, table, batch, count: 0 };
         for (index, place) in books.vcpus.iter_mut().enumerate() {
             if let Some(first) = place.take() {
-                self.machine.vcpu_drop(Context::vcpu(slot, index), handler);
+                self.here.machine.vcpu_drop(Context::vcpu(slot, index), handler);
                 for frame in first.0..first.0 + VCPU_FRAMES {
                     sink.give_back(Frame(frame));
                 }
             }
         }
-        self.machine.window_drop(handler, &mut sink);
+        self.here.machine.window_drop(handler, &mut sink);
         for view in 0..MAX_VIEWS as u8 {
             if let Some(root) = vm.root(view) {
-                self.machine.nested_drop(root, &mut sink);
+                self.here.machine.nested_drop(root, &mut sink);
             }
         }
         while let Some(frame) = books.stock.pop() {
             sink.give_back(frame);
         }
         let pages = sink.count;
-        self.kernel.batches.join(batch, pages);
+        self.here.batches.join(batch, pages);
         *books = Books::new();
         vm.end();
         debug_assert!(slot < MAX_VMS);
-        self.machine.log(Event::VmGone(request.vm));
+        self.here.machine.log(Event::VmGone(request.vm));
         ok(Unmapped { batch, pages, next: Gfn(0) })
     }
 }

@@ -12,10 +12,10 @@ use caisson_proto::abi::{Lease, Status};
 use caisson_proto::kernel::{Caps, FaultKind, KernelCall};
 use caisson_proto::wire::{Reply, Words};
 
-use crate::cpu::{Local, UserFrame};
+use crate::cpu::UserFrame;
 use crate::event::Event;
+use crate::here::Here;
 use crate::ipc::Next;
-use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::service::Service;
 
@@ -24,9 +24,7 @@ type Answer = Result<Words, Status>;
 
 /// The caller of an operation and the CPU that it runs on.
 struct Call<'a, M: Machine> {
-    kernel: &'a Kernel,
-    local: &'a Local,
-    machine: &'a M,
+    here: Here<'a, M>,
     slot: usize,
     service: &'a Service,
     lease: Option<Lease>,
@@ -37,23 +35,16 @@ fn ok<R: Reply>(reply: R) -> Answer {
     Ok(reply.encode())
 }
 
-impl Kernel {
+impl<M: Machine> Here<'_, M> {
     /// A call to the kernel.
-    pub(crate) fn kernel_call<M: Machine>(
-        &self,
-        local: &Local,
-        machine: &M,
-        frame: &mut UserFrame,
-        slot: usize,
-        service: &Service,
-    ) -> Next {
+    pub(crate) fn kernel_call(&self, frame: &mut UserFrame, slot: usize, service: &Service) -> Next {
         let (Ok(call), Ok(lease)) = (KernelCall::decode(&frame.words), Lease::from_word(frame.rbx)) else {
-            return self.blame(local, machine, slot, FaultKind::Protocol, frame);
+            return self.blame(slot, FaultKind::Protocol, frame);
         };
         frame.rbx = 0;
         let op = frame.words[0];
         let answer = if service.caps().intersects(needed(&call)) || needed(&call).is_empty() {
-            Call { kernel: self, local, machine, slot, service, lease }.invoke(&call)
+            Call { here: *self, slot, service, lease }.invoke(&call)
         } else {
             Err(Status::Denied)
         };
@@ -64,7 +55,7 @@ impl Kernel {
             }
             Err(status) => {
                 if matches!(status, Status::Denied | Status::BadLease | Status::TooWeak) {
-                    machine.log(Event::Refused(service.id(), op, status));
+                    self.machine.log(Event::Refused(service.id(), op, status));
                 }
                 frame.rax = status as u64;
                 frame.words = [0; 8];

@@ -11,18 +11,18 @@ use crate::service::Service;
 
 impl<M: Machine> Call<'_, M> {
     fn target(&self, id: ServiceId) -> Result<&Service, Status> {
-        if id.index() >= self.kernel.service_count() {
+        if id.index() >= self.here.service_count() {
             return Err(Status::NotFound);
         }
-        let service = self.kernel.service(id.index());
+        let service = self.here.service(id.index());
         if service.id() == id { Ok(service) } else { Err(Status::Dead) }
     }
 
     pub(super) fn service_status(&self, request: &ServiceStatus) -> Answer {
-        if usize::from(request.slot) >= self.kernel.service_count() {
+        if usize::from(request.slot) >= self.here.service_count() {
             return Err(Status::NotFound);
         }
-        let service = self.kernel.service(usize::from(request.slot));
+        let service = self.here.service(usize::from(request.slot));
         let epitaph = *service.epitaph.lock();
         ok(ServiceReport {
             id: service.id(),
@@ -38,7 +38,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn service_restart(&self, request: &ServiceRestart) -> Answer {
         self.target(request.service)?;
-        let id = self.kernel.restart(self.local, self.machine, request.service.index())?;
+        let id = self.here.restart(request.service.index())?;
         ok(Restarted { id })
     }
 
@@ -47,12 +47,12 @@ impl<M: Machine> Call<'_, M> {
         if !service.is_alive() || request.service.index() == self.slot {
             return Err(Status::State);
         }
-        self.kernel.kill(self.local, self.machine, request.service.index());
+        self.here.kill(request.service.index());
         ok(Done {})
     }
 
     pub(super) fn power_off(&self, request: &PowerOff) -> Answer {
-        self.machine.power_off(request.status);
+        self.here.machine.power_off(request.status);
         ok(Done {})
     }
 }

@@ -16,7 +16,7 @@ use crate::vms;
 impl<M: Machine> Call<'_, M> {
     /// The context of a vCPU that exists and whose VM the caller handles.
     fn own_vcpu(&self, id: VcpuId) -> Result<Context, Status> {
-        let (slot, vm) = vms::find(&self.kernel.vms, id.vm)?;
+        let (slot, vm) = vms::find(&self.here.kernel.vms, id.vm)?;
         if vm.handler() != self.service.id() {
             return Err(Status::Denied);
         }
@@ -32,29 +32,29 @@ impl<M: Machine> Call<'_, M> {
 
     /// Whether a vCPU's registers stand still: it is stopped or parked, or the caller is handling its exit.
     fn stands_still(&self, context: Context) -> bool {
-        match self.kernel.context(context).phase() {
+        match self.here.context(context).phase() {
             Phase::Idle | Phase::Parked => true,
-            Phase::Running => self.local.context.get() == Some(context),
+            Phase::Running => self.here.local.context.get() == Some(context),
             Phase::Ready | Phase::Waiting => false,
         }
     }
 
     pub(super) fn vcpu_run(&self, request: &VcpuRun) -> Answer {
         let context = self.own_vcpu(request.vcpu)?;
-        let state = self.kernel.context(context);
+        let state = self.here.context(context);
         if state.phase() != Phase::Idle {
             return Err(Status::State);
         }
-        self.machine.vcpu_load(context, Groups::all())?;
+        self.here.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.set_phase(Phase::Ready);
-        self.kernel.wake(self.local, self.machine, context);
+        self.here.wake(context);
         ok(Done {})
     }
 
     pub(super) fn vcpu_kick(&self, request: &VcpuKick) -> Answer {
         let context = self.own_vcpu(request.vcpu)?;
-        self.kernel.kick(self.local, self.machine, context, pending::KICK);
+        self.here.kick(context, pending::KICK);
         ok(Done {})
     }
 
@@ -63,7 +63,7 @@ impl<M: Machine> Call<'_, M> {
         if !self.stands_still(context) {
             return Err(Status::Busy);
         }
-        self.machine.vcpu_save(context, request.groups);
+        self.here.machine.vcpu_save(context, request.groups);
         ok(Done {})
     }
 
@@ -76,20 +76,20 @@ impl<M: Machine> Call<'_, M> {
         if !self.stands_still(context) {
             return Err(Status::Busy);
         }
-        self.machine.vcpu_cpuid(context, lease, request.count)?;
+        self.here.machine.vcpu_cpuid(context, lease, request.count)?;
         ok(Done {})
     }
 
     pub(super) fn vcpu_stop(&self, request: &VcpuStop) -> Answer {
         let context = self.own_vcpu(request.vcpu)?;
-        let state = self.kernel.context(context);
-        if self.local.context.get() == Some(context) {
+        let state = self.here.context(context);
+        if self.here.local.context.get() == Some(context) {
             return Err(Status::State);
         }
-        self.kernel.kick(self.local, self.machine, context, pending::STOP);
+        self.here.kick(context, pending::STOP);
         while state.in_guest() {
-            self.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
-            self.machine.relax();
+            self.here.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
+            self.here.machine.relax();
         }
         ok(Done {})
     }

@@ -223,7 +223,6 @@ pub fn look_up<T: Tables>(tables: &T, tree: Tree, gfn: Gfn) -> Option<Mapping> {
     None
 }
 
-
 /// Gives every table to the pool, the root too, empty. Nothing is mapped in them any more.
 pub fn drop_all<T: Tables>(tables: &mut T, tree: Tree, pool: &mut dyn TablePool) {
     drop_level(tables, tree.root, tree.levels, pool);

@@ -29,8 +29,7 @@ pub struct Limits {
 }
 
 /// What the kernel keeps of a vCPU beside its VMCB. All zero is valid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Extra {
     /// The event of the next entry or, while the guest runs, of the last.
@@ -97,9 +96,8 @@ fn segment(page: &impl StatePage, offset: usize) -> Segment {
 }
 
 fn put_segment(page: &mut impl StatePage, offset: usize, segment: &Segment) {
-    let head = u64::from(segment.selector)
-        | u64::from(segment.attributes) << 16
-        | u64::from(segment.limit) << 32;
+    let head =
+        u64::from(segment.selector) | u64::from(segment.attributes) << 16 | u64::from(segment.limit) << 32;
     page.set(offset, head);
     page.set(offset + 8, segment.base);
 }

@@ -1,0 +1,88 @@
+//! The kernel as one CPU sees it: the shared tables, what this CPU has to itself, and the machine under it.
+
+use core::ops::Deref;
+use core::sync::atomic::Ordering;
+
+use caisson_proto::abi::doorbell;
+use caisson_proto::addr::CpuId;
+use caisson_proto::kernel::Caps;
+use spin::MutexGuard;
+
+use crate::context::{Context, Phase};
+use crate::cpu::Local;
+use crate::kernel::{Kernel, Tables};
+use crate::machine::Machine;
+
+/// Where the kernel runs now. Everything that happens in it is a method of this.
+#[derive(Debug)]
+pub struct Here<'a, M: Machine> {
+    /// The shared tables.
+    pub kernel: &'a Kernel,
+    /// This CPU's own.
+    pub local: &'a Local,
+    /// The machine.
+    pub machine: &'a M,
+}
+
+impl<M: Machine> Clone for Here<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Machine> Copy for Here<'_, M> {}
+
+impl<M: Machine> Deref for Here<'_, M> {
+    type Target = Kernel;
+    fn deref(&self) -> &Kernel {
+        self.kernel
+    }
+}
+
+impl<M: Machine> Here<'_, M> {
+    /// The table lock. Whoever waits for it answers other CPUs meanwhile; nobody who holds it waits for it.
+    pub fn tables(&self) -> MutexGuard<'_, Tables> {
+        loop {
+            if let Some(guard) = self.tables.try_lock() {
+                return guard;
+            }
+            self.machine.relax();
+        }
+    }
+
+    /// Makes a context run on its CPU: at once here, by an interrupt elsewhere.
+    pub fn wake(&self, context: Context) {
+        let home = CpuId(self.context(context).home.load(Ordering::Acquire));
+        let (word, bit) = (context.index() / 64, 1 << (context.index() % 64));
+        if home == self.local.cpu {
+            if let Some(ready) = self.local.ready.get(word) {
+                ready.set(ready.get() | bit);
+            }
+        } else if let Some(woken) = self.cpus.get(usize::from(home.0)).and_then(|cpu| cpu.woken.get(word)) {
+            woken.fetch_or(bit, Ordering::SeqCst);
+            self.machine.interrupt_cpu(home);
+        }
+    }
+
+    /// Rings doorbells of a service. Its activation runs here, after the present call chain.
+    pub fn ring(&self, slot: usize, bits: u64) {
+        let Some(service) = self.services.get(slot) else { return };
+        service.bells.fetch_or(bits, Ordering::SeqCst);
+        let context = Context::doorbell(slot);
+        let state = self.context(context);
+        if service.is_alive() && state.queued.swap(1, Ordering::SeqCst) == 0 {
+            state.home.store(self.local.cpu.0, Ordering::SeqCst);
+            state.set_phase(Phase::Ready);
+            self.wake(context);
+        }
+    }
+
+    /// Rings the supervisor, who is whoever has the capability.
+    pub fn ring_supervisor(&self) {
+        for slot in 0..self.service_count() {
+            if self.service(slot).caps().contains(Caps::SUPERVISE) {
+                self.ring(slot, doorbell::SERVICE_DIED);
+            }
+        }
+    }
+}
