@@ -129,6 +129,11 @@ impl<M: Memory> Producer<M> {
         false
     }
 
+    /// Whether the consumer has read everything.
+    pub fn all_read(&mut self) -> bool {
+        self.room() == SLOTS
+    }
+
     /// Counts a message that was given up.
     pub fn count_dropped(&self) {
         let dropped = self.memory.load32(header::DROPPED, Ordering::Relaxed);

@@ -147,6 +147,11 @@ impl Outward {
         written
     }
 
+    /// Whether the reader has read everything.
+    pub fn all_read(&mut self) -> bool {
+        self.producer.all_read()
+    }
+
     /// Asks for the doorbell [`room_bit`](Self::room_bit). False: there is room already.
     pub fn wait_room(&mut self) -> bool {
         self.producer.wait_room()
