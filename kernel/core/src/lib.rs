@@ -11,6 +11,7 @@
 
 pub mod batches;
 pub mod boot;
+pub mod bundle;
 pub mod context;
 pub mod cpu;
 pub mod event;

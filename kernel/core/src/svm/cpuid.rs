@@ -34,12 +34,17 @@ const fn hash(leaf: u32) -> usize {
 }
 
 impl Table {
+    /// Whether an entry is well formed.
+    pub fn accepts(entry: &CpuidEntry) -> bool {
+        entry.flags & !KNOWN_FLAGS == 0 && entry.spare == 0
+    }
+
     /// Adds an entry. A leaf's first matching entry answers, so order matters among entries of one leaf.
     ///
     /// # Errors
-    /// [`Status::Malformed`] for unknown flags or a spare word that isn't zero, [`Status::Exhausted`] if it is full.
+    /// [`Status::Malformed`] unless it is [accepted](Self::accepts), [`Status::Exhausted`] if the table is full.
     pub fn add(&mut self, entry: CpuidEntry) -> Result<(), Status> {
-        if entry.flags & !KNOWN_FLAGS != 0 || entry.spare != 0 {
+        if !Self::accepts(&entry) {
             return Err(Status::Malformed);
         }
         let start = hash(entry.leaf);
