@@ -49,11 +49,19 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
             };
         }
         if contents.files.len() > MAX_FILES {
-            return Err(wrong!("\"{}\" has {} files; at most {MAX_FILES} fit", service.name, contents.files.len()));
+            return Err(wrong!(
+                "\"{}\" has {} files; at most {MAX_FILES} fit",
+                service.name,
+                contents.files.len()
+            ));
         }
         for (to, from) in record.files.iter_mut().zip(&contents.files) {
             if from.len() as u64 > layout::FILE_STRIDE {
-                return Err(wrong!("a file of \"{}\" has {} bytes; at most 1 GiB fits", service.name, from.len()));
+                return Err(wrong!(
+                    "a file of \"{}\" has {} bytes; at most 1 GiB fits",
+                    service.name,
+                    from.len()
+                ));
             }
             *to = FileRecord { bundle_page: pages.place(from), bytes: from.len() as u64 };
         }

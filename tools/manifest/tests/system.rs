@@ -74,7 +74,10 @@ fn two_owners() {
     let error = broken("kernel = [\"frames\"]", "kernel = [\"frames\"]\ninterrupt = 4");
     says(&error, &["interrupt 4 has two owners, \"console\" and \"memory\""]);
     let ports = "kernel = [\"frames\"]\nports = [{ first = 0x3ff, count = 1 }]";
-    says(&broken("kernel = [\"frames\"]", ports), &["ports 0x3ff to 0x3ff of \"memory\" overlap 0x3f8 to 0x3ff"]);
+    says(
+        &broken("kernel = [\"frames\"]", ports),
+        &["ports 0x3ff to 0x3ff of \"memory\" overlap 0x3f8 to 0x3ff"],
+    );
 }
 
 #[test]
@@ -152,7 +155,9 @@ fn the_boards_machine_with_two_vms() {
     let consoles: Vec<(u16, u16, u32)> = plan
         .rings
         .iter()
-        .filter(|ring| ring.purpose == RingUse::ConsoleOut as u32 || ring.purpose == RingUse::ConsoleIn as u32)
+        .filter(|ring| {
+            ring.purpose == RingUse::ConsoleOut as u32 || ring.purpose == RingUse::ConsoleIn as u32
+        })
         .map(|ring| (ring.producer, ring.consumer, ring.channel))
         .collect();
     assert_eq!(consoles, [(2, 1, 1), (3, 1, 2), (1, 2, 1), (1, 3, 2)]);

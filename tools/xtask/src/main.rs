@@ -1,2 +1,63 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: sets up, builds, runs, tests and measures Caisson.
+#![forbid(unsafe_code)]
+
+mod bzimage;
+mod channels;
+mod cli;
+mod failure;
+mod guests;
+mod image;
+mod initramfs;
+mod logs;
+mod machine;
+mod paths;
+mod progress;
+mod qemu;
+mod run;
+mod screen;
+mod script;
+mod setup;
+mod terminal;
+mod verdict;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use failure::{Failure, Status};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            // What clap says is several lines; the last line has to be the status.
+            let _ = error.print();
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or("bad argument");
+            return end(&Failure::new(Status::BadSetup, first.trim_start_matches("error: ")));
+        }
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(failure) => end(&failure),
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    let paths = paths::Paths::find()?;
+    match command {
+        Command::Setup => setup::everything(&paths).map(|_| ExitCode::SUCCESS),
+        Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
+        Command::Image(args) => image::leave(&paths, &args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Says how it ended, as the last line on standard error, and makes it the exit status.
+fn end(outcome: &Failure) -> ExitCode {
+    eprintln!("caisson: exit status {}: {}", outcome.status as u8, outcome.text);
+    ExitCode::from(outcome.status as u8)
+}

@@ -1,0 +1,128 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use caisson_manifest::Size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Sets up, builds, runs, tests and measures Caisson.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    after_help = "\
+Examples:
+  cargo xtask run                              a Linux guest's shell on Caisson
+  cargo xtask run --cpus 4 --vcpus 4           with four CPUs
+  cargo xtask test                             everything that must hold"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Install and download what is missing, and say what can't be
+    Setup,
+    /// Boot Caisson in QEMU and give the terminal to the guest's shell
+    Run(RunArgs),
+    /// Build kernel and bundle, and say how to start them
+    Image(MachineArgs),
+}
+
+/// The machine and its guests.
+#[derive(Clone, Debug, Args)]
+pub struct MachineArgs {
+    /// CPUs of the machine, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub cpus: u64,
+    /// vCPUs of a guest, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub vcpus: u64,
+    /// Memory of a guest
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: Size,
+    /// Memory of the machine; what the guests need and a reserve, if not given
+    #[arg(long, value_name = "SIZE")]
+    pub machine_memory: Option<Size>,
+    /// The guest's kernel; Debian's cloud kernel, if not given
+    #[arg(long, value_name = "BZIMAGE")]
+    pub kernel: Option<PathBuf>,
+    /// The guest's initial RAM disk; one with busybox, if not given
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The guest kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
+    pub cmdline: String,
+    /// A guest of its own, described by a file; give several for several guests.
+    ///
+    /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
+    /// on-reset = "restart" or "stop", first-cpu. What the file leaves out, the options here say.
+    #[arg(long = "vm", value_name = "FILE.toml")]
+    pub vms: Vec<PathBuf>,
+    /// Lowest level of log messages to show
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log: LogLevel,
+    /// Count instructions instead of time: every run is the same. One CPU only
+    #[arg(long)]
+    pub icount: bool,
+}
+
+/// Reads well on a serial console, ends through the keyboard controller, and reboots at once after a panic.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
+
+/// How to run.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+While it runs: Ctrl-A X leaves, Ctrl-A N shows the next guest, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H helps.
+The guest's console is on standard output, everything else on standard error; its last line says how it ended.
+
+Exit status:
+  0  every guest powered itself off, or you left
+  2  a guest crashed
+  3  a service or the kernel faulted
+  4  time ran out
+  5  a bad argument or set-up
+
+Examples:
+  cargo xtask run
+  cargo xtask run --script commands.txt --timeout 60
+  cargo xtask run --vm web.toml --vm db.toml --cpus 4
+  cargo xtask run --kernel bzImage --initrd initrd.img --cmdline 'console=ttyS0'")]
+pub struct RunArgs {
+    /// The machine and its guests.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Type the lines of this file at each guest's prompt, one after the other, then power it off
+    ///
+    /// Blank lines and lines that begin with # are left out.
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// End after so many seconds, with exit status 4
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Let QEMU wait for a debugger at port 1234
+    #[arg(long)]
+    pub gdb: bool,
+}
+
+/// A level of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum LogLevel {
+    /// Everything.
+    Trace,
+    /// What is useful for finding mistakes.
+    Debug,
+    /// What happens.
+    Info,
+    /// What shouldn't happen.
+    Warn,
+    /// What went wrong.
+    Error,
+    /// Nothing.
+    Off,
+}

@@ -1,0 +1,198 @@
+//! Which guests there are, checked before anything is built or booted.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use caisson_manifest::plan::MAX_GUESTS;
+use caisson_manifest::vm::{self, VmFile};
+use caisson_manifest::{Size, system::System};
+use caisson_proto::vmm::OnReset;
+
+use crate::bzimage;
+use crate::cli::MachineArgs;
+use crate::failure::{Context, Failure};
+
+/// The machine's memory for Caisson itself, in bytes.
+const RESERVE: u64 = 160 << 20;
+/// The machine's memory is given to QEMU in steps of this many bytes.
+const STEP: u64 = 16 << 20;
+
+/// One guest. Files that the user didn't give are the set-up's.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The kernel.
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// What a reset does.
+    pub on_reset: OnReset,
+    /// The physical CPU of vCPU 0.
+    pub first_cpu: u16,
+}
+
+/// The machine and its guests, as they will be.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// CPUs.
+    pub cpus: u16,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The guests, in the order of their channels.
+    pub guests: Vec<Guest>,
+    /// Instructions are counted instead of time.
+    pub icount: bool,
+}
+
+/// Checks every argument and every file that the user named.
+pub fn resolve(system: &System, args: &MachineArgs) -> Result<Machine, Failure> {
+    let cpus = match u16::try_from(args.cpus) {
+        Ok(cpus @ 1..) if cpus <= system.max_cpus => cpus,
+        _ => {
+            let (asked, most) = (args.cpus, system.max_cpus);
+            return Err(Failure::setup(format!(
+                "--cpus {asked}: board \"{}\" can have 1 to {most} CPUs",
+                system.board
+            )));
+        }
+    };
+    if args.icount && cpus > 1 {
+        return Err(Failure::setup(format!(
+            "--icount works with one CPU only, not with --cpus {cpus}; give --cpus 1"
+        )));
+    }
+    let mut files = args.vms.iter().map(|path| vm_file(path)).collect::<Result<Vec<_>, _>>()?;
+    if files.is_empty() {
+        files.push(VmFile { name: Some("guest".into()), ..VmFile::default() });
+    }
+    if files.len() > MAX_GUESTS {
+        return Err(Failure::setup(format!(
+            "{} guests; at most {MAX_GUESTS} can run side by side",
+            files.len()
+        )));
+    }
+    let mut guests: Vec<Guest> = Vec::new();
+    for file in files {
+        let next = guests.last().map_or(0, |last| last.first_cpu + u16::from(last.vcpus)) % cpus;
+        let guest = guest(args, file, next)?;
+        if guest.first_cpu >= cpus {
+            let (name, first) = (&guest.name, guest.first_cpu);
+            return Err(Failure::setup(format!(
+                "VM \"{name}\" wants to start on CPU {first}, but the machine has {cpus}: give `first-cpu` below that"
+            )));
+        }
+        if guests.iter().any(|other| other.name == guest.name) {
+            return Err(Failure::setup(format!(
+                "two VMs are named \"{}\"; give each its own `name`",
+                guest.name
+            )));
+        }
+        guests.push(guest);
+    }
+    let memory = machine_memory(args, &guests)?;
+    Ok(Machine { cpus, memory, guests, icount: args.icount })
+}
+
+fn vm_file(path: &Path) -> Result<VmFile, Failure> {
+    let text = std::fs::read_to_string(path).about("read VM file", path)?;
+    Ok(VmFile::parse(path, &text)?)
+}
+
+fn guest(args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Failure> {
+    let name = file.name.unwrap_or_default();
+    vm::check_name(&name)?;
+    let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
+    let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
+    let kernel = file.kernel.or_else(|| args.kernel.clone());
+    let initrd = file.initrd.or_else(|| args.initrd.clone());
+    let guest = Guest {
+        name,
+        vcpus,
+        memory,
+        kernel,
+        initrd,
+        cmdline: file.cmdline.unwrap_or_else(|| args.cmdline.clone()),
+        on_reset: file.on_reset.unwrap_or(OnReset::Restart),
+        first_cpu: file.first_cpu.unwrap_or(first_cpu),
+    };
+    if guest.cmdline.len() > 2047 || guest.cmdline.contains('\0') {
+        return Err(Failure::setup(format!(
+            "VM \"{}\": its command line has {} bytes; at most 2047 fit, and no zero byte",
+            guest.name,
+            guest.cmdline.len()
+        )));
+    }
+    for (path, what) in [(&guest.kernel, "kernel"), (&guest.initrd, "initrd")] {
+        if let Some(path) = path {
+            check_file(&guest, path, what)?;
+        }
+    }
+    Ok(guest)
+}
+
+/// Checks a guest's kernel or initrd; also used for the set-up's own files.
+pub fn check_file(guest: &Guest, path: &Path, what: &str) -> Result<(), Failure> {
+    let mut file = File::open(path).about(&format!("open the {what}"), path)?;
+    let length = file.metadata().about("look at", path)?;
+    if !length.is_file() {
+        return Err(Failure::setup(format!("the {what} {} is no file", path.display())));
+    }
+    let mut needs = length.len();
+    if what == "kernel" {
+        let mut head = Vec::new();
+        file.by_ref().take(4096).read_to_end(&mut head).about("read", path)?;
+        let kernel = bzimage::check(&head)
+            .map_err(|why| Failure::setup(format!("the kernel {} {why}", path.display())))?;
+        needs += u64::from(kernel.init_size);
+    }
+    // The kernel unpacks itself from 16 MiB on; an initrd lies above it.
+    let room = guest.memory.saturating_sub(16 << 20);
+    if needs > room {
+        return Err(Failure::setup(format!(
+            "VM \"{}\" has {} of memory, too little for its {what} {} (which needs {} MiB); give it more",
+            guest.name,
+            Size(guest.memory),
+            path.display(),
+            (needs + (16 << 20)).div_ceil(1 << 20)
+        )));
+    }
+    Ok(())
+}
+
+fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> {
+    let length = |path: &Option<PathBuf>| {
+        path.as_ref().map_or(Ok(32 << 20), |path| {
+            std::fs::metadata(path).map(|data| data.len()).about("look at", path)
+        })
+    };
+    let mut needed = RESERVE;
+    for guest in guests {
+        // One 512th for nested tables, as much again for the vmm's own.
+        needed += guest.memory + guest.memory / 256 + length(&guest.kernel)? + length(&guest.initrd)?;
+    }
+    let needed = needed.next_multiple_of(STEP);
+    match args.machine_memory {
+        None => Ok(needed),
+        Some(given) if given.0 >= needed => Ok(given.0),
+        Some(given) => Err(Failure::setup(format!(
+            "the machine's memory of {given} can't hold {}: give --machine-memory {} or more, or smaller guests",
+            match guests {
+                [guest] => format!("VM \"{}\" with {}", guest.name, Size(guest.memory)),
+                _ => format!(
+                    "{} VMs with {} in all",
+                    guests.len(),
+                    Size(guests.iter().map(|g| g.memory).sum())
+                ),
+            },
+            Size(needed)
+        ))),
+    }
+}

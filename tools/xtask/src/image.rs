@@ -1,0 +1,188 @@
+//! Builds kernel and services for the bare machine and makes the bundle.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use caisson_manifest::bundle::{self, Contents};
+use caisson_manifest::image::image;
+use caisson_manifest::plan::{Plan, plan};
+use caisson_manifest::system::System;
+use caisson_proto::vmm::{VmConfig, file};
+
+use crate::cli::{LogLevel, MachineArgs};
+use crate::failure::{Context, Failure, Status};
+use crate::guests::{self, Guest, Machine};
+use crate::machine;
+use crate::paths::{Paths, make_folder};
+use crate::progress::quietly;
+use crate::setup::{self, TARGET};
+
+/// With `--icount` every run is the same: 2026-01-01 as the time.
+pub const FIXED_EPOCH: u64 = 1_767_225_600;
+
+/// Everything that a machine is started with.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The kernel, for QEMU's -kernel.
+    pub kernel: PathBuf,
+    /// The bundle's content.
+    pub bundle: Vec<u8>,
+    /// The services by slot.
+    pub services: Vec<Service>,
+}
+
+/// A service in its slot.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its program.
+    pub program: PathBuf,
+    /// For a vmm: the index of its guest.
+    pub vm: Option<usize>,
+}
+
+/// Reads the board's manifest.
+pub fn manifest(paths: &Paths) -> Result<System, Failure> {
+    let path = paths.manifest();
+    let text = std::fs::read_to_string(&path).about("read", &path)?;
+    Ok(System::parse(&path, &text)?)
+}
+
+/// Builds everything for this machine.
+pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -> Result<Built, Failure> {
+    let names: Vec<&str> = machine.guests.iter().map(|guest| guest.name.as_str()).collect();
+    let plan = plan(system, &names)?;
+    setup::toolchain()?;
+    let kernel = kernel(paths, system, log)?;
+    let programs = services(paths, system, log)?;
+    let contents = contents(paths, machine, &plan, &programs)?;
+    let services = plan
+        .services
+        .iter()
+        .map(|service| Service {
+            name: service.name.clone(),
+            program: programs[&service.bin].clone(),
+            vm: service.vm,
+        })
+        .collect();
+    Ok(Built { kernel, bundle: bundle::write(&plan, &contents)?, services })
+}
+
+/// `cargo xtask image`: leaves kernel and bundle where they can be taken from.
+pub fn leave(paths: &Paths, args: &MachineArgs) -> Result<(), Failure> {
+    let system = manifest(paths)?;
+    let machine = guests::resolve(&system, args)?;
+    let built = build(paths, &system, &machine, args.log)?;
+    let folder = paths.image();
+    make_folder(&folder)?;
+    let (kernel, bundle) = (folder.join("caisson-kernel"), folder.join("bundle.bin"));
+    std::fs::copy(&built.kernel, &kernel).about("write", &kernel)?;
+    std::fs::write(&bundle, &built.bundle).about("write", &bundle)?;
+    println!("kernel: {}", kernel.display());
+    println!("bundle: {}", bundle.display());
+    let mut line = machine::arguments(&machine, &kernel, &bundle);
+    line.extend(["-serial", "stdio", "-debugcon", "file:caisson.log"].map(String::from));
+    println!("start: qemu-system-x86_64 {}", line.join(" "));
+    Ok(())
+}
+
+fn cargo(paths: &Paths, folder: &str, flags: &[&str], log: LogLevel) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    // Its own folder: other flags would otherwise rebuild everything each time.
+    command.current_dir(&paths.root).args(["build", "--release", "--target", TARGET]);
+    command.arg("--target-dir").arg(paths.target.join(folder));
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
+    command.env("DEFMT_LOG", if log == LogLevel::Trace { "trace" } else { "debug" });
+    command
+}
+
+fn built(paths: &Paths, folder: &str, bin: &str) -> PathBuf {
+    paths.target.join(folder).join(TARGET).join("release").join(bin)
+}
+
+/// Builds the kernel.
+pub fn kernel(paths: &Paths, system: &System, log: LogLevel) -> Result<PathBuf, Failure> {
+    let flags = ["-Crelocation-model=static", "-Ccode-model=kernel"];
+    let mut command = cargo(paths, "kernel", &flags, log);
+    command.args(["--package", &system.kernel.package, "--bin", system.kernel.bin()]);
+    quietly("building the kernel", &mut command, Status::BadSetup)?;
+    Ok(built(paths, "kernel", system.kernel.bin()))
+}
+
+/// Builds all services; the programs by binary.
+pub fn services(paths: &Paths, system: &System, log: LogLevel) -> Result<HashMap<String, PathBuf>, Failure> {
+    let mut command = cargo(paths, "services", &["-Crelocation-model=static"], log);
+    let packages: BTreeSet<&str> = system.services.iter().map(|service| service.package.as_str()).collect();
+    let bins: BTreeSet<&str> = system.services.iter().map(|service| service.bin()).collect();
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    command.args(bins.iter().flat_map(|bin| ["--bin", bin]));
+    quietly("building the services", &mut command, Status::BadSetup)?;
+    Ok(bins.into_iter().map(|bin| (bin.to_owned(), built(paths, "services", bin))).collect())
+}
+
+fn contents(
+    paths: &Paths,
+    machine: &Machine,
+    plan: &Plan,
+    programs: &HashMap<String, PathBuf>,
+) -> Result<Vec<Contents>, Failure> {
+    let mut images = HashMap::new();
+    let mut contents = Vec::new();
+    for service in &plan.services {
+        let path = &programs[&service.bin];
+        if !images.contains_key(path) {
+            let elf = std::fs::read(path).about("read", path)?;
+            images.insert(path, Arc::new(image(&service.bin, &elf)?));
+        }
+        let files = match service.vm.map(|vm| &machine.guests[vm]) {
+            Some(guest) => vm_files(paths, machine, guest)?,
+            None => Vec::new(),
+        };
+        contents.push(Contents { image: images[path].clone(), files });
+    }
+    Ok(contents)
+}
+
+/// The files of a vmm in the order of `vmm::file`.
+fn vm_files(paths: &Paths, machine: &Machine, guest: &Guest) -> Result<Vec<Arc<[u8]>>, Failure> {
+    let read = |path: &Path, what| -> Result<Arc<[u8]>, Failure> {
+        guests::check_file(guest, path, what)?;
+        Ok(std::fs::read(path).about("read", path)?.into())
+    };
+    let (kernel, initrd) = match (&guest.kernel, &guest.initrd) {
+        (Some(kernel), Some(initrd)) => (kernel.clone(), initrd.clone()),
+        (kernel, initrd) => {
+            let ours = setup::guest_files(paths)?;
+            (kernel.clone().unwrap_or(ours.kernel), initrd.clone().unwrap_or(ours.initramfs))
+        }
+    };
+    let mut files: Vec<Arc<[u8]>> = vec![Arc::from([].as_slice()); 3];
+    files[file::CONFIG] = config(machine, guest)?.into();
+    files[file::KERNEL] = read(&kernel, "kernel")?;
+    files[file::INITRD] = read(&initrd, "initrd")?;
+    Ok(files)
+}
+
+fn config(machine: &Machine, guest: &Guest) -> Result<Vec<u8>, Failure> {
+    let mut seed = [0; 32];
+    let mut epoch = FIXED_EPOCH;
+    if !machine.icount {
+        getrandom::fill(&mut seed).context("no random numbers")?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        epoch = now.map_or(FIXED_EPOCH, |since| since.as_secs());
+    }
+    let config = VmConfig {
+        name: guest.name.clone(),
+        vcpus: guest.vcpus,
+        memory: guest.memory,
+        cmdline: guest.cmdline.clone(),
+        on_reset: guest.on_reset,
+        first_cpu: guest.first_cpu,
+        epoch,
+        seed,
+    };
+    postcard::to_allocvec(&config).context("VM configuration")
+}

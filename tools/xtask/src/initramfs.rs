@@ -1,0 +1,59 @@
+//! Assembles the guest's initial RAM disk: busybox, its applets as links, and an init that gives the console to
+//! a shell. It isn't compressed, because unpacking takes the guest longer than loading it takes the machine.
+
+use std::path::Path;
+use std::process::Command;
+
+use cpio::newc::{Builder, trailer};
+
+use crate::failure::{Context, Failure};
+
+/// The beginning of the prompt that [`INIT`] sets.
+pub const PROMPT: &str = "guest:";
+
+const INIT: &str = r#"#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+export PATH=/bin HOME=/root TERM=vt100 PS1='guest:\w# '
+cd /root
+setsid cttyhack sh
+poweroff -f
+"#;
+
+const FOLDER: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_777;
+const CONSOLE: u32 = 0o020_600;
+
+/// The archive, in the kernel's "newc" format.
+pub fn assemble(busybox: &Path) -> Result<Vec<u8>, Failure> {
+    let program = std::fs::read(busybox).about("read", busybox)?;
+    let applets = Command::new(busybox).arg("--list").output().about("run", busybox)?;
+    let mut archive = Archive { bytes: Vec::new(), inode: 1 };
+    for folder in ["bin", "dev", "proc", "sys", "root", "tmp", "etc"] {
+        archive.add(Builder::new(folder).mode(FOLDER).nlink(2), b"")?;
+    }
+    archive.add(Builder::new("dev/console").mode(CONSOLE).rdev_major(5).rdev_minor(1), b"")?;
+    archive.add(Builder::new("init").mode(PROGRAM), INIT.as_bytes())?;
+    archive.add(Builder::new("bin/busybox").mode(PROGRAM), &program)?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|&name| name != "busybox") {
+        archive.add(Builder::new(&format!("bin/{applet}")).mode(LINK), b"busybox")?;
+    }
+    trailer(archive.bytes).context("can't end the initramfs")
+}
+
+struct Archive {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Archive {
+    fn add(&mut self, entry: Builder, content: &[u8]) -> Result<(), Failure> {
+        let mut writer = entry.ino(self.inode).write(std::mem::take(&mut self.bytes), content.len() as u32);
+        self.inode += 1;
+        std::io::Write::write_all(&mut writer, content).context("can't write the initramfs")?;
+        self.bytes = writer.finish().context("can't write the initramfs")?;
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! Log frames: taken from the log device, decoded with the format strings that stayed in each program's file.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::rc::Rc;
+
+use caisson_proto::console::{LOG_KERNEL, LOG_MAGIC};
+use defmt_decoder::Table;
+
+use crate::cli::LogLevel;
+use crate::failure::{Context, Failure};
+use crate::image::Built;
+
+/// Magic, slot, length.
+const HEADER: usize = 4;
+/// A frame that is longer than this is none: something was lost on the way.
+const LONGEST: usize = 2048;
+
+/// A message of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Time, service, level and message.
+    pub text: String,
+    /// Whether it reports an error.
+    pub error: bool,
+    /// Whether the level asked for includes it.
+    pub shown: bool,
+}
+
+/// Decodes the frames of the kernel and of all services.
+pub struct Logs {
+    kernel: Option<Rc<Table>>,
+    services: Vec<(String, Option<Rc<Table>>)>,
+    level: LogLevel,
+    pending: Vec<u8>,
+    /// Bytes that belonged to no frame.
+    pub skipped: usize,
+}
+
+impl Logs {
+    /// For what was built.
+    pub fn new(built: &Built, level: LogLevel) -> Result<Self, Failure> {
+        let mut tables: HashMap<&Path, Option<Rc<Table>>> = HashMap::new();
+        let mut named = Vec::new();
+        for service in &built.services {
+            let path = service.program.as_path();
+            let table = match tables.get(path) {
+                Some(table) => table.clone(),
+                None => {
+                    let table = table(path)?;
+                    tables.insert(path, table.clone());
+                    table
+                }
+            };
+            named.push((service.name.clone(), table));
+        }
+        Ok(Self { kernel: table(&built.kernel)?, services: named, level, pending: Vec::new(), skipped: 0 })
+    }
+
+    /// The lines that became complete with `bytes`.
+    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Line> {
+        self.pending.extend_from_slice(bytes);
+        let mut lines = Vec::new();
+        let mut at = 0;
+        while let Some(header) = self.pending.get(at..at + HEADER) {
+            let length = usize::from(u16::from_le_bytes([header[2], header[3]]));
+            let slot = header[1];
+            let known = slot == LOG_KERNEL || usize::from(slot) < self.services.len();
+            if header[0] != LOG_MAGIC || length > LONGEST || !known {
+                self.skipped += 1;
+                at += 1;
+                continue;
+            }
+            let Some(frame) = self.pending.get(at + HEADER..at + HEADER + length) else { break };
+            lines.push(self.decode(slot, frame));
+            at += HEADER + length;
+        }
+        self.pending.drain(..at);
+        lines
+    }
+
+    fn decode(&self, slot: u8, frame: &[u8]) -> Line {
+        let (name, table) = match self.services.get(usize::from(slot)) {
+            Some((name, table)) if slot != LOG_KERNEL => (name.as_str(), table),
+            _ => ("kernel", &self.kernel),
+        };
+        let shown = self.level <= LogLevel::Warn;
+        let Some(table) = table else {
+            let text = format!("{name}: a log frame of {} bytes, but no format strings", frame.len());
+            return Line { text, error: false, shown };
+        };
+        let mut decoder = table.new_stream_decoder();
+        decoder.received(frame);
+        match decoder.decode() {
+            Ok(frame) => {
+                let word = frame.level().map_or("info", |level| level.as_str());
+                let level = rank(word);
+                let time = frame.display_timestamp().map(|time| time.to_string()).unwrap_or_default();
+                let text =
+                    format!("[{time:>12}] {name:<12} {:<5} {}", word.to_uppercase(), frame.display_message());
+                Line { text, error: level == LogLevel::Error, shown: level >= self.level }
+            }
+            Err(_) => Line {
+                text: format!("{name}: a log frame that can't be decoded: {frame:02x?}"),
+                error: false,
+                shown,
+            },
+        }
+    }
+}
+
+fn rank(level: &str) -> LogLevel {
+    match level {
+        "trace" => LogLevel::Trace,
+        "debug" => LogLevel::Debug,
+        "warn" => LogLevel::Warn,
+        "error" => LogLevel::Error,
+        _ => LogLevel::Info,
+    }
+}
+
+fn table(path: &Path) -> Result<Option<Rc<Table>>, Failure> {
+    let elf = std::fs::read(path).about("read", path)?;
+    let table = Table::parse(&elf).context(format_args!("format strings of {}", path.display()))?;
+    Ok(table.map(Rc::new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logs(level: LogLevel) -> Logs {
+        Logs { kernel: None, services: vec![("memory".into(), None)], level, pending: Vec::new(), skipped: 0 }
+    }
+
+    #[test]
+    fn frames_are_found_however_they_are_cut_and_noise_is_skipped() {
+        let mut bytes = vec![0, LOG_MAGIC, 77];
+        bytes.extend([LOG_MAGIC, 0, 2, 0, 9, 9, LOG_MAGIC, LOG_KERNEL, 1, 0, 9]);
+        for cut in 0..bytes.len() {
+            let mut logs = logs(LogLevel::Info);
+            let lines = [logs.feed(&bytes[..cut]), logs.feed(&bytes[cut..])].concat();
+            assert_eq!(lines.len(), 2, "cut at {cut}");
+            assert!(lines[0].text.starts_with("memory:") && lines[1].text.starts_with("kernel:"));
+            assert_eq!(logs.skipped, 3);
+        }
+    }
+
+    #[test]
+    fn nothing_is_shown_when_off() {
+        assert!(!logs(LogLevel::Off).feed(&[LOG_MAGIC, 0, 0, 0])[0].shown);
+    }
+}
