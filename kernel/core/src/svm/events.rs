@@ -103,14 +103,15 @@ pub const fn check(word: u64, long_code: bool, few_error_codes: bool) -> Result<
     }
 }
 
-/// Gives the guest the exception that its exit with exception `vector` was for. False, with nothing done, if the
-/// exit broke off another event: two can't be injected.
+/// Gives the guest the exception that it was left for. False, with nothing done, if the exit broke off another
+/// event: two can't be injected.
 #[inline]
-pub fn reflect(vmcb: &mut Vmcb, vector: u64) -> bool {
+pub fn reflect(vmcb: &mut Vmcb, code: u16) -> bool {
     if vmcb.control.int_info & VALID != 0 {
         return false;
     }
-    let mut event = VALID | EXCEPTION | vector & 0x1f;
+    let vector = u64::from(code & 0x1f);
+    let mut event = VALID | EXCEPTION | vector;
     if has(WITH_ERROR_CODE, vector) {
         event |= ERROR_CODE | vmcb.control.info1 << 32;
     }
