@@ -1,0 +1,124 @@
+//! The local APIC: timer, interrupts between CPUs, acknowledgement (APM volume 2, chapter 16).
+//!
+//! Its registers lie at one address on every CPU, each seeing its own.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use caisson_proto::abi::MAX_CPUS;
+use caisson_proto::addr::CpuId;
+
+use crate::layout::LOCAL_APIC;
+use crate::percpu::this;
+use crate::{clock, cpu, traps::vector};
+
+const TASK_PRIORITY: u64 = 0x80;
+const END_OF_INTERRUPT: u64 = 0xb0;
+const SPURIOUS: u64 = 0xf0;
+const COMMAND_LOW: u64 = 0x300;
+const COMMAND_HIGH: u64 = 0x310;
+const TIMER_ENTRY: u64 = 0x320;
+const PERFORMANCE_ENTRY: u64 = 0x340;
+const LINT0_ENTRY: u64 = 0x350;
+const LINT1_ENTRY: u64 = 0x360;
+const ERROR_ENTRY: u64 = 0x370;
+const INITIAL_COUNT: u64 = 0x380;
+const CURRENT_COUNT: u64 = 0x390;
+const DIVIDE: u64 = 0x3e0;
+
+const MASKED: u32 = 1 << 16;
+const ENABLED: u32 = 1 << 8;
+/// The timer counts every tick.
+const DIVIDE_BY_1: u32 = 0b1011;
+/// In the command register: not yet accepted.
+const PENDING: u32 = 1 << 12;
+/// Message types of the command register, with "assert".
+pub(crate) const INIT: u32 = 0x4500;
+pub(crate) const STARTUP: u32 = 0x4600;
+const FIXED: u32 = 0x4000;
+
+/// Local APIC ids by CPU.
+static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
+
+fn read(register: u64) -> u32 {
+    // SAFETY: the local APIC is mapped there, uncached, on every CPU.
+    unsafe { ((LOCAL_APIC + register) as *const u32).read_volatile() }
+}
+
+fn write(register: u64, value: u32) {
+    // SAFETY: as in `read`. What this module writes makes no device touch memory.
+    unsafe { ((LOCAL_APIC + register) as *mut u32).write_volatile(value) }
+}
+
+pub(crate) fn set_id(cpu: CpuId, id: u32) {
+    if let Some(slot) = IDS.get(usize::from(cpu.0)) {
+        slot.store(id, Ordering::Relaxed);
+    }
+}
+
+/// The local APIC id of a CPU.
+pub fn id(cpu: CpuId) -> u32 {
+    IDS.get(usize::from(cpu.0)).map_or(0, |slot| slot.load(Ordering::Relaxed))
+}
+
+/// Enables this CPU's APIC: nothing but the timer, other CPUs and the I/O APIC may interrupt.
+pub(crate) fn enable() {
+    write(SPURIOUS, ENABLED | u32::from(vector::SPURIOUS));
+    for entry in [PERFORMANCE_ENTRY, LINT0_ENTRY, LINT1_ENTRY, ERROR_ENTRY] {
+        write(entry, MASKED);
+    }
+    write(TASK_PRIORITY, 0);
+    write(DIVIDE, DIVIDE_BY_1);
+    write(TIMER_ENTRY, u32::from(vector::TIMER));
+    write(INITIAL_COUNT, 0);
+}
+
+/// The interrupt was taken.
+#[inline]
+pub(crate) fn acknowledge() {
+    write(END_OF_INTERRUPT, 0);
+}
+
+/// Starts the timer at its highest count, for the calibration; it doesn't interrupt.
+pub(crate) fn count_down() {
+    write(TIMER_ENTRY, MASKED);
+    write(INITIAL_COUNT, u32::MAX);
+}
+
+/// Ticks since [`count_down`]; stops the timer.
+pub(crate) fn counted() -> u32 {
+    let ticks = u32::MAX - read(CURRENT_COUNT);
+    write(INITIAL_COUNT, 0);
+    write(TIMER_ENTRY, u32::from(vector::TIMER));
+    ticks
+}
+
+/// Makes this CPU's timer interrupt at a time on the TSC, and forgets what was set before. It may come early when
+/// that is far away (the counter has 32 bits): set it again then. Touches the device only if the time differs.
+#[inline]
+pub fn timer_set(deadline: u64) {
+    let deadline = deadline.max(1);
+    if this().timer.replace(deadline) != deadline {
+        write(INITIAL_COUNT, clock::timer_ticks(deadline.saturating_sub(cpu::tsc())));
+    }
+}
+
+/// Stops this CPU's timer.
+#[inline]
+pub fn timer_stop() {
+    if this().timer.replace(0) != 0 {
+        write(INITIAL_COUNT, 0);
+    }
+}
+
+pub(crate) fn command(id: u32, low: u32) {
+    while read(COMMAND_LOW) & PENDING != 0 {
+        cpu::pause();
+    }
+    write(COMMAND_HIGH, id << 24);
+    write(COMMAND_LOW, low);
+}
+
+/// Interrupts another CPU, or this one.
+pub fn send(cpu: CpuId, vector: u8) {
+    command(id(cpu), FIXED | u32::from(vector));
+}

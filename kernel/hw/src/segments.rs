@@ -1,0 +1,153 @@
+//! Segments and task state of a CPU, and the I/O ports of the service that is loaded.
+//!
+//! APM volume 2, sections 4.8 (descriptors), 12.2.5 (task state) and 12.2.4 (I/O permission map).
+
+use core::cell::Cell;
+
+use caisson_proto::bundle::PortRange;
+
+use crate::cpu::{self, msr};
+use crate::layout::{
+    DOUBLE_FAULT_TOP, IDT, MACHINE_CHECK_TOP, NMI_TOP, PERCPU, STACK_TOP, TSS,
+};
+use crate::percpu::{PerCpu, this};
+use crate::syscall;
+
+/// Kernel code; its data segment follows.
+pub(crate) const KERNEL_CODE: u16 = 0x08;
+const KERNEL_DATA: u16 = 0x10;
+const TASK: u16 = 0x28;
+/// SYSRET takes SS from here + 8 and CS from here + 16.
+const SYSRET_BASE: u16 = KERNEL_DATA | 3;
+/// Interrupt stack table: entry of the double fault, the NMI and the machine check.
+pub(crate) const IST_DOUBLE_FAULT: u8 = 1;
+pub(crate) const IST_NMI: u8 = 2;
+pub(crate) const IST_MACHINE_CHECK: u8 = 3;
+
+/// Task state in long mode.
+#[repr(C, packed(4))]
+struct TaskState {
+    reserved: u32,
+    stacks: [u64; 3],
+    reserved1: u64,
+    interrupt_stacks: [u64; 7],
+    reserved2: [u16; 5],
+    ports: u16,
+}
+
+/// Where the permission map begins in the task state: just behind the structure.
+const PORTS_AT: u16 = size_of::<TaskState>() as u16;
+const _: () = assert!(PORTS_AT == 104);
+/// Bytes of the map, and one of ones that must follow.
+const MAP_BYTES: usize = 8192;
+/// The task state's limit, with the map.
+const LIMIT: u64 = PORTS_AT as u64 + MAP_BYTES as u64;
+/// An offset past the limit: no port is allowed.
+const NO_PORTS: u16 = u16::MAX;
+
+/// The descriptors of every CPU: null, kernel code and data, user data and code, task state.
+pub(crate) fn gdt() -> [Cell<u64>; 8] {
+    let low = 0x89 << 40 | (TSS & 0xff_ffff) << 16 | (TSS >> 24 & 0xff) << 56 | LIMIT;
+    let words = [
+        0,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff,
+        low,
+        TSS >> 32,
+        0,
+    ];
+    words.map(Cell::new)
+}
+
+/// Writes a CPU's task state.
+///
+/// # Safety
+/// `at` is where the zeroed pages of a task state are mapped now, and nobody else uses them.
+pub(crate) unsafe fn write_task_state(at: *mut u8) {
+    let state = TaskState {
+        reserved: 0,
+        stacks: [STACK_TOP, 0, 0],
+        reserved1: 0,
+        interrupt_stacks: [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP, 0, 0, 0, 0],
+        reserved2: [0; 5],
+        ports: NO_PORTS,
+    };
+    // SAFETY: as the caller says; the three pages have room for structure, map and last byte.
+    unsafe {
+        at.cast::<TaskState>().write(state);
+        at.add(usize::from(PORTS_AT)).write_bytes(0xff, MAP_BYTES + 1);
+    }
+}
+
+#[repr(C, packed)]
+struct TablePointer {
+    limit: u16,
+    base: u64,
+}
+
+/// Loads this CPU's tables and prepares SYSCALL.
+pub(crate) fn load() {
+    let gdt = TablePointer {
+        limit: 8 * 7 - 1,
+        base: PERCPU + core::mem::offset_of!(PerCpu, gdt) as u64,
+    };
+    let idt = TablePointer { limit: 4095, base: IDT };
+    // SAFETY: both tables are mapped for good and have what the selectors name; the segments are flat, so no address
+    // changes its meaning. The MSRs exist on every CPU with long mode.
+    unsafe {
+        core::arch::asm!(
+            "lgdt [{gdt}]",
+            "lidt [{idt}]",
+            "push {code}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "retfq",
+            "2:",
+            "mov ss, {data:e}",
+            "mov ds, {zero:e}",
+            "mov es, {zero:e}",
+            "mov fs, {zero:e}",
+            "mov gs, {zero:e}",
+            "ltr {task:x}",
+            gdt = in(reg) &gdt,
+            idt = in(reg) &idt,
+            code = const KERNEL_CODE,
+            data = in(reg) u32::from(KERNEL_DATA),
+            zero = in(reg) 0,
+            task = in(reg) TASK,
+            scratch = out(reg) _,
+        );
+        cpu::wrmsr(msr::STAR, u64::from(SYSRET_BASE) << 48 | u64::from(KERNEL_CODE) << 32);
+        cpu::wrmsr(msr::LSTAR, syscall::entry());
+        cpu::wrmsr(msr::SFMASK, syscall::FLAGS_CLEARED);
+    }
+}
+
+/// Gives the service in `slot`, which is to run here next, its ports and no others. One store unless it has ports,
+/// and then the map is written only if another service had it before.
+#[inline]
+pub fn load_ports(slot: u16, ranges: &[PortRange]) {
+    let any = ranges.iter().any(|range| range.count != 0);
+    if any && this().ports_owner.replace(slot.into()) != slot.into() {
+        write_map(ranges);
+    }
+    let offset = if any { PORTS_AT } else { NO_PORTS };
+    // SAFETY: the task state of this CPU is mapped here; only the CPU itself reads it, at the next I/O instruction.
+    unsafe { (&raw mut (*(TSS as *mut TaskState)).ports).write_volatile(offset) }
+}
+
+fn write_map(ranges: &[PortRange]) {
+    let map = (TSS + u64::from(PORTS_AT)) as *mut u8;
+    // SAFETY: the map lies there, for this CPU alone; a port's byte is within its 8192.
+    unsafe {
+        map.write_bytes(0xff, MAP_BYTES);
+        for range in ranges {
+            for port in (u32::from(range.first)..0x1_0000).take(range.count.into()) {
+                let byte = map.add(port as usize / 8);
+                byte.write(byte.read() & !(1 << (port % 8)));
+            }
+        }
+    }
+}
