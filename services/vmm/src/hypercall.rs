@@ -1,0 +1,65 @@
+//! KVM's hypercalls, by VMMCALL (Linux's Documentation/virt/kvm/x86/hypercalls.rst).
+
+use caisson_proto::vcpu::{Exit, Resume, VcpuState};
+
+use crate::dev::ioapic::Message;
+use crate::exits::done;
+use crate::interrupts::{FIXED, NMI};
+use crate::platform::Platform;
+use crate::vmm::Vmm;
+
+const KICK_CPU: u64 = 5;
+const SEND_IPI: u64 = 10;
+const SCHED_YIELD: u64 = 11;
+/// −KVM_ENOSYS.
+const NO_SUCH_CALL: u64 = -1000_i64 as u64;
+
+impl<P: Platform> Vmm<P> {
+    pub(crate) fn hypercall(&mut self, _at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
+        let next = self.next(exit, state, [0x0f, 0x01, 0xd9]);
+        // rbx, rcx, rdx and rsi are the arguments.
+        let [_, rcx, rdx, rbx, _, _, rsi, ..] = state.gpr;
+        let result = match exit.rax {
+            KICK_CPU => {
+                let target = self.vcpus.iter().position(|vcpu| u64::from(vcpu.apic.id()) == rcx);
+                target.map_or(0, |target| {
+                    self.unhalt(target);
+                    0
+                })
+            }
+            SEND_IPI => self.send_ipi(u128::from(rbx) | u128::from(rcx) << 64, rdx as u32, rsi),
+            // The other vCPU has a CPU of its own or its turn comes by itself.
+            SCHED_YIELD => 0,
+            _ => NO_SUCH_CALL,
+        };
+        done(next, result)
+    }
+
+    /// An IPI to the APICs whose bits are set, counted from `first`. How many there are.
+    fn send_ipi(&mut self, bitmap: u128, first: u32, icr: u64) -> u64 {
+        let mut targets = 0;
+        for (at, vcpu) in self.vcpus.iter().enumerate() {
+            let bit = vcpu.apic.id().checked_sub(first).filter(|bit| *bit < 128);
+            if bit.is_some_and(|bit| bitmap >> bit & 1 == 1) && vcpu.apic.is_on() {
+                targets |= 1_u32 << at;
+            }
+        }
+        let mode = (icr >> 8 & 7) as u8;
+        if mode != FIXED && mode != NMI {
+            return NO_SUCH_CALL;
+        }
+        let message = Message { vector: icr as u8, mode, logical: false, destination: 0, level: false };
+        self.send_to(message, targets);
+        u64::from(targets.count_ones())
+    }
+
+    /// Ends a vCPU's HLT.
+    fn unhalt(&mut self, at: usize) {
+        if let Some(vcpu) = self.vcpus.get_mut(at) {
+            if matches!(vcpu.life, crate::vcpu::Life::Halted { .. }) {
+                vcpu.life = crate::vcpu::Life::Running;
+                self.wake(at);
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Instructions of the guest: finding their bytes, their length and their operands.
+
+pub mod decode;
+pub mod operand;
+pub mod walk;

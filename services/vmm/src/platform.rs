@@ -1,0 +1,109 @@
+//! What the device models need of the world: memory, time, other vCPUs, a console.
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Gfn, Gpa};
+use caisson_proto::supervisor::ExitKind;
+use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
+
+/// The vmm's surroundings: system calls in the image, a fake in tests.
+pub trait Platform {
+    /// Back guest memory with zeroed frames, as far as it isn't yet. At most 512 pages.
+    ///
+    /// # Errors
+    /// What memory answered.
+    fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
+
+    /// Copy guest memory out. Called for populated ranges only; `false` if it can't be read all the same.
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool;
+
+    /// Copy into guest memory. Called for populated ranges only; `false` if it can't be written all the same.
+    fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool;
+
+    /// The machine's TSC.
+    fn now(&self) -> u64;
+
+    /// Make another vCPU exit with KICK.
+    fn kick(&mut self, vcpu: u8);
+
+    /// Load a stopped vCPU's whole state page and let it run.
+    fn run(&mut self, vcpu: u8);
+
+    /// Work on the state page of a vCPU that is stopped.
+    fn with_state(&mut self, vcpu: u8, work: impl FnOnce(&mut VcpuState));
+
+    /// Make `groups` of `state`, the state page of the vCPU whose exit is being handled, current. Does nothing for
+    /// those that the kernel filled at the exit.
+    fn fill(&mut self, vcpu: u8, groups: Groups, state: &mut VcpuState);
+
+    /// Give a vCPU its CPUID table.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    fn load_cpuid(&mut self, vcpu: u8, entries: &[CpuidEntry]) -> Result<(), Status>;
+
+    /// CPUID of the machine: eax, ebx, ecx, edx.
+    fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+
+    /// Put bytes on the VM's console; how many were taken.
+    fn console_out(&mut self, bytes: &[u8]) -> usize;
+
+    /// The VM is over, for the reason and with the words of [`ExitKind`]. Doesn't return in the image; where it
+    /// does, no vCPU runs any more.
+    fn end(&mut self, kind: ExitKind, words: [u64; 4]);
+
+    /// Something worth a line in the log happened.
+    fn log(&mut self, event: Event);
+}
+
+/// What is worth a line in the log. Each kind is reported a bounded number of times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest was placed in its memory: entry point, first byte after the kernel, start of the initrd.
+    Loaded {
+        /// Where vCPU 0 begins.
+        entry: u64,
+        /// One past the kernel's memory.
+        kernel_end: u64,
+        /// First byte of the initrd, 0 without one.
+        initrd: u64,
+    },
+    /// A vCPU left wait-for-SIPI.
+    Started {
+        /// Which one.
+        vcpu: u8,
+        /// The SIPI's vector: it begins at vector × 4096.
+        vector: u8,
+    },
+    /// RDMSR of an unknown register; the guest got #GP.
+    UnknownMsrRead(u32),
+    /// WRMSR of an unknown register or a wrong value; the guest got #GP.
+    UnknownMsrWrite(u32, u64),
+    /// An access to an address without memory or device.
+    NoDevice(u64),
+    /// An instruction that can't be emulated: exit code, rip, its first eight bytes.
+    Unemulated {
+        /// Exit code.
+        code: u16,
+        /// The guest's rip.
+        rip: u64,
+        /// The first eight bytes of it, little endian.
+        bytes: u64,
+    },
+    /// memory refused to back a guest page.
+    NoMemory(u64, Status),
+    /// The guest asked to be switched off.
+    PoweredOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// Nothing can wake any vCPU.
+    Hung,
+    /// A vCPU shut down: triple fault.
+    Shutdown {
+        /// Which one.
+        vcpu: u8,
+        /// The guest's rip.
+        rip: u64,
+    },
+    /// The guest says that its kernel panicked.
+    Panicked,
+}

@@ -1,0 +1,131 @@
+//! Guest memory: where it lies, and which chunks of it are backed.
+//!
+//! Memory is backed in chunks of 2 MiB when it is first touched, so a VM starts at once and large pages are kept.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Gfn, Gpa, LARGE_PAGES};
+
+use crate::platform::Platform;
+
+/// Memory below 4 GiB ends here at the latest: 3 GiB. Above are the APICs.
+pub const LOW_END: u64 = 0xc000_0000;
+/// Memory that found no place below goes on from here: 4 GiB.
+pub const HIGH_START: u64 = 1 << 32;
+/// Bytes that are backed at once.
+pub const CHUNK: u64 = LARGE_PAGES * 4096;
+
+/// Guest memory that can't be accessed: it isn't there, or memory refused to back it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory {
+    /// The first address concerned.
+    pub gpa: u64,
+    /// memory's answer, if it was asked.
+    pub refused: Option<Status>,
+}
+
+/// The guest's memory map.
+#[derive(Debug)]
+pub struct Ram {
+    low_end: u64,
+    high_end: u64,
+    backed: Vec<u64>,
+}
+
+impl Ram {
+    /// `bytes` of memory, a multiple of 2 MiB; what exceeds it is left out.
+    pub fn new(bytes: u64) -> Self {
+        let bytes = bytes & !(CHUNK - 1);
+        let low_end = bytes.min(LOW_END);
+        let high_end = HIGH_START.saturating_add(bytes - low_end);
+        let chunks = if high_end > HIGH_START { high_end / CHUNK } else { low_end / CHUNK };
+        Self { low_end, high_end, backed: vec![0; (chunks / 64 + 1) as usize] }
+    }
+
+    /// One past the last byte below 4 GiB.
+    pub fn low_end(&self) -> u64 {
+        self.low_end
+    }
+
+    /// One past the last byte; 4 GiB if there is none above it.
+    pub fn high_end(&self) -> u64 {
+        self.high_end
+    }
+
+    /// Whether there is memory at this address.
+    #[inline]
+    pub fn contains(&self, gpa: u64) -> bool {
+        gpa < self.low_end || (gpa >= HIGH_START && gpa < self.high_end)
+    }
+
+    fn is_backed(&self, gpa: u64) -> bool {
+        let chunk = (gpa / CHUNK) as usize;
+        self.backed.get(chunk / 64).is_some_and(|word| word >> (chunk % 64) & 1 == 1)
+    }
+
+    /// Backs the chunk of an address.
+    ///
+    /// # Errors
+    /// [`NoMemory`] outside guest memory, or if memory refuses.
+    pub fn back(&mut self, platform: &mut impl Platform, gpa: u64) -> Result<(), NoMemory> {
+        if !self.contains(gpa) {
+            return Err(NoMemory { gpa, refused: None });
+        }
+        let chunk = gpa / CHUNK;
+        platform
+            .populate(Gfn(chunk * LARGE_PAGES), LARGE_PAGES)
+            .map_err(|status| NoMemory { gpa, refused: Some(status) })?;
+        if let Some(word) = self.backed.get_mut((chunk / 64) as usize) {
+            *word |= 1 << (chunk % 64);
+        }
+        Ok(())
+    }
+
+    /// Backs every chunk that `len` bytes from `gpa` touch. The range must lie in guest memory.
+    fn cover(&mut self, platform: &mut impl Platform, gpa: u64, len: u64) -> Result<(), NoMemory> {
+        let absent = NoMemory { gpa, refused: None };
+        let last = gpa.checked_add(len.max(1) - 1).ok_or(absent)?;
+        // One end in each half would straddle the hole.
+        if !self.contains(gpa) || !self.contains(last) || (gpa < HIGH_START) != (last < HIGH_START) {
+            return Err(absent);
+        }
+        let mut at = gpa & !(CHUNK - 1);
+        while at <= last {
+            if !self.is_backed(at) {
+                self.back(platform, at)?;
+            }
+            at += CHUNK;
+        }
+        Ok(())
+    }
+
+    /// Reads guest memory, backing it first where needed.
+    ///
+    /// # Errors
+    /// [`NoMemory`] if any byte of the range isn't memory or can't be backed.
+    pub fn read(&mut self, platform: &mut impl Platform, gpa: u64, into: &mut [u8]) -> Result<(), NoMemory> {
+        self.cover(platform, gpa, into.len() as u64)?;
+        if platform.read(Gpa(gpa), into) { Ok(()) } else { Err(NoMemory { gpa, refused: None }) }
+    }
+
+    /// Writes guest memory, backing it first where needed.
+    ///
+    /// # Errors
+    /// [`NoMemory`] if any byte of the range isn't memory or can't be backed.
+    pub fn write(&mut self, platform: &mut impl Platform, gpa: u64, from: &[u8]) -> Result<(), NoMemory> {
+        self.cover(platform, gpa, from.len() as u64)?;
+        if platform.write(Gpa(gpa), from) { Ok(()) } else { Err(NoMemory { gpa, refused: None }) }
+    }
+
+    /// Reads a little-endian number.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_u64(&mut self, platform: &mut impl Platform, gpa: u64) -> Result<u64, NoMemory> {
+        let mut bytes = [0; 8];
+        self.read(platform, gpa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}

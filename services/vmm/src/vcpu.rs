@@ -1,0 +1,93 @@
+//! What the vmm keeps of each vCPU beside its registers.
+
+use crate::dev::lapic::Lapic;
+
+/// Whether a vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Waits for a start-up IPI; the kernel has it stopped.
+    Waiting,
+    /// Runs.
+    Running,
+    /// Executed HLT.
+    Halted {
+        /// RFLAGS.IF then: whether an interrupt wakes it.
+        interrupts_on: bool,
+    },
+}
+
+/// Where a guest wants a kvm record, if it wants it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    /// The MSR as the guest wrote it.
+    pub msr: u64,
+    /// The record's address, when it is on.
+    pub at: Option<u64>,
+}
+
+/// A vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Its local APIC.
+    pub apic: Lapic,
+    /// Whether it runs.
+    pub life: Life,
+    /// A kick is on its way.
+    pub kicked: bool,
+    /// What was injected with the last reply.
+    pub injected: u64,
+    /// INIT came.
+    pub init: bool,
+    /// A start-up IPI with this vector came after it.
+    pub sipi: Option<u8>,
+    /// An NMI came.
+    pub nmi: bool,
+    /// Guest TSC less the machine's.
+    pub tsc_offset: u64,
+    /// The guest's last TSC deadline, in its own TSC.
+    pub tsc_deadline: u64,
+    /// kvmclock's record of this vCPU.
+    pub time: Record,
+    /// Its version; even.
+    pub time_version: u32,
+    /// The word by which the guest ends interrupts without an exit.
+    pub eoi: Record,
+    /// The guest may end the present interrupt by that word.
+    pub eoi_armed: bool,
+    /// MISC_ENABLE.
+    pub misc_enable: u64,
+    /// DE_CFG, of which guests set the bit that makes LFENCE serializing.
+    pub de_cfg: u64,
+    /// The last nested fault on memory, and how often it came in a row.
+    pub fault: (u64, u32),
+}
+
+impl Vcpu {
+    /// vCPU `index`, before its start.
+    pub fn new(index: u8, tsc_offset: u64) -> Self {
+        Self {
+            apic: Lapic::new(index),
+            life: if index == 0 { Life::Running } else { Life::Waiting },
+            kicked: false,
+            injected: 0,
+            init: false,
+            sipi: None,
+            nmi: false,
+            tsc_offset,
+            tsc_deadline: 0,
+            time: Record::default(),
+            time_version: 0,
+            eoi: Record::default(),
+            eoi_armed: false,
+            misc_enable: 1,
+            de_cfg: 2,
+            fault: (0, 0),
+        }
+    }
+
+    /// Whether nothing but INIT or an NMI can wake it.
+    pub fn is_dead(&self) -> bool {
+        let deaf = matches!(self.life, Life::Waiting | Life::Halted { interrupts_on: false });
+        deaf && !self.init && self.sipi.is_none() && !self.nmi
+    }
+}
