@@ -37,7 +37,8 @@ pub(crate) const STARTUP: u32 = 0x4600;
 const FIXED: u32 = 0x4000;
 
 /// Local APIC ids by CPU.
-static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
+static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NO_CPU) }; MAX_CPUS];
+const NO_CPU: u32 = u32::MAX;
 
 fn read(register: u64) -> u32 {
     // SAFETY: the local APIC is mapped there, uncached, on every CPU.
@@ -55,9 +56,10 @@ pub(crate) fn set_id(cpu: CpuId, id: u32) {
     }
 }
 
-/// The local APIC id of a CPU.
-pub fn id(cpu: CpuId) -> u32 {
-    IDS.get(usize::from(cpu.0)).map_or(0, |slot| slot.load(Ordering::Relaxed))
+/// The local APIC id of a CPU; `None` if there is no such CPU.
+pub fn id(cpu: CpuId) -> Option<u32> {
+    let id = IDS.get(usize::from(cpu.0))?.load(Ordering::Relaxed);
+    (id != NO_CPU).then_some(id)
 }
 
 /// Enables this CPU's APIC: nothing but the timer, other CPUs and the I/O APIC may interrupt.
@@ -118,7 +120,10 @@ pub(crate) fn command(id: u32, low: u32) {
     write(COMMAND_LOW, low);
 }
 
-/// Interrupts another CPU, or this one.
+/// Interrupts another CPU, or this one. Nothing happens if there is no such CPU.
+#[inline]
 pub fn send(cpu: CpuId, vector: u8) {
-    command(id(cpu), FIXED | u32::from(vector));
+    if let Some(id) = id(cpu) {
+        command(id, FIXED | u32::from(vector));
+    }
 }

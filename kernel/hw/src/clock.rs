@@ -2,8 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::{self, port};
 use crate::apic;
+use crate::cpu::{self, port};
 
 /// Frequency of the 8254's clock, in Hz.
 const PIT_HZ: u64 = 1_193_182;

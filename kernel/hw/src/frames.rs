@@ -66,9 +66,9 @@ impl Frames {
 
     /// What is left.
     pub(crate) fn rest(&self) -> impl Iterator<Item = FrameRange> + '_ {
-        self.ranges.iter().filter(|(range, used)| *used < range.count).map(|(range, used)| FrameRange {
-            first: Frame(range.first.0 + used),
-            count: range.count - used,
-        })
+        self.ranges
+            .iter()
+            .filter(|(range, used)| *used < range.count)
+            .map(|(range, used)| FrameRange { first: Frame(range.first.0 + used), count: range.count - used })
     }
 }

@@ -56,7 +56,7 @@ pub fn enable_line(line: u8) -> bool {
     }
     let input = if line == 0 { INPUT_OF_LINE_0 } else { line };
     let _lock = LOCK.lock();
-    write(REDIRECTION + 2 * input + 1, apic::id(CpuId(0)) << 24);
+    write(REDIRECTION + 2 * input + 1, apic::id(CpuId(0)).unwrap_or(0) << 24);
     write(REDIRECTION + 2 * input, u32::from(vector::LINE_0 + line));
     true
 }

@@ -1,4 +1,22 @@
 //! The machine under Caisson's kernel: all of ring 0's assembly and unsafe code, behind safe functions.
+//!
+//! **Boot.** The board calls the image's main function with a `BootInfo`; [`init`] moves the boot CPU into the
+//! kernel's own tables and returns [`Early`], which gives zeroed frames (it is a `TablePool` too) until
+//! [`Early::finish`] tells which frames are the kernel's and which are nobody's. [`start_cpus`] starts the others.
+//! Each CPU calls [`install`] with the image's [`Kernel`] before it enters ring 3 or takes an interrupt.
+//!
+//! **Running.** Interrupts are off in the kernel but in [`cpu::idle`] and [`cpu::poll_interrupts`]. Each CPU has one
+//! kernel stack. A system call stores the registers in this CPU's `UserFrame` and calls [`Kernel::syscall`]; what the
+//! frame says on return is entered. [`enter_user`] enters a frame from anywhere and forgets the stack. Before either,
+//! [`space::Space::load`] and [`load_ports`] say whose frame it is.
+//!
+//! **Memory.** The kernel sees its own frames through [`kmap`] and no other; [`window`] reaches a frame for the
+//! length of one function; [`user`] copies from and to the service that is loaded.
+//!
+//! **Time and CPUs.** [`clock`], [`apic`] (timer, interrupts between CPUs), [`ioapic`] (ISA lines), [`this_cpu`],
+//! [`local`], [`running`].
+//!
+//! **End.** [`log::epitaph`] sends the log straight to the board's device, [`power_off`] ends the machine.
 #![no_std]
 
 pub mod apic;
@@ -15,8 +33,9 @@ mod power;
 mod segments;
 mod smp;
 pub mod space;
+pub mod svm;
 mod syscall;
-pub mod tables;
+mod tables;
 mod traps;
 pub mod user;
 pub mod window;

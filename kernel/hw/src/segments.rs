@@ -7,9 +7,7 @@ use core::cell::Cell;
 use caisson_proto::bundle::PortRange;
 
 use crate::cpu::{self, msr};
-use crate::layout::{
-    DOUBLE_FAULT_TOP, IDT, MACHINE_CHECK_TOP, NMI_TOP, PERCPU, STACK_TOP, TSS,
-};
+use crate::layout::{DOUBLE_FAULT_TOP, IDT, MACHINE_CHECK_TOP, NMI_TOP, PERCPU, STACK_TOP, TSS};
 use crate::percpu::{PerCpu, this};
 use crate::syscall;
 
@@ -89,10 +87,7 @@ struct TablePointer {
 
 /// Loads this CPU's tables and prepares SYSCALL.
 pub(crate) fn load() {
-    let gdt = TablePointer {
-        limit: 8 * 7 - 1,
-        base: PERCPU + core::mem::offset_of!(PerCpu, gdt) as u64,
-    };
+    let gdt = TablePointer { limit: 8 * 7 - 1, base: PERCPU + core::mem::offset_of!(PerCpu, gdt) as u64 };
     let idt = TablePointer { limit: 4095, base: IDT };
     // SAFETY: both tables are mapped for good and have what the selectors name; the segments are flat, so no address
     // changes its meaning. The MSRs exist on every CPU with long mode.

@@ -2,60 +2,60 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_core::machine::TablePool;
+use caisson_core::machine::{Removed, TablePool};
+use caisson_core::svm::npt::{self, Mapping, Tables, Tree};
 use caisson_proto::abi::{Lease, MAX_LEASE_PAGES, Status};
-use caisson_proto::addr::{Frame, PAGE_SIZE, VPage};
+use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, VPage};
 use caisson_proto::kernel::Access;
-use caisson_proto::layout::{LEASE, USER_END};
+use caisson_proto::layout::{GUEST, LEASE, USER_END};
 
 use crate::layout::OWN_PML4;
 use crate::percpu::this;
-use crate::tables::{Bits, Removed, Tables, entry, frame_of};
+use crate::tables::{Bits, Mapped, entry, frame_of};
 
-/// The space. Its PDPT is entered in the PML4 of the CPU where the service runs.
+/// The space. Its PDPT is entered in the PML4 of the CPU where the service runs. All its tables are mapped kernel
+/// frames. Changes to one space are the caller's to keep apart.
 #[derive(Debug)]
 pub struct Space {
-    tables: Tables,
+    root: Frame,
+    lease_table: Frame,
     generation: AtomicU64,
+    /// Pages in the lease window.
+    lent: AtomicU64,
 }
 
+const TABLE: Bits = Bits::PRESENT.union(Bits::WRITE).union(Bits::USER);
+/// Pages that an entry of the PDPT spans.
+const GIB_PAGES: u64 = 1 << 18;
 const LEASE_PAGE: u64 = LEASE / PAGE_SIZE;
-const END_PAGE: u64 = USER_END / PAGE_SIZE;
-
-/// Entry bits for an access. `None`: nothing may be both writable and executable, and reading is part of all.
-fn bits(access: Access) -> Option<Bits> {
-    let mut bits = Bits::USER | Bits::PRESENT;
-    bits.set(Bits::WRITE, access.contains(Access::WRITE));
-    bits.set(Bits::NX, !access.contains(Access::EXECUTE));
-    let allowed = access.contains(Access::READ) && !access.contains(Access::WRITE | Access::EXECUTE);
-    allowed.then_some(bits)
-}
-
-fn access(entry: u64) -> Access {
-    let bits = Bits::from_bits_retain(entry);
-    let mut access = Access::READ;
-    access.set(Access::WRITE, bits.contains(Bits::WRITE));
-    access.set(Access::EXECUTE, !bits.contains(Bits::NX));
-    access
-}
+// One table of the lowest level has the whole window.
+const _: () = assert!(LEASE_PAGE % 512 + MAX_LEASE_PAGES <= 512);
+const _: () = assert!(GUEST.is_multiple_of(GIB_PAGES * PAGE_SIZE));
 
 impl Space {
-    /// The space whose PDPT is `root`: a zeroed kernel frame, mapped as long as the space exists.
-    pub const fn new(root: Frame) -> Self {
-        Self { tables: Tables::new(root, 3), generation: AtomicU64::new(1) }
+    /// An empty space, with three tables from the pool; `None` without.
+    pub fn new(pool: &mut dyn TablePool) -> Option<Self> {
+        let [root, directory, lease_table] = [pool.take()?, pool.take()?, pool.take()?];
+        Mapped.write(directory, (LEASE_PAGE >> 9) as usize % 512, entry(lease_table, TABLE));
+        Mapped.write(root, (LEASE_PAGE >> 18) as usize, entry(directory, TABLE));
+        Some(Self { root, lease_table, generation: AtomicU64::new(1), lent: AtomicU64::new(0) })
     }
 
     /// Its PDPT.
     pub const fn root(&self) -> Frame {
-        self.tables.root()
+        self.root
     }
 
-    /// Maps pages; 512 aligned ones become a large page. Translations of what wasn't mapped aren't cached, so
-    /// nothing is flushed.
+    const fn tree(&self) -> Tree {
+        Tree { root: self.root, levels: 3 }
+    }
+
+    /// Maps pages, at most 512; 512 aligned ones become a large page. What wasn't mapped isn't cached, so nothing
+    /// is flushed.
     ///
     /// # Errors
-    /// [`Status::Range`] outside the user half or for an access that isn't allowed, [`Status::State`] if something
-    /// is mapped there, [`Status::Exhausted`] without tables. Nothing is mapped then.
+    /// [`Status::Range`] outside the user half, for an access without reading, or for one with both writing and
+    /// executing; else as [`npt::map`]. Nothing is mapped then.
     pub fn map(
         &self,
         page: VPage,
@@ -64,49 +64,45 @@ impl Space {
         access: Access,
         pool: &mut dyn TablePool,
     ) -> Result<(), Status> {
-        let bits = bits(access).ok_or(Status::Range)?;
-        if page.0.checked_add(pages).is_none_or(|end| end > END_PAGE) {
+        if access.contains(Access::WRITE | Access::EXECUTE) {
             return Err(Status::Range);
         }
-        self.tables.map(page.0, frame, pages, bits, pool)
+        npt::map(&mut Mapped, self.tree(), Gfn(page.0), frame, pages, access, pool)
     }
 
-    /// Removes the first mapping in `from..end`. The generation moves: this CPU forgets at its next [`load`],
-    /// others that have it loaded must be interrupted to call [`load`] or `cpu::flush_user`.
+    /// Removes the first mapping in `from..end`; its `gfn` is a page of this space. The generation moves: a CPU
+    /// forgets at its next [`load`], and one that runs this space now must be interrupted to do so.
     ///
     /// # Errors
-    /// [`Status::Exhausted`] if a large page reaches out of the range and there is no table to split it.
+    /// As [`npt::unmap`].
     ///
     /// [`load`]: Self::load
-    pub fn unmap_first(
+    pub fn unmap(
         &self,
         from: VPage,
         end: VPage,
         pool: &mut dyn TablePool,
     ) -> Result<Option<Removed>, Status> {
-        let removed = self.tables.unmap_first(from.0, end.0.min(END_PAGE), pool)?;
+        let removed = npt::unmap(&mut Mapped, self.tree(), Gfn(from.0), Gfn(end.0), pool)?;
         self.generation.fetch_add(1, Ordering::AcqRel);
         Ok(removed)
     }
 
-    /// Forgets all that is mapped in whole GiB from `first` to `end`, and gives their tables back.
-    pub fn drop_tables(&self, first: VPage, end: VPage, pool: &mut dyn TablePool) {
-        self.tables.drop_below((first.0 >> 18) as usize, (end.0 >> 18) as usize, pool);
+    /// Gives every table of the guest's window back, all from [`GUEST`] on. Nothing is mapped there any more.
+    pub fn drop_guest(&self, pool: &mut dyn TablePool) {
+        for at in (GUEST / PAGE_SIZE / GIB_PAGES) as usize..(USER_END / PAGE_SIZE / GIB_PAGES) as usize {
+            let value = Mapped.read(self.root, at);
+            if value != 0 {
+                Mapped.write(self.root, at, 0);
+                npt::drop_all(&mut Mapped, Tree { root: frame_of(value), levels: 2 }, pool);
+            }
+        }
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The frame at a page, and what the service may do with it.
-    pub fn lookup(&self, page: VPage) -> Option<(Frame, Access)> {
-        let (value, span) = (page.0 < END_PAGE).then(|| self.tables.lookup(page.0)).flatten()?;
-        Some((Frame(frame_of(value).0 + page.0 % span), access(value)))
-    }
-
-    /// Makes the tables of the lease window, so that [`lend`](Self::lend) needs none.
-    ///
-    /// # Errors
-    /// [`Status::Exhausted`] without tables.
-    pub fn prepare_lease(&self, pool: &mut dyn TablePool) -> Result<(), Status> {
-        self.tables.slot(LEASE_PAGE, 1, Some(pool)).map(drop)
+    /// What a page is mapped to.
+    pub fn look_up(&self, page: VPage) -> Option<Mapping> {
+        npt::look_up(&Mapped, self.tree(), Gfn(page.0))
     }
 
     /// Maps pages of `lender` in this space's lease window, which is empty, and returns the lease as this service
@@ -114,58 +110,56 @@ impl Space {
     ///
     /// # Errors
     /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable. Nothing is mapped then.
-    pub fn lend(&self, lender: &Space, lease: Lease) -> Result<Lease, Status> {
+    pub fn lend(&self, lender: &Self, lease: Lease) -> Result<Lease, Status> {
         let pages = lease.pages.min(MAX_LEASE_PAGES);
-        let mut bits = Bits::PRESENT | Bits::USER | Bits::NX;
-        bits.set(Bits::WRITE, lease.write);
+        let mut bits = Bits::PRESENT | Bits::USER | Bits::NX | Bits::ACCESSED;
+        bits.set(Bits::WRITE | Bits::DIRTY, lease.write);
+        self.lent.store(pages, Ordering::Relaxed);
         for number in 0..pages {
-            let lent = lender.lookup(VPage(lease.page.0 + number));
-            let lent = lent.filter(|(_, access)| !lease.write || access.contains(Access::WRITE));
-            let (Some((frame, _)), Ok(Some(slot))) =
-                (lent, self.tables.slot(LEASE_PAGE + number, 1, None))
-            else {
+            let lent = lender.look_up(VPage(lease.page.0 + number));
+            let Some(lent) = lent.filter(|lent| !lease.write || lent.access.contains(Access::WRITE)) else {
                 self.take_back();
                 return Err(Status::BadLease);
             };
-            slot.store(entry(frame, bits), Ordering::Release);
+            Mapped.write(self.lease_table, lease_index(number), entry(lent.frame, bits));
         }
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
     }
 
     /// Empties the lease window. The generation moves if something was there.
     pub fn take_back(&self) {
-        let mut any = 0;
-        for number in 0..MAX_LEASE_PAGES {
-            if let Ok(Some(slot)) = self.tables.slot(LEASE_PAGE + number, 1, None) {
-                any |= slot.swap(0, Ordering::AcqRel);
-            }
-        }
-        if any != 0 {
+        let pages = self.lent.load(Ordering::Relaxed);
+        if pages != 0 {
+            (0..pages).for_each(|number| Mapped.write(self.lease_table, lease_index(number), 0));
+            self.lent.store(0, Ordering::Relaxed);
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Makes this the space that is loaded here. Loads CR3 only if another one was, or if pages were removed since.
+    /// Makes this the space that is loaded here. Loads CR3 only if another one was, or if something was removed
+    /// since. Call it before ring 3 goes on, whenever the service or its space may have changed.
     #[inline]
     pub fn load(&self) {
         let cpu = this();
-        let root = self.root().0;
         let generation = self.generation.load(Ordering::Acquire);
-        if cpu.loaded[0].get() == root && cpu.loaded[1].get() == generation {
+        if cpu.loaded[0].get() == self.root.0 && cpu.loaded[1].get() == generation {
             return;
         }
-        cpu.loaded[0].set(root);
+        cpu.loaded[0].set(self.root.0);
         cpu.loaded[1].set(generation);
-        let table = Bits::PRESENT | Bits::WRITE | Bits::USER;
         // SAFETY: slot 0 of this CPU's PML4, which is mapped there. The user half has no address that Rust uses.
         unsafe {
-            (OWN_PML4 as *mut u64).write_volatile(entry(self.root(), table));
+            (OWN_PML4 as *mut u64).write_volatile(entry(self.root, TABLE));
             core::arch::asm!("mov cr3, {}", in(reg) cpu.cr3, options(nostack));
         }
     }
 
     /// Whether this space is loaded on this CPU, at whatever generation.
     pub fn is_loaded(&self) -> bool {
-        this().loaded[0].get() == self.root().0
+        this().loaded[0].get() == self.root.0
     }
+}
+
+const fn lease_index(number: u64) -> usize {
+    ((LEASE_PAGE + number) % 512) as usize
 }

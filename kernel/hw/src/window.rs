@@ -7,11 +7,7 @@ use crate::cpu;
 use crate::layout::{OWN_DIRECTORY, OWN_TABLE, PERCPU, WINDOW_LARGE, WINDOW_SMALL};
 use crate::tables::{Bits, entry};
 
-const DATA: Bits = Bits::PRESENT
-    .union(Bits::WRITE)
-    .union(Bits::ACCESSED)
-    .union(Bits::DIRTY)
-    .union(Bits::NX);
+const DATA: Bits = Bits::PRESENT.union(Bits::WRITE).union(Bits::ACCESSED).union(Bits::DIRTY).union(Bits::NX);
 /// Bytes in a cache line (CPUID 1 EBX\[15:8\] is 8 on every CPU with long mode).
 const LINE: usize = 64;
 

@@ -1,7 +1,7 @@
 //! Registers that stay in the CPU when a guest is left, until another vCPU needs it: a table of groups. A new group
 //! (a PMU's counters) is a new line.
 
-use caisson_core::svm::state::{Extra, RESIDENT};
+use caisson_core::svm::state::{ABSENT, Extra, RESIDENT};
 use caisson_proto::vcpu::Groups;
 
 use super::cpu::Features;
@@ -65,21 +65,24 @@ fn load_tsc_aux(registers: &mut Registers) {
 /// Puts everything into the CPU.
 pub(super) fn switch_in(registers: &mut Registers) {
     TABLE.iter().for_each(|group| (group.load)(registers));
-    registers.extra.live = 1;
     registers.extra.reload = 0;
 }
 
 /// Takes everything out of it.
 pub(super) fn switch_out(registers: &mut Registers) {
-    if registers.extra.live == 1 {
+    if registers.extra.reload != ABSENT {
         reload(registers);
         TABLE.iter().for_each(|group| (group.save)(registers));
-        registers.extra.live = 0;
+        registers.extra.reload = ABSENT;
     }
 }
 
-/// Gives the CPU what the vmm loaded since the last entry.
+/// Gives the CPU what the vmm loaded since the last entry, or everything.
+#[cold]
 pub(super) fn reload(registers: &mut Registers) {
+    if registers.extra.reload == ABSENT {
+        return switch_in(registers);
+    }
     let groups = Groups::from_bits_truncate(registers.extra.reload as u32);
     for group in TABLE.iter().filter(|group| groups.contains(group.page)) {
         (group.write)(registers);
@@ -89,7 +92,7 @@ pub(super) fn reload(registers: &mut Registers) {
 
 /// Brings the copies up to date that the state page is filled from.
 pub(super) fn sync(registers: &mut Registers, groups: Groups) {
-    if registers.extra.live == 1 && groups.intersects(RESIDENT) {
+    if registers.extra.reload != ABSENT && groups.intersects(RESIDENT) {
         reload(registers);
         for group in TABLE.iter().filter(|group| groups.contains(group.page)) {
             (group.read)(registers);

@@ -20,7 +20,7 @@ use crate::kmap;
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// Offsets of the parts, in bytes; see [`VCPU_FRAMES`].
-const VMCB: usize = PAGE;
+pub(super) const VMCB: usize = PAGE;
 const FPU: usize = 2 * PAGE;
 const MSRPM: usize = 4 * PAGE;
 const CPUID: usize = 6 * PAGE;
@@ -52,6 +52,25 @@ pub(super) struct Parts<'a> {
     pub page: Page,
 }
 
+impl<'a> Parts<'a> {
+    /// The parts of the vCPU whose frames are mapped from `base` on.
+    ///
+    /// # Safety
+    /// Nobody else refers to them, or makes the CPU change the VMCB, during `'a`.
+    #[inline]
+    pub(super) unsafe fn at(base: *mut u8) -> Self {
+        // SAFETY: as the caller says; they don't overlap, are aligned, and any bits are valid in them.
+        unsafe {
+            Self {
+                vmcb: &mut *base.add(VMCB).cast(),
+                extra: &mut *base.add(EXTRA).cast(),
+                cpuid: &mut *base.add(CPUID).cast(),
+                page: Page(base.cast()),
+            }
+        }
+    }
+}
+
 /// The state page: shared memory, so it is only ever read and written word by word.
 #[derive(Clone, Copy)]
 pub(super) struct Page(*mut u64);
@@ -79,20 +98,15 @@ impl StatePage for Page {
 
 impl Vcpu {
     /// The vCPU whose frames begin at `first`, if they are mapped. The frame table says that they are the kernel's
-    /// and this vCPU's, and keeps them so until the vCPU is dropped.
+    /// and this vCPU's, and keeps them so, all or none, until the vCPU is dropped.
+    #[inline]
     pub fn at(first: Frame) -> Option<Self> {
-        let mapped = (first.0..first.0 + VCPU_FRAMES).all(|frame| kmap::is_mapped(Frame(frame)));
-        mapped.then_some(Self { first })
+        kmap::is_mapped(first).then_some(Self { first })
     }
 
     #[inline]
-    fn base(&self) -> *mut u8 {
+    pub(super) fn base(&self) -> *mut u8 {
         kmap::ptr(self.first)
-    }
-
-    #[inline]
-    pub(super) fn state(&self) -> *mut u64 {
-        self.base().cast()
     }
 
     #[inline]
@@ -102,18 +116,8 @@ impl Vcpu {
 
     #[inline]
     pub(super) fn parts(&mut self) -> Parts<'_> {
-        let base = self.base();
-        // SAFETY: the frames are mapped and this vCPU's own, see `Vcpu`; the parts don't overlap, are aligned, and
-        // any bits are valid in them. The CPU changes the VMCB in VMRUN and VMSAVE only, across which no caller keeps
-        // a reference.
-        unsafe {
-            Parts {
-                vmcb: &mut *base.add(VMCB).cast(),
-                extra: &mut *base.add(EXTRA).cast(),
-                cpuid: &mut *base.add(CPUID).cast(),
-                page: Page(base.cast()),
-            }
-        }
+        // SAFETY: the frames are mapped and this vCPU's own, see `Vcpu`; the parts live as long as the loan of it.
+        unsafe { Parts::at(self.base()) }
     }
 
     pub(super) fn registers<'a>(&'a mut self, cpu: &'a Cpu) -> Registers<'a> {
