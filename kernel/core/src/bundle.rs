@@ -142,7 +142,8 @@ fn check_segment(segment: &SegmentRecord, pages: u64) -> bool {
 fn check_ring(ring: &RingRecord, services: usize) -> Option<()> {
     let producer = ring.producer == KERNEL_SLOT || usize::from(ring.producer) < services;
     let consumer = usize::from(ring.consumer) < services && ring.consumer != ring.producer;
-    let numbers = usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
+    let numbers =
+        usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
     RingUse::from_word(u64::from(ring.purpose))?;
     (producer && consumer && numbers && ring.channel < 64).then_some(())
 }

@@ -34,6 +34,8 @@ pub struct Removed {
 pub trait Machine {
     /// The time-stamp counter.
     fn now(&self) -> u64;
+    /// Ticks of it in a millisecond.
+    fn tsc_khz(&self) -> u64;
     /// Facts for `MachineInfo`.
     fn facts(&self) -> Facts;
     /// Makes another CPU enter the kernel.
@@ -63,6 +65,8 @@ pub trait Machine {
     fn adopt(&self, frame: Frame);
     /// Unmaps a frame of the kernel's.
     fn disown(&self, frame: Frame);
+    /// Makes every CPU forget translations of the host's. They have when this returns.
+    fn flush_translations(&self);
     /// Zeroes frames that are mapped nowhere.
     fn zero(&self, first: Frame, pages: u64);
     /// Executes WBNOINVD, or WBINVD where that is lacking, on this CPU.
@@ -106,7 +110,7 @@ pub trait Machine {
         pages: u64,
         pool: &mut dyn TablePool,
     ) -> Result<(), Status>;
-    /// Removes them. The translations are gone from every TLB when this returns.
+    /// Removes them. Other CPUs may use them until [`flush_translations`](Self::flush_translations).
     ///
     /// # Errors
     /// [`Status::Exhausted`] if a large page must be split and there is no table.

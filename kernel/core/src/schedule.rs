@@ -85,7 +85,7 @@ impl<M: Machine> Here<'_, M> {
                 false
             }
             (true, 0) => {
-                self.local.slice_end.set(self.machine.now() + SLICE_MS * self.machine.facts().tsc_khz);
+                self.local.slice_end.set(self.machine.now() + SLICE_MS * self.machine.tsc_khz());
                 self.arm();
                 false
             }
@@ -228,7 +228,7 @@ impl<M: Machine> Here<'_, M> {
 
     fn arm(&self) {
         let slice = if self.local.slice_end.get() == 0 { NEVER } else { self.local.slice_end.get() };
-        let watch = self.local.seen_at.get().saturating_add(WATCH_MS * self.machine.facts().tsc_khz);
+        let watch = self.local.seen_at.get().saturating_add(WATCH_MS * self.machine.tsc_khz());
         self.machine.set_timer(self.local.next_deadline.get().min(slice).min(watch));
     }
 
@@ -295,7 +295,7 @@ impl<M: Machine> Here<'_, M> {
             return false;
         }
         let service = self.service(usize::from(slot));
-        let budget = u64::from(service.budget_ms.load(Ordering::Relaxed)) * self.machine.facts().tsc_khz;
+        let budget = u64::from(service.budget_ms.load(Ordering::Relaxed)) * self.machine.tsc_khz();
         let began = self.local.seen_at.get();
         // The timer is armed from `seen_at`; it has to move on although the service did not.
         self.local.seen_at.set(now);

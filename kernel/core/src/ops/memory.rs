@@ -264,6 +264,7 @@ impl<M: Machine> Call<'_, M> {
             };
         }
         books.pages = books.pages.saturating_sub(pages);
+        self.here.machine.flush_translations();
         self.shoot_down(slot);
         let batch = self.here.batches.open(request.vm, books.kind, &self.owing(slot, books.kind))?;
         for (frame, count) in &taken {
@@ -336,6 +337,7 @@ impl<M: Machine> Call<'_, M> {
             sink.give_back(frame);
         }
         let pages = sink.count;
+        self.here.machine.flush_translations();
         self.here.batches.join(batch, pages);
         *books = Books::new();
         vm.end();

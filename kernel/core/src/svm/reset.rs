@@ -5,7 +5,7 @@ use caisson_proto::vcpu::Segment;
 use zerocopy::FromZeros;
 
 use super::exits::REFLECTED;
-use super::state::{Extra, SVME};
+use super::state::{ABSENT, Extra, SVME};
 use super::vmcb::{CR8, Intercepts, NESTED_PAGING, VirtualInterrupt, Vmcb};
 
 /// What is intercepted always. Not in it, on purpose: RDTSC, RDTSCP and PAUSE (the guest's own), VINTR (while a
@@ -132,5 +132,5 @@ pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra, setup: &Setup) {
     save.dr7 = 0x400;
     save.pat = 0x0007_0406_0007_0406;
     vmcb.set_intercepts(INTERCEPTS);
-    *extra = Extra { xcr0: 1, shadow_rip: u64::MAX, ..Extra::default() };
+    *extra = Extra { xcr0: 1, shadow_rip: u64::MAX, reload: ABSENT, ..Extra::default() };
 }

@@ -28,7 +28,7 @@ pub struct Limits {
     pub virq_reported_as_exception: bool,
 }
 
-/// What the kernel keeps of a vCPU beside its VMCB. All zero is valid.
+/// What the kernel keeps of a vCPU beside its VMCB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Extra {
@@ -44,11 +44,12 @@ pub struct Extra {
     pub tsc_aux: u64,
     /// The guest's debug addresses, while they aren't in the CPU.
     pub dr: [u64; 4],
-    /// [`Groups`] that were loaded here and that the CPU must be given at the next entry.
+    /// [`Groups`] that were loaded here and that the CPU must be given at the next entry, or [`ABSENT`].
     pub reload: u64,
-    /// 1 while the registers of [`RESIDENT`] and the FPU's are in a CPU.
-    pub live: u64,
 }
+
+/// [`Extra::reload`] of a vCPU whose registers are in no CPU: none of [`RESIDENT`] nor the FPU's.
+pub const ABSENT: u64 = u64::MAX;
 
 /// Groups whose registers the world switch leaves in the CPU.
 pub const RESIDENT: Groups = Groups::DEBUG.union(Groups::TSC).union(Groups::XCR0);
