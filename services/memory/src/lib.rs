@@ -1,1 +1,193 @@
-//! caisson-memory
+//! memory: owns all frames that the kernel doesn't use, and so makes VMs.
+//!
+//! The kernel's tables are the truth; what memory keeps is a cache of which frames are free ([`pool`]) and what it
+//! promised to each VM. Between two messages no frame is on its way: each was given to the kernel or is back in
+//! the pool. So a restarted memory enumerates and goes on; all that is lost is promises, and a VM without one gets
+//! what nobody else was promised.
+//!
+//! A dead VM's memory is taken back a bounded number of kernel operations at a time, with the bell rung for the
+//! rest, so that calls get in between.
+#![cfg_attr(target_os = "none", no_std)]
+#![forbid(unsafe_code)]
+
+mod make;
+pub mod pool;
+mod promise;
+mod reclaim;
+
+use caisson_proto::abi::{Status, doorbell};
+use caisson_proto::addr::{Frame, ServiceId, VmId};
+use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport};
+use caisson_proto::memory::{MemoryCall, MemoryReport, Reclaimed};
+use caisson_proto::wire::{Done, Reply, Request, Words};
+
+use pool::Pool;
+use promise::Promises;
+
+/// The kernel, and the neighbours that memory talks to.
+pub trait Kernel {
+    /// Asks for a kernel operation.
+    ///
+    /// # Errors
+    /// What the kernel refused it for.
+    fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status>;
+    /// Posts to notifier. False if there is no room.
+    fn post(&mut self, reclaimed: &Reclaimed) -> bool;
+    /// Calls notifier: it lost count and should look at everything open.
+    fn settle(&mut self);
+    /// Rings the supervisor: all frames of dead VMs are free.
+    fn settled(&mut self);
+    /// Rings this service's own doorbell: there is more to do. False if that isn't possible.
+    fn again(&mut self) -> bool;
+    /// Asks for a doorbell in a moment: others must do something first.
+    fn later(&mut self);
+}
+
+/// The service's state.
+#[derive(Debug)]
+pub struct Memory {
+    pool: Pool,
+    promises: Promises,
+    /// Where the enumeration of frames goes on; `None` if it is complete.
+    scan: Option<Frame>,
+    /// Frames have left a VM since the last enumeration.
+    stale: bool,
+    /// The supervisor waits for `SETTLED`.
+    owes_settled: bool,
+    cpus: u16,
+}
+
+impl Memory {
+    /// Knows nothing yet.
+    pub const fn new() -> Self {
+        Self {
+            pool: Pool::new(),
+            promises: Promises::new(),
+            scan: None,
+            stale: false,
+            owes_settled: false,
+            cpus: 0,
+        }
+    }
+
+    /// Enumerates everything, on a machine with so many CPUs.
+    pub fn start(&mut self, cpus: u16, kernel: &mut impl Kernel) {
+        self.cpus = cpus.max(1);
+        self.rescan(kernel);
+        // Of batches that a predecessor opened, notifier may not have heard.
+        if reclaim::any_open(kernel) {
+            kernel.settle();
+        }
+        self.reclaim(kernel);
+    }
+
+    /// Answers one request.
+    pub fn handle(&mut self, sender: ServiceId, words: &Words, kernel: &mut impl Kernel) -> (Status, Words) {
+        fn answer<R: Reply>(result: Result<R, Status>) -> (Status, Words) {
+            match result {
+                Ok(reply) => (Status::Ok, reply.encode()),
+                Err(status) => (status, [0; 8]),
+            }
+        }
+        match MemoryCall::decode(words) {
+            Ok(MemoryCall::VmMake(request)) => answer(self.vm_make(sender, &request, kernel)),
+            Ok(MemoryCall::Populate(request)) => {
+                answer(self.populate(sender, &request, kernel).map(|()| Done {}))
+            }
+            Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
+            Err(_) => (Status::Malformed, [0; 8]),
+        }
+    }
+
+    /// Doorbells rang.
+    pub fn doorbell(&mut self, bits: u64, kernel: &mut impl Kernel) {
+        if bits & doorbell::VM_GONE != 0 {
+            self.owes_settled = true;
+        }
+        self.reclaim(kernel);
+    }
+
+    fn report(&self, kernel: &mut impl Kernel) -> Result<MemoryReport, Status> {
+        let counts = kernel.ask(&FrameCount {})?;
+        Ok(MemoryReport {
+            free: counts.free,
+            owned: counts.owned,
+            quarantined: counts.quarantined,
+            promised: self.promises.outstanding(kernel),
+            leaked: counts.leaked,
+        })
+    }
+
+    /// Enumerates all frames anew.
+    fn rescan(&mut self, kernel: &mut impl Kernel) {
+        self.begin_scan();
+        while self.scan.is_some() {
+            self.scan_step(kernel);
+        }
+    }
+
+    fn begin_scan(&mut self) {
+        self.pool.clear();
+        self.stale = false;
+        self.scan = Some(Frame(0));
+    }
+
+    /// Takes in one run of frames.
+    fn scan_step(&mut self, kernel: &mut impl Kernel) {
+        let Some(from) = self.scan else { return };
+        self.scan = match kernel.ask(&FrameRuns { from }) {
+            Ok(run) if run.count > 0 => {
+                if run.state == FrameState::Free {
+                    self.pool.give_back(run.start, run.count);
+                }
+                run.start.0.checked_add(run.count).map(Frame)
+            }
+            _ => None,
+        };
+    }
+
+    /// Takes frames in a row from the pool; looks once more at all of memory before it gives up.
+    fn take(&mut self, frames: u64, kernel: &mut impl Kernel) -> Option<Frame> {
+        if let Some(frame) = self.pool.take(frames) {
+            return Some(frame);
+        }
+        if self.scan.is_none() && !self.stale && !self.pool.forgot() {
+            return None;
+        }
+        self.rescan(kernel);
+        self.pool.take(frames)
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The VM in the kernel's table under this id.
+fn vm_report(vm: VmId, kernel: &mut impl Kernel) -> Result<VmReport, Status> {
+    let report = kernel.ask(&VmInfo { slot: vm.index() as u16 })?;
+    if report.vm == vm { Ok(report) } else { Err(Status::NotFound) }
+}
+
+/// Every VM in the kernel's table.
+fn vms<K: Kernel>(kernel: &mut K) -> impl Iterator<Item = VmReport> + use<'_, K> {
+    vms_from(0, kernel)
+}
+
+/// Every VM in the kernel's table from a slot on.
+fn vms_from<K: Kernel>(slot: u16, kernel: &mut K) -> impl Iterator<Item = VmReport> + use<'_, K> {
+    let mut slot = slot;
+    core::iter::from_fn(move || {
+        let report = kernel.ask(&VmInfo { slot }).ok()?;
+        // A table that doesn't advance would never end.
+        (report.next > slot).then(|| {
+            slot = report.next;
+            report
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,140 @@
-//! caisson-notifier
+//! notifier: decides which write-back is owed, and when.
+//!
+//! A batch of a plain VM owes nothing; `WriteBack` is what settles it, and the kernel frees its frames at once. For
+//! encrypted VMs the kernel sends the instruction to the CPUs that owe it, and rings when the last has answered.
+//! The kernel knows every open batch, so notices that were lost, or read by a predecessor, are made up for by
+//! enumerating: at the start, when asked to [`Settle`](caisson_proto::notifier::Settle), and when a ticket makes room for
+//! what was refused.
+#![cfg_attr(target_os = "none", no_std)]
+#![forbid(unsafe_code)]
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{BatchId, Ticket};
+use caisson_proto::kernel::{BatchInfo, TicketCheck, VmKind, WriteBack};
+use caisson_proto::memory::Reclaimed;
+use caisson_proto::notifier::{NotifierCall, NotifierReport};
+use caisson_proto::wire::{Done, Reply, Request, Words};
+use heapless::Vec;
+use zerocopy::FromBytes;
+
+/// Tickets that are waited for at the most; what exceeds them is found again by enumeration.
+pub const TICKETS: usize = 64;
+
+/// The kernel.
+pub trait Kernel {
+    /// Asks for a kernel operation.
+    ///
+    /// # Errors
+    /// What the kernel refused it for.
+    fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status>;
+}
+
+/// The service's state.
+#[derive(Debug)]
+pub struct Notifier {
+    /// Write-backs under way.
+    waiting: Vec<(BatchId, Ticket), TICKETS>,
+    /// A write-back was refused because too many are under way.
+    refused: bool,
+    notices: u64,
+    settled: u64,
+    owed_nothing: u64,
+}
+
+impl Notifier {
+    /// Nothing pending.
+    pub const fn new() -> Self {
+        Self { waiting: Vec::new(), refused: false, notices: 0, settled: 0, owed_nothing: 0 }
+    }
+
+    /// Settles every batch that is open.
+    pub fn settle(&mut self, kernel: &mut impl Kernel) {
+        self.check_tickets(kernel);
+        let mut slot = 0;
+        while let Ok(report) = kernel.ask(&BatchInfo { slot }) {
+            self.write_back(report.batch, report.kind == VmKind::Plain, kernel);
+            if report.next <= slot {
+                return;
+            }
+            slot = report.next;
+        }
+    }
+
+    /// A message of memory's ring. False if it is none.
+    pub fn reclaimed(&mut self, message: &[u8], kernel: &mut impl Kernel) -> bool {
+        let Ok(reclaimed) = Reclaimed::read_from_bytes(message) else { return false };
+        self.notices += 1;
+        let batch = BatchId(reclaimed.batch);
+        // One batch serves many reclaims; whoever settled it first settled all.
+        if let Ok(report) = kernel.ask(&BatchInfo { slot: (batch.0 & 0xffff) as u16 })
+            && report.batch == batch
+        {
+            self.write_back(batch, report.kind == VmKind::Plain, kernel);
+        }
+        true
+    }
+
+    /// The doorbell of a ticket rang.
+    pub fn ticket(&mut self, kernel: &mut impl Kernel) {
+        self.check_tickets(kernel);
+        if core::mem::take(&mut self.refused) {
+            self.settle(kernel);
+        }
+    }
+
+    /// Answers one request.
+    pub fn handle(&mut self, words: &Words, kernel: &mut impl Kernel) -> (Status, Words) {
+        match NotifierCall::decode(words) {
+            Ok(NotifierCall::Settle(_)) => {
+                self.settle(kernel);
+                (Status::Ok, Done {}.encode())
+            }
+            Ok(NotifierCall::Report(_)) => {
+                let report = NotifierReport {
+                    notices: self.notices,
+                    settled: self.settled,
+                    owed_nothing: self.owed_nothing,
+                    waiting: self.waiting.len() as u64,
+                };
+                (Status::Ok, report.encode())
+            }
+            Err(_) => (Status::Malformed, [0; 8]),
+        }
+    }
+
+    fn write_back(&mut self, batch: BatchId, plain: bool, kernel: &mut impl Kernel) {
+        if self.waiting.iter().any(|&(waiting, _)| waiting == batch) {
+            return;
+        }
+        match kernel.ask(&WriteBack { batch }) {
+            Ok(accepted) if accepted.ticket == Ticket(0) => {
+                self.settled += 1;
+                self.owed_nothing += u64::from(plain);
+            }
+            // A place too few only means that the batch may be asked for twice.
+            Ok(accepted) => drop(self.waiting.push((batch, accepted.ticket))),
+            Err(Status::Busy) => self.refused = true,
+            // Settled meanwhile by another CPU's flush.
+            Err(_) => {}
+        }
+    }
+
+    fn check_tickets(&mut self, kernel: &mut impl Kernel) {
+        let mut done = 0;
+        self.waiting.retain(|&(_, ticket)| {
+            let open = kernel.ask(&TicketCheck { ticket }).is_ok_and(|state| !state.done);
+            done += u64::from(!open);
+            open
+        });
+        self.settled += done;
+    }
+}
+
+impl Default for Notifier {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! memory on the kernel.
+
+use caisson_memory::{Kernel, Memory};
+use caisson_proto::abi::{Lease, Status, doorbell};
+use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::bundle::RingUse;
+use caisson_proto::kernel::{FrameCount, TimerSet};
+use caisson_proto::memory::Reclaimed;
+use caisson_proto::notifier::Settle;
+use caisson_proto::wire::{Request, Words};
+use caisson_rt::rings::Outward;
+use caisson_rt::{Server, info, ring_doorbell, slot_of, time};
+use static_cell::ConstStaticCell;
+use zerocopy::IntoBytes;
+
+/// The bell that memory rings for itself.
+const AGAIN: u64 = doorbell::TICKET;
+/// Milliseconds that vCPUs of a dead VM have to stop before memory asks again.
+const LATER_MS: u64 = 1;
+
+struct OnKernel {
+    reclaimed: Option<Outward>,
+    supervisor: Option<u16>,
+    notifier: Option<u16>,
+    own: u16,
+}
+
+impl Kernel for OnKernel {
+    fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
+        caisson_rt::kernel(request)
+    }
+
+    fn post(&mut self, reclaimed: &Reclaimed) -> bool {
+        self.reclaimed.as_mut().is_some_and(|ring| ring.send(reclaimed.as_bytes()).is_ok())
+    }
+
+    fn settle(&mut self) {
+        // A notifier that died meanwhile looks at everything when it starts; the second call reaches a new one.
+        if let Some(notifier) = self.notifier
+            && caisson_rt::call(notifier, &Settle {}).is_err()
+        {
+            let _ = caisson_rt::call(notifier, &Settle {});
+        }
+    }
+
+    fn settled(&mut self) {
+        if let Some(supervisor) = self.supervisor
+            && let Err(status) = ring_doorbell(supervisor, doorbell::SETTLED)
+        {
+            defmt::error!("memory: can't ring the supervisor: status {=u8}", status as u8);
+        }
+        if let Ok(counts) = caisson_rt::kernel(&FrameCount {}) {
+            defmt::info!("memory: settled, {=u64} frames free, {=u64} leaked", counts.free, counts.leaked);
+        }
+    }
+
+    fn again(&mut self) -> bool {
+        ring_doorbell(self.own, AGAIN).is_ok()
+    }
+
+    fn later(&mut self) {
+        let at = Tsc(time::now().0 + time::ticks(LATER_MS));
+        if let Err(status) = caisson_rt::kernel(&TimerSet { at }) {
+            defmt::error!("memory: no timer: status {=u8}", status as u8);
+        }
+    }
+}
+
+struct Image {
+    memory: &'static mut Memory,
+    kernel: OnKernel,
+}
+
+impl Server for Image {
+    fn call(&mut self, sender: ServiceId, words: &Words, _: Option<Lease>) -> (Status, Words) {
+        let (status, words) = self.memory.handle(sender, words, &mut self.kernel);
+        if status != Status::Ok {
+            defmt::warn!("memory: slot {=usize} got status {=u8}", sender.index(), status as u8);
+        }
+        (status, words)
+    }
+
+    fn doorbell(&mut self, bits: u64) {
+        self.memory.doorbell(bits, &mut self.kernel);
+    }
+}
+
+static MEMORY: ConstStaticCell<Memory> = ConstStaticCell::new(Memory::new());
+
+fn start() -> ! {
+    let info = info();
+    let kernel = OnKernel {
+        reclaimed: Outward::find(RingUse::Reclaimed),
+        supervisor: slot_of("supervisor"),
+        notifier: slot_of("notifier"),
+        own: ServiceId::from_bits(info.id).index() as u16,
+    };
+    let mut image = Image { memory: MEMORY.take(), kernel };
+    image.memory.start(info.cpus as u16, &mut image.kernel);
+    if let Ok(counts) = caisson_rt::kernel(&FrameCount {}) {
+        defmt::info!("memory: {=u64} frames free, {=u64} the kernel's", counts.free, counts.kernel);
+    }
+    caisson_rt::serve(&mut image)
+}
+
+caisson_rt::entry!(start);

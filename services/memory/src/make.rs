@@ -1,0 +1,200 @@
+//! Making VMs and giving them memory.
+
+use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn, ServiceId, VcpuId, VmId};
+use caisson_proto::kernel::{
+    Access, FrameCount, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceRead, TablesDonate, VCPU_FRAMES,
+    VcpuCreate, VmCreate, VmDestroy, VmState,
+};
+use caisson_proto::memory::{Populate, VmMade, VmMake};
+use heapless::Vec;
+
+use crate::promise::overhead;
+use crate::{Kernel, Memory, reclaim, vm_report, vms};
+
+/// Table frames given at a time, or fewer where they don't lie in a row.
+const DONATION: u64 = 16;
+/// How often one mapping is tried: with new tables, a new sequence, or other frames.
+const ATTEMPTS: usize = 16;
+/// Ranges that wait while one of at most 512 pages is halved.
+const HALVES: usize = 16;
+
+/// What became of a range.
+enum Mapped {
+    /// All of it is mapped now.
+    New,
+    /// Something was mapped there before; nothing was done.
+    Before,
+    /// No run of free frames is that long; nothing was done.
+    NoRun,
+}
+
+impl Memory {
+    pub(crate) fn vm_make(
+        &mut self,
+        sender: ServiceId,
+        request: &VmMake,
+        kernel: &mut impl Kernel,
+    ) -> Result<VmMade, Status> {
+        let VmMake { kind, vcpus, pages, first_cpu } = *request;
+        if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS || pages == 0 || first_cpu.0 >= self.cpus {
+            return Err(Status::Range);
+        }
+        if vms(kernel).any(|report| report.handler == sender && report.state == VmState::Alive) {
+            return Err(Status::State);
+        }
+        let needed = pages.checked_add(overhead(pages, vcpus)).ok_or(Status::Exhausted)?;
+        let unpromised = kernel.ask(&FrameCount {})?.free.saturating_sub(self.promises.outstanding(kernel));
+        if needed > unpromised {
+            return Err(Status::Exhausted);
+        }
+        let root = self.take(1, kernel).ok_or(Status::Exhausted)?;
+        let vm = match kernel.ask(&VmCreate { handler: sender, kind, root }) {
+            Ok(created) => created.vm,
+            Err(status) => {
+                self.pool.give_back(root, 1);
+                return Err(status);
+            }
+        };
+        self.promises.make(vm, pages, vcpus);
+        for index in 0..vcpus {
+            let cpu = CpuId((first_cpu.0 + u16::from(index)) % self.cpus);
+            if let Err(status) = self.vcpu(VcpuId { vm, index }, cpu, kernel) {
+                // What was given to it comes back as from any dead VM.
+                let _ = kernel.ask(&VmDestroy { vm });
+                self.reclaim(kernel);
+                return Err(status);
+            }
+        }
+        Ok(VmMade { vm })
+    }
+
+    fn vcpu(&mut self, vcpu: VcpuId, cpu: CpuId, kernel: &mut impl Kernel) -> Result<(), Status> {
+        for _ in 0..ATTEMPTS {
+            let frame = self.take(VCPU_FRAMES, kernel).ok_or(Status::Exhausted)?;
+            match kernel.ask(&VcpuCreate { vcpu, cpu, frame }) {
+                Ok(_) => return Ok(()),
+                Err(Status::Exhausted) => {
+                    self.pool.give_back(frame, VCPU_FRAMES);
+                    self.donate(vcpu.vm, kernel)?;
+                }
+                Err(Status::State) if !still_free(frame, VCPU_FRAMES, kernel) => self.rescan(kernel),
+                Err(status) => {
+                    self.pool.give_back(frame, VCPU_FRAMES);
+                    return Err(status);
+                }
+            }
+        }
+        Err(Status::Busy)
+    }
+
+    /// Gives table frames to a VM.
+    fn donate(&mut self, vm: VmId, kernel: &mut impl Kernel) -> Result<(), Status> {
+        let mut given = 0;
+        let mut count = DONATION;
+        while given < DONATION && count > 0 {
+            let Some(frame) = self.take(count, kernel) else {
+                count /= 2;
+                continue;
+            };
+            if let Err(status) = kernel.ask(&TablesDonate { vm, frame, count }) {
+                self.pool.give_back(frame, count);
+                return Err(status);
+            }
+            given += count;
+        }
+        if given > 0 { Ok(()) } else { Err(Status::Exhausted) }
+    }
+
+    pub(crate) fn populate(
+        &mut self,
+        sender: ServiceId,
+        request: &Populate,
+        kernel: &mut impl Kernel,
+    ) -> Result<(), Status> {
+        let Populate { vm, gfn, pages } = *request;
+        if pages == 0 || pages > MAX_PAGES_PER_CALL || gfn.0.checked_add(pages).is_none() {
+            return Err(Status::Range);
+        }
+        let report = vm_report(vm, kernel)?;
+        if report.handler != sender {
+            return Err(Status::Denied);
+        }
+        if report.state != VmState::Alive {
+            return Err(Status::State);
+        }
+        // Without a promise, as after a restart: what nobody else was promised.
+        let mut budget = match self.promises.pages(vm) {
+            Some(promised) => promised.saturating_sub(report.pages),
+            None => kernel.ask(&FrameCount {})?.free.saturating_sub(self.promises.outstanding(kernel)),
+        };
+        // A range that can't be mapped in one piece is halved.
+        let mut todo = Vec::<(Gfn, u64), HALVES>::new();
+        let mut next = Some((gfn, pages));
+        while let Some((gfn, pages)) = next {
+            match self.map(vm, gfn, pages, kernel)? {
+                Mapped::New if pages <= budget => budget -= pages,
+                Mapped::New => {
+                    // Only now is it known that these pages weren't there before.
+                    undo(vm, gfn, pages, kernel);
+                    self.stale = true;
+                    return Err(Status::Exhausted);
+                }
+                Mapped::Before | Mapped::NoRun if pages > 1 => {
+                    let half = pages / 2;
+                    let rest = (Gfn(gfn.0 + half), pages - half);
+                    todo.push(rest).map_err(|_| Status::Range)?;
+                    next = Some((gfn, half));
+                    continue;
+                }
+                Mapped::Before => {}
+                Mapped::NoRun => return Err(Status::Exhausted),
+            }
+            next = todo.pop();
+        }
+        Ok(())
+    }
+
+    /// Maps one range with frames in a row, if nothing of it is mapped.
+    fn map(&mut self, vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) -> Result<Mapped, Status> {
+        for _ in 0..ATTEMPTS {
+            let sequence = kernel.ask(&SequenceRead { vm })?.sequence;
+            let Some(frame) = self.take(pages, kernel) else { return Ok(Mapped::NoRun) };
+            let access = Access::all();
+            match kernel.ask(&GuestMap { vm, view: 0, gfn, frame, pages, access, sequence }) {
+                Ok(_) => return Ok(Mapped::New),
+                Err(Status::State) if !still_free(frame, pages, kernel) => {
+                    self.rescan(kernel);
+                    continue;
+                }
+                refused => {
+                    self.pool.give_back(frame, pages);
+                    match refused {
+                        Err(Status::State) => {
+                            let alive = vm_report(vm, kernel)?.state == VmState::Alive;
+                            return if alive { Ok(Mapped::Before) } else { Err(Status::State) };
+                        }
+                        Err(Status::Exhausted) => self.donate(vm, kernel)?,
+                        Err(Status::Stale) | Ok(_) => {}
+                        Err(status) => return Err(status),
+                    }
+                }
+            }
+        }
+        Err(Status::Busy)
+    }
+}
+
+/// Takes pages back that were mapped a moment ago.
+fn undo(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) {
+    if let Ok(unmapped) = kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages }) {
+        reclaim::tell(vm, gfn, &unmapped, kernel);
+    }
+}
+
+/// Whether the kernel holds all these frames for free.
+fn still_free(frame: Frame, count: u64, kernel: &mut impl Kernel) -> bool {
+    kernel
+        .ask(&FrameRuns { from: frame })
+        .is_ok_and(|run| run.state == FrameState::Free && run.count >= count)
+}

@@ -1,0 +1,58 @@
+//! What VMs were promised.
+
+use caisson_proto::abi::MAX_VMS;
+use caisson_proto::addr::VmId;
+use caisson_proto::kernel::{VCPU_FRAMES, VmState};
+
+use crate::{Kernel, vms};
+
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    vm: VmId,
+    /// Guest pages.
+    pages: u64,
+    /// Frames in all.
+    frames: u64,
+}
+
+/// The promises by VM slot.
+#[derive(Debug)]
+pub(crate) struct Promises([Option<Promise>; MAX_VMS]);
+
+/// Frames that the kernel needs for a VM of that size at the most: root, vCPUs, a stock of tables, and last-level
+/// tables, nested and in the vmm's window, as if every page were a small one.
+pub(crate) fn overhead(pages: u64, vcpus: u8) -> u64 {
+    pages.div_ceil(256) + 96 + u64::from(vcpus) * VCPU_FRAMES
+}
+
+impl Promises {
+    pub(crate) const fn new() -> Self {
+        Self([None; MAX_VMS])
+    }
+
+    pub(crate) fn make(&mut self, vm: VmId, pages: u64, vcpus: u8) {
+        if let Some(place) = self.0.get_mut(vm.index()) {
+            *place = Some(Promise { vm, pages, frames: pages.saturating_add(overhead(pages, vcpus)) });
+        }
+    }
+
+    fn of(&self, vm: VmId) -> Option<Promise> {
+        self.0.get(vm.index()).copied().flatten().filter(|promise| promise.vm == vm)
+    }
+
+    /// Pages promised to this VM; `None` if that isn't known.
+    pub(crate) fn pages(&self, vm: VmId) -> Option<u64> {
+        self.of(vm).map(|promise| promise.pages)
+    }
+
+    /// Frames promised to living VMs and not theirs yet.
+    pub(crate) fn outstanding(&self, kernel: &mut impl Kernel) -> u64 {
+        vms(kernel)
+            .filter(|report| report.state == VmState::Alive)
+            .filter_map(|report| {
+                let has = report.pages.saturating_add(report.kernel_frames);
+                Some(self.of(report.vm)?.frames.saturating_sub(has))
+            })
+            .fold(0, u64::saturating_add)
+    }
+}

@@ -1,0 +1,132 @@
+//! Taking memory back from dead VMs.
+
+use caisson_proto::abi::{MAX_VIEWS, Status};
+use caisson_proto::addr::{Gfn, VmId};
+use caisson_proto::kernel::{BatchInfo, GuestUnmap, Unmapped, VmRelease, VmReport, VmState};
+use caisson_proto::layout;
+use caisson_proto::memory::Reclaimed;
+
+use crate::{Kernel, Memory, vms_from};
+
+/// Kernel operations in one activation.
+const OPERATIONS: u32 = 64;
+/// Pages of guest memory that a vmm's window covers; nothing is mapped above.
+const GUEST_PAGES: u64 = (layout::USER_END - layout::GUEST) >> 12;
+
+/// How far the dead are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// There are none.
+    Clear,
+    /// There is more to do.
+    More,
+    /// Their vCPUs must stop first.
+    Waits,
+}
+
+impl Memory {
+    /// Goes on with what dead VMs left, and tells the supervisor once nothing is left.
+    pub(crate) fn reclaim(&mut self, kernel: &mut impl Kernel) {
+        loop {
+            let mut operations = OPERATIONS;
+            let progress = self.take_back(&mut operations, kernel);
+            if progress == Progress::Waits {
+                // Ringing again at once would keep this CPU from the vCPUs.
+                kernel.later();
+                return;
+            }
+            if progress == Progress::Clear {
+                if any_open(kernel) {
+                    // The bell of the last acknowledgement brings us back.
+                    return;
+                }
+                if self.stale {
+                    self.begin_scan();
+                }
+                while self.scan.is_some() && operations > 0 {
+                    operations -= 1;
+                    self.scan_step(kernel);
+                }
+                if self.scan.is_none() {
+                    if core::mem::take(&mut self.owes_settled) {
+                        kernel.settled();
+                    }
+                    return;
+                }
+            }
+            if kernel.again() {
+                return;
+            }
+        }
+    }
+
+    /// Takes back what it can of every dying VM.
+    fn take_back(&mut self, operations: &mut u32, kernel: &mut impl Kernel) -> Progress {
+        let mut progress = Progress::Clear;
+        let mut slot = 0;
+        while let Some(report) = dying_from(slot, kernel) {
+            slot = report.next;
+            self.stale = true;
+            match empty(&report, operations, kernel) {
+                Progress::Clear => {}
+                Progress::More => return Progress::More,
+                Progress::Waits => {
+                    progress = Progress::Waits;
+                    continue;
+                }
+            }
+            match kernel.ask(&VmRelease { vm: report.vm }) {
+                Ok(unmapped) => tell(report.vm, Gfn(0), &unmapped, kernel),
+                Err(_) => progress = Progress::Waits,
+            }
+        }
+        progress
+    }
+}
+
+/// The next dying VM from a slot on.
+fn dying_from(slot: u16, kernel: &mut impl Kernel) -> Option<VmReport> {
+    vms_from(slot, kernel).find(|report| report.state == VmState::Dying)
+}
+
+/// Unmaps what is left of a dying VM.
+fn empty(report: &VmReport, operations: &mut u32, kernel: &mut impl Kernel) -> Progress {
+    let mut left = report.pages;
+    for view in 0..MAX_VIEWS as u8 {
+        let mut gfn = Gfn(0);
+        while left > 0 && gfn.0 < GUEST_PAGES {
+            if *operations == 0 {
+                return Progress::More;
+            }
+            *operations -= 1;
+            let pages = GUEST_PAGES - gfn.0;
+            match kernel.ask(&GuestUnmap { vm: report.vm, view, gfn, pages }) {
+                Ok(unmapped) if unmapped.next > gfn => {
+                    tell(report.vm, gfn, &unmapped, kernel);
+                    left = left.saturating_sub(unmapped.pages);
+                    gfn = unmapped.next;
+                }
+                // No such view.
+                Err(Status::Range) => break,
+                _ => return Progress::Waits,
+            }
+        }
+    }
+    if left == 0 { Progress::Clear } else { Progress::Waits }
+}
+
+/// Tells notifier of frames that left a VM.
+pub(crate) fn tell(vm: VmId, gfn: Gfn, unmapped: &Unmapped, kernel: &mut impl Kernel) {
+    if unmapped.pages == 0 {
+        return;
+    }
+    let reclaimed = Reclaimed { vm: vm.bits(), batch: unmapped.batch.0, gfn: gfn.0, pages: unmapped.pages };
+    if !kernel.post(&reclaimed) {
+        kernel.settle();
+    }
+}
+
+/// Whether any batch is open.
+pub(crate) fn any_open(kernel: &mut impl Kernel) -> bool {
+    kernel.ask(&BatchInfo { slot: 0 }).is_ok()
+}
