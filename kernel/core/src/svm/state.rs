@@ -156,6 +156,7 @@ struct Plan {
 }
 
 impl Plan {
+    #[inline]
     fn read(
         page: &impl StatePage,
         groups: Groups,
@@ -197,6 +198,7 @@ impl Plan {
         good.then_some(plan)
     }
 
+    #[inline]
     fn write(&self, page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) {
         let save = &mut vmcb.save;
         if groups.contains(Groups::CORE) {
@@ -266,7 +268,7 @@ pub fn load(
     extra: &mut Extra,
     limits: &Limits,
 ) -> Result<(), Status> {
-    let plan = Plan::read(page, groups, vmcb, extra, limits).ok_or(Status::Range)?;
+    let Some(plan) = Plan::read(page, groups, vmcb, extra, limits) else { return Err(Status::Range) };
     plan.write(page, groups, vmcb, extra);
     Ok(())
 }
@@ -288,10 +290,14 @@ pub fn resume(
         return Err(Status::Busy);
     }
     if resume.groups.is_empty() {
-        let event = events::check(resume.inject, vmcb.long_code(), limits.few_error_codes)?;
-        inject(event, vmcb, extra);
+        if resume.inject != 0 {
+            let event = events::check(resume.inject, vmcb.long_code(), limits.few_error_codes)?;
+            inject(event, vmcb, extra);
+        }
     } else {
-        let plan = Plan::read(page, resume.groups, vmcb, extra, limits).ok_or(Status::Range)?;
+        let Some(plan) = Plan::read(page, resume.groups, vmcb, extra, limits) else {
+            return Err(Status::Range);
+        };
         let long_code = is_long_code(plan.efer, plan.cs.attributes);
         let event = events::check(resume.inject, long_code, limits.few_error_codes)?;
         plan.write(page, resume.groups, vmcb, extra);

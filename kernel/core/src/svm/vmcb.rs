@@ -274,17 +274,17 @@ impl Vmcb {
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't.
     #[inline]
     pub fn set_window(&mut self, open: bool) {
-        let irq = VirtualInterrupt::PENDING
+        const IRQ: u64 = VirtualInterrupt::PENDING
             .union(VirtualInterrupt::PRIORITY)
             .union(VirtualInterrupt::IGNORE_TPR)
             .bits();
-        let intercept = Intercepts::VINTR.bits() as u32;
+        const INTERCEPT: u32 = Intercepts::VINTR.bits() as u32;
         if open {
-            self.control.interrupt |= irq;
-            self.control.intercepts[0] |= intercept;
-        } else {
-            self.control.interrupt &= !irq;
-            self.control.intercepts[0] &= !intercept;
+            self.control.interrupt |= IRQ;
+            self.control.intercepts[0] |= INTERCEPT;
+        } else if self.control.intercepts[0] & INTERCEPT != 0 {
+            self.control.interrupt &= !IRQ;
+            self.control.intercepts[0] &= !INTERCEPT;
         }
     }
 
