@@ -66,7 +66,7 @@ pub fn micros() -> u64 {
 
 /// Ticks of the APIC timer in so many TSC ticks, at least 1, at most what its counter holds.
 pub(crate) fn timer_ticks(tsc: u64) -> u32 {
-    let ticks = u128::from(tsc) * u128::from(TIMER_RATIO.load(Ordering::Relaxed)) >> 32;
+    let ticks = (u128::from(tsc) * u128::from(TIMER_RATIO.load(Ordering::Relaxed))) >> 32;
     u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
 }
 
