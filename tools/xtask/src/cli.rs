@@ -32,14 +32,48 @@ pub enum Command {
     Run(RunArgs),
     /// Build kernel and bundle, and say how to start them
     Image(MachineArgs),
+    /// Count what runs in ring 0; fails if it is too much or unsafe code is outside its place
+    Tcb {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Wall time from QEMU's start to the guest's shell, beside the same guest bare in the same QEMU
+    Boot(BenchArgs),
+}
+
+/// How to measure.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench boot
+  cargo xtask bench boot --json --runs 9")]
+pub struct BenchArgs {
+    /// The machine and its guest.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// How often each side boots; an odd number has a median of its own
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub runs: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The machine and its guests.
 #[derive(Clone, Debug, Args)]
 pub struct MachineArgs {
-    /// CPUs of the machine, 1 to 8
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub cpus: u64,
+    /// CPUs of the machine, 1 to 8; 2, or 1 with --icount, if not given
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u64>,
     /// vCPUs of a guest, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub vcpus: u64,

@@ -54,10 +54,11 @@ pub struct Machine {
 
 /// Checks every argument and every file that the user named.
 pub fn resolve(system: &System, args: &MachineArgs) -> Result<Machine, Failure> {
-    let cpus = match u16::try_from(args.cpus) {
+    let asked = args.cpus.unwrap_or(if args.icount { 1 } else { 2 });
+    let cpus = match u16::try_from(asked) {
         Ok(cpus @ 1..) if cpus <= system.max_cpus => cpus,
         _ => {
-            let (asked, most) = (args.cpus, system.max_cpus);
+            let most = system.max_cpus;
             return Err(Failure::setup(format!(
                 "--cpus {asked}: board \"{}\" can have 1 to {most} CPUs",
                 system.board

@@ -15,6 +15,7 @@ const INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+insmod /lib/pvpanic.ko 2>/dev/null && insmod /lib/pvpanic-mmio.ko 2>/dev/null
 export PATH=/bin HOME=/root TERM=vt100 PS1='guest:\w# '
 cd /root
 setsid cttyhack sh
@@ -26,17 +27,28 @@ const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
 const CONSOLE: u32 = 0o020_600;
 
-/// The archive, in the kernel's "newc" format.
-pub fn assemble(busybox: &Path) -> Result<Vec<u8>, Failure> {
+/// Modules of the guest's kernel by which it reports a panic: pvpanic's core and its ACPI device.
+const MODULES: [&str; 2] = ["pvpanic.ko", "pvpanic-mmio.ko"];
+/// Where they are among a kernel's modules.
+const MODULE_FOLDER: &str = "kernel/drivers/misc/pvpanic";
+
+/// The archive, in the kernel's "newc" format; `modules` is the folder of the kernel's modules. Another kernel
+/// refuses them, and then its panics look like resets.
+pub fn assemble(busybox: &Path, modules: &Path) -> Result<Vec<u8>, Failure> {
     let program = std::fs::read(busybox).about("read", busybox)?;
     let applets = Command::new(busybox).arg("--list").output().about("run", busybox)?;
     let mut archive = Archive { bytes: Vec::new(), inode: 1 };
-    for folder in ["bin", "dev", "proc", "sys", "root", "tmp", "etc"] {
+    for folder in ["bin", "dev", "etc", "lib", "proc", "root", "sys", "tmp"] {
         archive.add(Builder::new(folder).mode(FOLDER).nlink(2), b"")?;
     }
     archive.add(Builder::new("dev/console").mode(CONSOLE).rdev_major(5).rdev_minor(1), b"")?;
     archive.add(Builder::new("init").mode(PROGRAM), INIT.as_bytes())?;
     archive.add(Builder::new("bin/busybox").mode(PROGRAM), &program)?;
+    for module in MODULES {
+        if let Ok(content) = std::fs::read(modules.join(MODULE_FOLDER).join(module)) {
+            archive.add(Builder::new(&format!("lib/{module}")).mode(PROGRAM), &content)?;
+        }
+    }
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|&name| name != "busybox") {
         archive.add(Builder::new(&format!("bin/{applet}")).mode(LINK), b"busybox")?;
     }

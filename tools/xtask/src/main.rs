@@ -1,6 +1,7 @@
 //! `cargo xtask`: sets up, builds, runs, tests and measures Caisson.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod bzimage;
 mod channels;
 mod cli;
@@ -17,13 +18,14 @@ mod run;
 mod screen;
 mod script;
 mod setup;
+mod tcb;
 mod terminal;
 mod verdict;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::{Bench, Cli, Command};
 use failure::{Failure, Status};
 
 fn main() -> ExitCode {
@@ -52,6 +54,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Setup => setup::everything(&paths).map(|_| ExitCode::SUCCESS),
         Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
+        Command::Bench(Bench::Boot(args)) => bench::boot(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Tcb { json } => tcb::tcb(&paths, json).map(|()| ExitCode::SUCCESS),
         Command::Image(args) => image::leave(&paths, &args).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -89,7 +89,10 @@ pub fn guest_files(paths: &Paths) -> Result<GuestFiles, Failure> {
         unpack(&folder, BUSYBOX_PACKAGE)?;
     }
     let initramfs = folder.join("initramfs.cpio");
-    paths::write_if_changed(&initramfs, &initramfs::assemble(&busybox)?)?;
+    let version =
+        kernel.file_name().map(|name| name.to_string_lossy().replacen("vmlinuz-", "", 1)).unwrap_or_default();
+    let modules = folder.join("lib/modules").join(version);
+    paths::write_if_changed(&initramfs, &initramfs::assemble(&busybox, &modules)?)?;
     Ok(GuestFiles { kernel, initramfs })
 }
 
