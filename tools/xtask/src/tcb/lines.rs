@@ -197,36 +197,54 @@ fn classify(source: &str) -> (Vec<char>, Vec<Kind>) {
     (chars, kinds)
 }
 
-/// Makes comments of what is compiled for tests only.
+/// Makes comments of what isn't compiled for the machine: tests, models, the host's side.
 fn without_tests(chars: &[char], mut kinds: Vec<Kind>) -> Vec<Kind> {
-    let mark: Vec<char> = "#[cfg(test)]".chars().collect();
+    let mark: Vec<char> = "#[cfg(".chars().collect();
     let mut i = 0;
     while i < chars.len() {
         if kinds[i] != Kind::Code || !chars[i..].starts_with(&mark) {
             i += 1;
             continue;
         }
-        let mut depth = 0;
-        let mut end = i + mark.len();
-        while end < chars.len() {
-            if kinds[end] == Kind::Code {
-                match chars[end] {
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    ';' if depth == 0 => break,
-                    _ => {}
-                }
-                if chars[end] == '}' && depth == 0 {
-                    break;
-                }
-            }
-            end += 1;
+        let length = chars[i..].iter().position(|&c| c == ']').unwrap_or(chars.len() - i - 1) + 1;
+        let condition: String = chars[i + mark.len() - 1..i + length - 1].iter().collect();
+        let after = i + length;
+        if super::cfg::holds(&condition) {
+            i = after;
+            continue;
         }
-        let end = (end + 1).min(chars.len());
+        let end = item_end(chars, &kinds, after);
         kinds[i..end].fill(Kind::Comment);
         i = end;
     }
     kinds
+}
+
+/// Where the item, field or match arm ends that begins at `start`.
+fn item_end(chars: &[char], kinds: &[Kind], start: usize) -> usize {
+    let first: String =
+        chars[start..].iter().skip_while(|c| c.is_whitespace()).take_while(|c| c.is_alphanumeric()).collect();
+    let item = ["pub", "fn", "use", "mod", "struct", "enum", "impl", "static", "const", "unsafe", "extern", "let"];
+    let comma_ends = !item.contains(&first.as_str());
+    let mut depth = 0;
+    for end in (start..chars.len()).filter(|&at| kinds[at] == Kind::Code) {
+        match chars[end] {
+            '{' | '(' | '[' => depth += 1,
+            '}' | ')' | ']' => {
+                depth -= 1;
+                if depth < 0 {
+                    return end;
+                }
+                if depth == 0 && chars[end] == '}' {
+                    return end + 1;
+                }
+            }
+            ';' if depth == 0 => return end + 1,
+            ',' if depth == 0 && comma_ends => return end + 1,
+            _ => {}
+        }
+    }
+    chars.len()
 }
 
 #[cfg(test)]
@@ -239,6 +257,13 @@ mod tests {
                       #[cfg(test)]\nmod tests {\n    fn b() { let _ = '}'; }\n}\n\
                       #[cfg(test)]\nmod more;\nconst C: char = '\"'; // \"\nconst D: &str = r#\"}\"#;\n";
         assert_eq!(count(source), Count { rust: 5, assembly: 0, unsafe_blocks: 0 });
+    }
+
+    #[test]
+    fn what_the_machine_does_not_get_does_not_count() {
+        let source = "#[cfg(loom)]\nuse loom::x;\n#[cfg(not(loom))]\nuse core::x;\nstruct S {\n    #[cfg(test)]\n\
+                      a: Vec<(u8, u8)>,\n    b: u8,\n}\n#[cfg(all(test, not(loom)))]\nfn f<A, B>() {\n}\nfn g() {}\n";
+        assert_eq!(count(source).rust, 6);
     }
 
     #[test]
