@@ -8,6 +8,15 @@ use crate::platform::{Event, Platform};
 use crate::vcpu::Life;
 use crate::vmm::Vmm;
 
+/// Encodings of general-purpose registers.
+pub const RCX: usize = 1;
+/// See [`RCX`].
+pub const RDX: usize = 2;
+/// See [`RCX`].
+pub const RBX: usize = 3;
+/// See [`RCX`].
+pub const RSI: usize = 6;
+
 /// #UD.
 pub const UD: u8 = 6;
 /// #GP.
@@ -100,9 +109,9 @@ impl<P: Platform> Vmm<P> {
         let tsc = self.platform.now().wrapping_add(offset);
         if is_p {
             self.platform.fill(exit.vcpu, Groups::TSC, state);
-            state.gpr[1] = state.tsc_aux & 0xffff_ffff;
+            self.platform.set_gpr(exit.vcpu, RCX, state.tsc_aux & 0xffff_ffff);
         }
-        state.gpr[2] = tsc >> 32;
+        self.platform.set_gpr(exit.vcpu, RDX, tsc >> 32);
         done(next, tsc & 0xffff_ffff)
     }
 
@@ -122,9 +131,9 @@ impl<P: Platform> Vmm<P> {
         let next = self.next(exit, state, [0x0f, 0xa2]);
         let [eax, ebx, ecx, edx] =
             crate::cpuid::answer(&self.cpuid, at as u8, exit.rax as u32, exit.rcx as u32);
-        state.gpr[3] = u64::from(ebx);
-        state.gpr[1] = u64::from(ecx);
-        state.gpr[2] = u64::from(edx);
+        for (number, value) in [(RBX, ebx), (RCX, ecx), (RDX, edx)] {
+            self.platform.set_gpr(exit.vcpu, number, u64::from(value));
+        }
         done(next, u64::from(eax))
     }
 

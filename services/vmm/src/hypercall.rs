@@ -3,9 +3,10 @@
 use caisson_proto::vcpu::{Exit, Resume, VcpuState};
 
 use crate::dev::ioapic::Message;
-use crate::exits::done;
+use crate::exits::{RBX, RSI, done};
 use crate::interrupts::{FIXED, NMI};
 use crate::platform::Platform;
+use crate::vcpu::Life;
 use crate::vmm::Vmm;
 
 const KICK_CPU: u64 = 5;
@@ -18,7 +19,8 @@ impl<P: Platform> Vmm<P> {
     pub(crate) fn hypercall(&mut self, _at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let next = self.next(exit, state, [0x0f, 0x01, 0xd9]);
         // rbx, rcx, rdx and rsi are the arguments.
-        let [_, rcx, rdx, rbx, _, _, rsi, ..] = state.gpr;
+        let (rcx, rdx) = (exit.rcx, exit.rdx);
+        let (rbx, rsi) = (self.platform.gpr(exit.vcpu, RBX), self.platform.gpr(exit.vcpu, RSI));
         let result = match exit.rax {
             KICK_CPU => {
                 let target = self.vcpus.iter().position(|vcpu| u64::from(vcpu.apic.id()) == rcx);
@@ -55,11 +57,11 @@ impl<P: Platform> Vmm<P> {
 
     /// Ends a vCPU's HLT.
     fn unhalt(&mut self, at: usize) {
-        if let Some(vcpu) = self.vcpus.get_mut(at) {
-            if matches!(vcpu.life, crate::vcpu::Life::Halted { .. }) {
-                vcpu.life = crate::vcpu::Life::Running;
-                self.wake(at);
-            }
+        if let Some(vcpu) = self.vcpus.get_mut(at)
+            && matches!(vcpu.life, Life::Halted { .. })
+        {
+            vcpu.life = Life::Running;
+            self.wake(at);
         }
     }
 }

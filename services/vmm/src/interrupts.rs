@@ -65,6 +65,10 @@ impl<P: Platform> Vmm<P> {
             // Before the decision to park: room on the console may raise an interrupt.
             self.flush_console();
         }
+        if exit.flags.contains(ExitFlags::EVENT_PENDING | ExitFlags::INJECTED) {
+            // Two events can't be injected; the one that was broken off comes first.
+            resume.inject = 0;
+        }
         let pic = at == 0 && self.pics.asserts();
         let fresh = resume.groups.is_all();
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
@@ -131,11 +135,12 @@ impl<P: Platform> Vmm<P> {
         if at == self.current {
             return;
         }
-        if let Some(vcpu) = self.vcpus.get_mut(at) {
-            if !vcpu.kicked && vcpu.life != Life::Waiting {
-                vcpu.kicked = true;
-                self.platform.kick(at as u8);
-            }
+        if let Some(vcpu) = self.vcpus.get_mut(at)
+            && !vcpu.kicked
+            && vcpu.life != Life::Waiting
+        {
+            vcpu.kicked = true;
+            self.platform.kick(at as u8);
         }
     }
 
@@ -168,11 +173,8 @@ impl<P: Platform> Vmm<P> {
     fn send_one(&mut self, message: Message, at: usize) {
         let Some(vcpu) = self.vcpus.get_mut(at) else { return };
         match message.mode {
-            FIXED | LOWEST => {
-                if vcpu.apic.request(message.vector, message.level) {
-                    self.wake(at);
-                }
-            }
+            FIXED | LOWEST if vcpu.apic.request(message.vector, message.level) => self.wake(at),
+            FIXED | LOWEST => {}
             NMI => {
                 vcpu.nmi = true;
                 self.wake(at);

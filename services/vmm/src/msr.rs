@@ -3,7 +3,7 @@
 use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 
 use crate::dev::pvclock::{self, time_record, wall_record};
-use crate::exits::{GP, done, fault};
+use crate::exits::{GP, RDX, done, fault};
 use crate::insn::walk::{CR0_PG, EFER_LMA, EFER_NXE};
 use crate::msr_list::*;
 use crate::platform::{Event, Platform};
@@ -14,7 +14,6 @@ use crate::vmm::Vmm;
 const EFER_SCE: u64 = 1;
 const EFER_LME: u64 = 1 << 8;
 const EFER_FFXSR: u64 = 1 << 14;
-const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_FFXSR;
 /// Eight variable ranges would be told here; there are none, and no fixed ones.
 const MTRR_CAP_VALUE: u64 = 0;
 /// Enabled, everything write-back.
@@ -31,7 +30,7 @@ impl<P: Platform> Vmm<P> {
             return match self.read_msr(at, msr, exit, state) {
                 Ok(value) => {
                     let next = self.next(exit, state, [0x0f, 0x32]);
-                    state.gpr[2] = value >> 32;
+                    self.platform.set_gpr(exit.vcpu, RDX, value >> 32);
                     done(next, value & 0xffff_ffff)
                 }
                 Err(Protection) => {
@@ -162,11 +161,19 @@ impl<P: Platform> Vmm<P> {
     fn write_efer(&mut self, value: u64, exit: &Exit, state: &mut VcpuState) -> Result<Groups, Protection> {
         self.platform.fill(exit.vcpu, Groups::CONTROL, state);
         let changes_mode = (value ^ state.efer) & EFER_LME != 0 && state.cr0 & CR0_PG != 0;
-        if value & !EFER_WRITABLE != 0 || changes_mode {
+        if value & !(self.efer_bits() | EFER_LMA) != 0 || changes_mode {
             return Err(Protection);
         }
         state.efer = value & !EFER_LMA | state.efer & EFER_LMA;
         Ok(Groups::CONTROL)
+    }
+
+    /// Bits of EFER that CPUID told the guest of.
+    fn efer_bits(&self) -> u64 {
+        let [.., edx] = crate::cpuid::answer(&self.cpuid, 0, 0x8000_0001, 0);
+        [(11, EFER_SCE), (20, EFER_NXE), (25, EFER_FFXSR), (29, EFER_LME)]
+            .iter()
+            .fold(0, |bits, (feature, bit)| bits | if edx >> feature & 1 == 1 { *bit } else { 0 })
     }
 
     fn write_tsc(&mut self, at: usize, value: u64, exit: &Exit, state: &mut VcpuState) -> Groups {

@@ -28,12 +28,19 @@ pub trait Platform {
     /// Load a stopped vCPU's whole state page and let it run.
     fn run(&mut self, vcpu: u8);
 
-    /// Work on the state page of a vCPU that is stopped.
-    fn with_state(&mut self, vcpu: u8, work: impl FnOnce(&mut VcpuState));
-
-    /// Make `groups` of `state`, the state page of the vCPU whose exit is being handled, current. Does nothing for
-    /// those that the kernel filled at the exit.
+    /// Copy `groups` of a vCPU's registers into `state`; with [`Groups::CORE`], all general-purpose registers. The
+    /// vCPU is the one whose exit is being handled.
     fn fill(&mut self, vcpu: u8, groups: Groups, state: &mut VcpuState);
+
+    /// Copy `groups` from `state` to a vCPU's state page; with [`Groups::CORE`], all general-purpose registers. The
+    /// vCPU is stopped or the one whose exit is being handled.
+    fn store(&mut self, vcpu: u8, groups: Groups, state: &VcpuState);
+
+    /// A general-purpose register, by its encoding, of the vCPU whose exit is being handled. Not rax nor rsp.
+    fn gpr(&self, vcpu: u8, number: usize) -> u64;
+
+    /// Sets such a register.
+    fn set_gpr(&mut self, vcpu: u8, number: usize, value: u64);
 
     /// Give a vCPU its CPUID table.
     ///

@@ -31,7 +31,7 @@ impl<P: Platform> Vmm<P> {
         }
         vcpu.life = Life::Running;
         let offset = vcpu.tsc_offset;
-        self.platform.with_state(at as u8, |state| *state = after_sipi(vector, offset));
+        self.platform.store(at as u8, Groups::all(), &after_sipi(vector, offset));
         self.note(Event::Started { vcpu: at as u8, vector });
         self.platform.run(at as u8);
     }

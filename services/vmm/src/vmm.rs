@@ -104,7 +104,7 @@ impl<P: Platform> Vmm<P> {
         }
         let born = platform.now();
         let tsc_offset = born.wrapping_neg();
-        platform.with_state(0, |state| *state = boot::entry::boot_64(entry, tsc_offset));
+        platform.store(0, Groups::all(), &boot::entry::boot_64(entry, tsc_offset));
         Ok(Self {
             facts,
             epoch: config.epoch,
@@ -136,7 +136,7 @@ impl<P: Platform> Vmm<P> {
         self.platform.run(0);
     }
 
-    /// Handles an exit; `state` is that vCPU's state page.
+    /// Handles an exit. `state` is scratch space: what it holds before and after means nothing.
     pub fn handle_exit(&mut self, exit: &Exit, state: &mut VcpuState) -> Resume {
         let at = usize::from(exit.vcpu);
         if self.ended || at >= self.vcpus.len() {
@@ -150,7 +150,13 @@ impl<P: Platform> Vmm<P> {
         }
         let resume = self.finish(at, exit, state, resume);
         self.current = MAX_VCPUS;
-        if self.ended { self.stop() } else { resume }
+        if self.ended || resume.action == Action::Stop {
+            return self.stop();
+        }
+        if !resume.groups.is_empty() {
+            self.platform.store(exit.vcpu, resume.groups, state);
+        }
+        resume
     }
 
     /// Bytes for the guest's serial port; how many it took.

@@ -86,8 +86,7 @@ impl<'a> Image<'a> {
         }
         let sane = alignment.is_power_of_two()
             && alignment >= 4096
-            && preferred < 1 << 32
-            && preferred >= super::place::HIGH
+            && (super::place::HIGH..1 << 32).contains(&preferred)
             && init_size >= protected.len() as u64
             && header_end <= 0x290;
         if !sane {

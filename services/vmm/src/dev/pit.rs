@@ -169,7 +169,7 @@ impl Pit {
             0x61 => {
                 let [.., third] = &self.channels;
                 // The refresh bit toggles every 15 µs: each 18 input ticks.
-                let refresh = (rate.ticks(now) / 18 & 1) as u8;
+                let refresh = ((rate.ticks(now) / 18) & 1) as u8;
                 self.speaker & 3 | refresh << 4 | u8::from(third.output(rate, now)) << 5
             }
             _ => 0xff,

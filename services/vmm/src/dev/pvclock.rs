@@ -38,7 +38,7 @@ impl Scale {
     /// Nanoseconds of `ticks`, as a guest computes them.
     pub fn nanoseconds(self, ticks: u64) -> u64 {
         let shifted = if self.shift < 0 { ticks >> -self.shift } else { ticks << self.shift };
-        (u128::from(shifted) * u128::from(self.multiplier) >> 32) as u64
+        ((u128::from(shifted) * u128::from(self.multiplier)) >> 32) as u64
     }
 }
 

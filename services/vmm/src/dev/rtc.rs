@@ -123,5 +123,5 @@ impl Rtc {
 }
 
 fn encode(control: u8, value: u8) -> u8 {
-    if control & BINARY != 0 { value } else { value / 10 % 10 << 4 | value % 10 }
+    if control & BINARY != 0 { value } else { ((value / 10 % 10) << 4) | (value % 10) }
 }

@@ -1,0 +1,210 @@
+//! The vmm's surroundings in the image: kernel operations, memory, windows and rings.
+
+use core::mem::offset_of;
+
+use caisson_proto::abi::{MAX_VCPUS, Status};
+use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VcpuId, VmId};
+use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
+use caisson_proto::layout;
+use caisson_proto::memory::Populate;
+use caisson_proto::supervisor::ExitKind;
+use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
+use caisson_proto::wire::Request;
+use caisson_rt::rings::Outward;
+use caisson_rt::time;
+use caisson_rt::window::{GuestWindow, StatePage};
+use caisson_rt::{LeasePage, kernel, kernel_lend};
+use caisson_vmm::{Event, Platform};
+use zerocopy::IntoBytes;
+
+use super::events;
+
+/// Bytes of a word of the state page.
+const WORD: usize = size_of::<u64>();
+/// How often a call to memory is made again because memory died meanwhile.
+const RETRIES: usize = 3;
+
+/// Calls memory. One that was restarted has lost nothing of this VM: it enumerates the kernel's tables.
+///
+/// # Errors
+/// What it answered.
+pub fn call_memory<R: Request>(memory: u16, request: &R) -> Result<R::Reply, Status> {
+    let mut result = caisson_rt::call(memory, request);
+    for _ in 0..RETRIES {
+        match result {
+            Err(Status::Dead | Status::Died) => result = caisson_rt::call(memory, request),
+            _ => break,
+        }
+    }
+    result
+}
+
+/// The surroundings.
+pub struct OnKernel {
+    vm: VmId,
+    memory: u16,
+    guest: GuestWindow,
+    states: [Option<StatePage>; MAX_VCPUS],
+    output: Option<Outward>,
+}
+
+impl OnKernel {
+    /// Those of VM `vm`, whose memory the service in slot `memory` has.
+    pub fn new(vm: VmId, memory: u16, output: Option<Outward>) -> Self {
+        let states = core::array::from_fn(|index| StatePage::new(index as u8));
+        Self { vm, memory, guest: GuestWindow::new(layout::USER_END - layout::GUEST), states, output }
+    }
+
+    /// The doorbell that tells of room on the console.
+    pub fn room_bit(&self) -> u64 {
+        self.output.as_ref().map_or(0, Outward::room_bit)
+    }
+
+    fn id(&self, index: u8) -> VcpuId {
+        VcpuId { vm: self.vm, index }
+    }
+
+    fn page(&self, vcpu: u8) -> Option<&StatePage> {
+        self.states.get(usize::from(vcpu))?.as_ref()
+    }
+
+    fn ask<R: Request>(&self, what: &str, request: &R) {
+        if let Err(status) = kernel(request) {
+            defmt::error!("vmm: the kernel refused {=str}: status {=u8}", what, status as u8);
+        }
+    }
+}
+
+/// Where a group's registers lie in the state page: pieces of offset and length.
+fn pieces(group: Groups) -> &'static [(usize, usize)] {
+    macro_rules! range {
+        ($first:ident to $last:ident) => {{
+            let first = offset_of!(VcpuState, $first);
+            (first, offset_of!(VcpuState, $last) + WORD - first)
+        }};
+        ($field:ident before $next:ident) => {{
+            let first = offset_of!(VcpuState, $field);
+            (first, offset_of!(VcpuState, $next) - first)
+        }};
+    }
+    match group {
+        Groups::CORE => const { &[range!(gpr before rip), range!(rip to cpl)] },
+        Groups::SEGMENTS => const { &[range!(segments before gdtr)] },
+        Groups::TABLES => const { &[range!(gdtr before cr0)] },
+        Groups::CONTROL => const { &[range!(cr0 to efer)] },
+        Groups::DEBUG => const { &[range!(dr6 before star)] },
+        Groups::SYSCALL => const { &[range!(star to sysenter_eip)] },
+        Groups::PAT => const { &[range!(pat to pat)] },
+        Groups::EVENTS => const { &[range!(shadow to shadow)] },
+        Groups::TSC => const { &[range!(tsc_offset to tsc_aux)] },
+        Groups::XCR0 => const { &[range!(xcr0 to xcr0)] },
+        _ => &[],
+    }
+}
+
+/// Offsets of a group's words.
+fn words(group: Groups) -> impl Iterator<Item = usize> {
+    pieces(group).iter().flat_map(|&(offset, length)| (offset..offset + length).step_by(WORD))
+}
+
+impl Platform for OnKernel {
+    fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    #[inline]
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
+        self.guest.read(gpa, into).is_ok()
+    }
+
+    #[inline]
+    fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool {
+        self.guest.write(gpa, from).is_ok()
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        time::now().0
+    }
+
+    fn kick(&mut self, vcpu: u8) {
+        self.ask("a kick", &VcpuKick { vcpu: self.id(vcpu) });
+    }
+
+    fn run(&mut self, vcpu: u8) {
+        self.ask("to run a vCPU", &VcpuRun { vcpu: self.id(vcpu) });
+    }
+
+    fn fill(&mut self, vcpu: u8, groups: Groups, state: &mut VcpuState) {
+        self.ask("registers", &VcpuRead { vcpu: self.id(vcpu), groups });
+        let Some(page) = self.page(vcpu).copied() else { return };
+        let bytes = state.as_mut_bytes();
+        for offset in groups.iter().flat_map(words) {
+            if let (Some(target), Ok(word)) = (bytes.get_mut(offset..offset + WORD), page.get::<u64>(offset))
+            {
+                target.copy_from_slice(&word.to_ne_bytes());
+            }
+        }
+    }
+
+    fn store(&mut self, vcpu: u8, groups: Groups, state: &VcpuState) {
+        let Some(page) = self.page(vcpu).copied() else { return };
+        let bytes = state.as_bytes();
+        for offset in groups.iter().flat_map(words) {
+            if let Some(word) = bytes.get(offset..).and_then(|rest| rest.first_chunk()) {
+                // The offset is inside the page.
+                let _ = page.put(offset, &u64::from_ne_bytes(*word));
+            }
+        }
+    }
+
+    #[inline]
+    fn gpr(&self, vcpu: u8, number: usize) -> u64 {
+        let offset = offset_of!(VcpuState, gpr) + number % 16 * WORD;
+        self.page(vcpu).and_then(|page| page.get(offset).ok()).unwrap_or(0)
+    }
+
+    #[inline]
+    fn set_gpr(&mut self, vcpu: u8, number: usize, value: u64) {
+        let offset = offset_of!(VcpuState, gpr) + number % 16 * WORD;
+        if let Some(page) = self.page(vcpu) {
+            // The offset is inside the page.
+            let _ = page.put(offset, &value);
+        }
+    }
+
+    fn load_cpuid(&mut self, vcpu: u8, entries: &[CpuidEntry]) -> Result<(), Status> {
+        let mut page = LeasePage::zeroed();
+        let bytes = entries.as_bytes();
+        page.0.get_mut(..bytes.len()).ok_or(Status::Range)?.copy_from_slice(bytes);
+        kernel_lend(&CpuidLoad { vcpu: self.id(vcpu), count: entries.len() as u16 }, &page).map(|_| ())
+    }
+
+    fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+        [answer.eax, answer.ebx, answer.ecx, answer.edx]
+    }
+
+    fn console_out(&mut self, bytes: &[u8]) -> usize {
+        let Some(ring) = &mut self.output else { return bytes.len() };
+        let mut sent = ring.write(bytes);
+        // Full: have its room told, unless some was made just now.
+        while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
+            if ring.wait_room() {
+                break;
+            }
+            sent += ring.write(rest);
+        }
+        sent
+    }
+
+    fn end(&mut self, kind: ExitKind, [a, b, c, d]: [u64; 4]) {
+        caisson_rt::exit(kind, [a, b, c, d, 0, 0]);
+    }
+
+    fn log(&mut self, event: Event) {
+        events::log(event);
+    }
+}
+
+const _: () = assert!(CpuidEntry::MAX * size_of::<CpuidEntry>() == PAGE_SIZE as usize);

@@ -1,0 +1,116 @@
+//! A vmm on the kernel: makes its VM, then answers its vCPUs.
+
+mod events;
+mod kernel;
+
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, ServiceId};
+use caisson_proto::bundle::RingUse;
+use caisson_proto::kernel::VmKind;
+use caisson_proto::memory::VmMake;
+use caisson_proto::supervisor::{ExitKind, SetupError};
+use caisson_proto::vcpu::{Exit, Resume, VcpuState};
+use caisson_proto::vmm::{VmConfig, file};
+use caisson_proto::wire::Words;
+use caisson_rt::ring::Received;
+use caisson_rt::rings::{Inward, Outward};
+use caisson_rt::{Server, info};
+use caisson_vmm::{Facts, Vmm};
+use kernel::{OnKernel, call_memory};
+
+/// The service.
+struct Image {
+    vmm: Vmm<OnKernel>,
+    input: Option<Inward>,
+    /// A slot of input that the guest's port didn't take yet.
+    waiting: ([u8; 64], usize, usize),
+    scratch: VcpuState,
+}
+
+impl Image {
+    /// Feeds the guest's serial port as far as it takes bytes.
+    fn feed(&mut self) {
+        let Some(input) = &mut self.input else { return };
+        loop {
+            let (bytes, from, to) = &mut self.waiting;
+            if from < to {
+                *from += self.vmm.console_input(bytes.get(*from..*to).unwrap_or_default());
+                if from < to {
+                    return;
+                }
+            }
+            match input.receive(bytes) {
+                Received::Message(length) => (*from, *to) = (0, length),
+                Received::Nothing => {
+                    if input.sleep() {
+                        return;
+                    }
+                }
+                Received::Broken => {}
+            }
+        }
+    }
+}
+
+impl Server for Image {
+    fn call(&mut self, _: ServiceId, _: &Words, _: Option<Lease>) -> (Status, Words) {
+        (Status::Denied, [0; 8])
+    }
+
+    fn doorbell(&mut self, bits: u64) {
+        if bits & self.vmm.platform.room_bit() != 0 {
+            self.vmm.console_room();
+        }
+        if self.input.as_ref().is_some_and(|input| bits & input.data_bit() != 0) {
+            self.feed();
+        }
+    }
+
+    fn exit(&mut self, exit: &Exit) -> Resume {
+        let resume = self.vmm.handle_exit(exit, &mut self.scratch);
+        if self.waiting.1 < self.waiting.2 && self.vmm.console_space() > 0 {
+            self.feed();
+        }
+        resume
+    }
+}
+
+/// The VM can't be set up.
+fn give_up(why: SetupError, status: Status) -> ! {
+    defmt::error!("the VM can't be set up: {=u8}, status {=u8}", why as u8, status as u8);
+    caisson_rt::exit(ExitKind::BadSetup, [why as u64, status as u64, 0, 0, 0, 0])
+}
+
+fn start() -> ! {
+    let Ok(config) = postcard::from_bytes::<VmConfig>(caisson_rt::file(file::CONFIG)) else {
+        give_up(SetupError::Config, Status::Malformed)
+    };
+    let Some(memory) = caisson_rt::slot_of("memory") else { give_up(SetupError::Memory, Status::NotFound) };
+    let request = VmMake {
+        kind: VmKind::Plain,
+        vcpus: config.vcpus,
+        pages: config.memory >> 12,
+        first_cpu: CpuId(config.first_cpu),
+    };
+    let vm = match call_memory(memory, &request) {
+        Ok(made) => made.vm,
+        Err(status) => give_up(SetupError::Memory, status),
+    };
+    let output = Outward::find(RingUse::ConsoleOut);
+    let platform = OnKernel::new(vm, memory, output);
+    let facts = Facts { tsc_khz: info().tsc_khz, xsave: true };
+    let vmm =
+        Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
+    let vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
+    let mut image = Image {
+        vmm,
+        input: Inward::find(RingUse::ConsoleIn),
+        waiting: ([0; 64], 0, 0),
+        scratch: VcpuState::default(),
+    };
+    image.vmm.start();
+    image.feed();
+    caisson_rt::serve(&mut image)
+}
+
+caisson_rt::entry!(start);
