@@ -14,6 +14,7 @@ pub mod boot;
 pub mod bundle;
 pub mod context;
 pub mod cpu;
+pub mod early;
 pub mod event;
 pub mod frames;
 #[cfg(not(loom))]

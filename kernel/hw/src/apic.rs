@@ -35,6 +35,8 @@ const PENDING: u32 = 1 << 12;
 pub(crate) const INIT: u32 = 0x4500;
 pub(crate) const STARTUP: u32 = 0x4600;
 const FIXED: u32 = 0x4000;
+/// Ids from here on mean all CPUs, or don't fit the command register.
+pub(crate) const BROADCAST: u32 = 0xff;
 
 /// Local APIC ids by CPU.
 static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NO_CPU) }; MAX_CPUS];

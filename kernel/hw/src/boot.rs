@@ -5,11 +5,11 @@
 use core::sync::atomic::AtomicU64;
 
 use caisson_core::boot::{BootInfo, Range};
+use caisson_core::early::{FrameRange, Frames, LOW_END, MAX_RANGES, touched};
 use caisson_core::machine::TablePool;
 use caisson_proto::addr::{CpuId, Frame, LARGE_PAGES, PAGE_SIZE};
 use heapless::Vec;
 
-use crate::frames::{FrameRange, Frames, LOW_END, MAX_RANGES, touched};
 use crate::layout::*;
 use crate::percpu::PerCpu;
 use crate::tables::{Bits, entry, frame_of};

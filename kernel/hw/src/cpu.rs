@@ -25,8 +25,6 @@ pub mod msr {
     pub const LSTAR: u32 = 0xc000_0082;
     /// Flags that SYSCALL clears.
     pub const SFMASK: u32 = 0xc000_0084;
-    /// Base of the local APIC.
-    pub const APIC_BASE: u32 = 0x1b;
 }
 
 /// CR0: protected mode, x87 present, its errors are exceptions, supervisor respects read-only, paging, and TS: FPU

@@ -23,7 +23,6 @@ pub mod apic;
 mod boot;
 pub mod clock;
 pub mod cpu;
-mod frames;
 pub mod ioapic;
 pub mod kmap;
 pub mod layout;
@@ -41,7 +40,7 @@ pub mod user;
 pub mod window;
 
 pub use boot::{Early, InitError, Settled, init};
-pub use frames::FrameRange;
+pub use caisson_core::early::FrameRange;
 pub use percpu::{cpu as this_cpu, local};
 pub use power::power_off;
 pub use segments::load_ports;

@@ -140,11 +140,18 @@ fn prepare(cpu: CpuId) {
 /// Starts every other CPU. Each calls `main` on its own stack, with interrupts off, maybe before this returns.
 ///
 /// # Errors
-/// [`Absent`] names the first CPU that doesn't arrive; those after it weren't tried.
+/// [`Absent`] names the first CPU that doesn't arrive, or can't be reached: its APIC id has more than 8 bits, or
+/// there is no RAM for the trampoline. Those after it weren't tried.
 pub fn start_cpus(boot: &BootInfo, main: fn() -> !) -> Result<(), Absent> {
     MAIN.call_once(|| main);
+    let low_memory = boot.memory.iter().any(|range| {
+        range.start.0 <= TRAMPOLINE && range.start.0 + range.bytes >= TRAMPOLINE + 4 * PAGE_SIZE
+    });
     for (number, id) in boot.cpus.iter().enumerate().skip(1) {
         let cpu = CpuId(number as u16);
+        if !low_memory || *id >= apic::BROADCAST {
+            return Err(Absent(cpu));
+        }
         prepare(cpu);
         let vector = (TRAMPOLINE / PAGE_SIZE) as u32;
         apic::command(*id, apic::INIT);
