@@ -1,0 +1,80 @@
+extern crate std;
+
+use std::vec::Vec;
+
+use caisson_proto::abi::Status;
+use caisson_proto::vcpu::CpuidEntry;
+use proptest::prelude::*;
+use zerocopy::FromZeros;
+
+use crate::svm::cpuid::{Answer, Table};
+
+fn entry() -> impl Strategy<Value = CpuidEntry> {
+    let leaf = prop_oneof![
+        0..8u32,
+        Just(0x0b),
+        Just(0x0d),
+        0x4000_0000..0x4000_0003u32,
+        0x8000_0000..0x8000_0009u32
+    ];
+    (leaf, 0..4u32, 0..8u32, any::<[u32; 4]>()).prop_map(|(leaf, subleaf, flags, answer)| CpuidEntry {
+        leaf,
+        subleaf,
+        flags,
+        answer,
+        spare: 0,
+    })
+}
+
+fn table(entries: &[CpuidEntry]) -> Table {
+    let mut table = Table::new_zeroed();
+    for entry in entries {
+        table.add(*entry).unwrap();
+    }
+    table
+}
+
+/// The rule as ipc-proto tells it: the first entry that fits answers.
+fn model(entries: &[CpuidEntry], leaf: u32, subleaf: u32, osxsave: bool) -> Answer {
+    let fits = |entry: &&CpuidEntry| {
+        entry.leaf == leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf)
+    };
+    let Some(entry) = entries.iter().find(fits) else { return Answer::Registers([0; 4]) };
+    if entry.flags & CpuidEntry::ASK != 0 {
+        return Answer::Ask;
+    }
+    let mut answer = entry.answer;
+    if entry.flags & CpuidEntry::OSXSAVE != 0 {
+        answer[2] = answer[2] & !(1 << 27) | u32::from(osxsave) << 27;
+    }
+    Answer::Registers(answer)
+}
+
+proptest! {
+    #[test]
+    fn answers_like_a_list(entries in prop::collection::vec(entry(), 0..=CpuidEntry::MAX), asked in prop::collection::vec((any::<prop::sample::Index>(), 0..5u32, any::<bool>()), 1..40)) {
+        let table = table(&entries);
+        let leaves: Vec<u32> = entries.iter().map(|entry| entry.leaf).chain([0x99, 0x8000_0099]).collect();
+        for (which, subleaf, osxsave) in asked {
+            let leaf = *which.get(&leaves);
+            let cr4 = u64::from(osxsave) << 18;
+            prop_assert_eq!(table.look_up(leaf, subleaf, cr4), model(&entries, leaf, subleaf, osxsave));
+        }
+    }
+}
+
+#[test]
+fn is_bounded() {
+    let full = table(
+        &[CpuidEntry { leaf: 7, flags: CpuidEntry::SUBLEAF, ..CpuidEntry::default() }; CpuidEntry::MAX],
+    );
+    assert_eq!(full.look_up(7, 1, 0), Answer::Registers([0; 4]));
+    assert_eq!(full.clone().add(CpuidEntry::default()), Err(Status::Exhausted));
+}
+
+#[test]
+fn refuses_what_it_does_not_know() {
+    let mut table = Table::new_zeroed();
+    assert_eq!(table.add(CpuidEntry { flags: 8, ..CpuidEntry::default() }), Err(Status::Malformed));
+    assert_eq!(table.add(CpuidEntry { spare: 1, ..CpuidEntry::default() }), Err(Status::Malformed));
+}

@@ -1,0 +1,153 @@
+use caisson_proto::abi::Status;
+use caisson_proto::vcpu::{Groups, code};
+use proptest::prelude::*;
+use zerocopy::FromZeros;
+
+use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check, reflect};
+use crate::svm::exits::{self, Answerer};
+use crate::svm::state::Extra;
+use crate::svm::vmcb::Vmcb;
+
+#[test]
+fn what_was_broken_off_comes_again() {
+    let cases = [
+        // (EXITINTINFO, injected before, quirk, again)
+        (0x30, 0, false, 0),
+        (VALID | INTERRUPT | 0x30, 0, false, VALID | INTERRUPT | 0x30),
+        (VALID | NMI | 2, 0, false, VALID | NMI | 2),
+        (
+            VALID | EXCEPTION | ERROR_CODE | 14 | 2 << 32,
+            0,
+            false,
+            VALID | EXCEPTION | ERROR_CODE | 14 | 2 << 32,
+        ),
+        // An error code that isn't valid is stale.
+        (VALID | EXCEPTION | 6 | 9 << 32, 0, false, VALID | EXCEPTION | 6),
+        // Asked for by an instruction, which is executed again.
+        (VALID | SOFTWARE | 0x80, 0, false, 0),
+        (VALID | EXCEPTION | 3, 0, false, 0),
+        // But not if the vmm injected it.
+        (VALID | SOFTWARE | 0x80, VALID | SOFTWARE | 0x80, false, VALID | SOFTWARE | 0x80),
+        (VALID | EXCEPTION | 3, VALID | EXCEPTION | 3, false, VALID | EXCEPTION | 3),
+        (VALID | SOFTWARE | 0x80, VALID | SOFTWARE | 0x81, false, 0),
+        // A virtual interrupt on QEMU.
+        (VALID | EXCEPTION | 0x30, 0, true, VALID | INTERRUPT | 0x30),
+        (VALID | EXCEPTION | 0x30, 0, false, 0),
+    ];
+    for (info, injected, quirk, expected) in cases {
+        assert_eq!(again(info, injected, quirk), expected, "{info:#x}");
+    }
+}
+
+#[test]
+fn what_may_be_injected() {
+    let page_fault = VALID | EXCEPTION | ERROR_CODE | 14 | 4 << 32;
+    let vc = VALID | EXCEPTION | ERROR_CODE | 29 | 1 << 32;
+    let overflow = VALID | EXCEPTION | 4;
+    for (word, long_code, few, expected) in [
+        (0, true, true, Ok(0)),
+        (VALID | 0x20, true, false, Ok(VALID | 0x20)),
+        (VALID | NMI | 77, true, false, Ok(VALID | NMI | 2)),
+        (VALID | SOFTWARE | 0x80, true, false, Ok(VALID | SOFTWARE | 0x80)),
+        (page_fault, true, true, Ok(page_fault)),
+        (vc, true, false, Ok(vc)),
+        (vc, true, true, Err(Status::Unsupported)),
+        (overflow, false, false, Ok(overflow)),
+        (overflow, true, false, Err(Status::Range)),
+        (0x20, true, false, Err(Status::Malformed)),
+        (VALID | 1 << 12, true, false, Err(Status::Malformed)),
+        (VALID | 0x20 | 1 << 32, true, false, Err(Status::Malformed)),
+        (VALID | ERROR_CODE | 0x20, true, false, Err(Status::Range)),
+        (VALID | 1 << 8 | 0x20, true, false, Err(Status::Range)),
+        (VALID | EXCEPTION | 2, true, false, Err(Status::Range)),
+        (VALID | EXCEPTION | 32, true, false, Err(Status::Range)),
+        (VALID | EXCEPTION | ERROR_CODE | 6, true, false, Err(Status::Range)),
+    ] {
+        assert_eq!(check(word, long_code, few), expected, "{word:#x}");
+    }
+}
+
+proptest! {
+    /// QEMU's own rule (and the CPU's, as far as it goes): no type but 0, 2, 3, 4; no exception 2, or from 31 on.
+    #[test]
+    fn nothing_invalid_passes(word in any::<u64>(), valid in any::<bool>(), long_code in any::<bool>(), few in any::<bool>()) {
+        let word = word & !0x7fff_f000 | if valid { VALID } else { 0 };
+        if let Ok(event) = check(word, long_code, few) {
+            let vector = event & 0xff;
+            prop_assert!(event == 0 || event & VALID != 0);
+            prop_assert!([INTERRUPT, NMI, EXCEPTION, SOFTWARE].contains(&(event & 0x700)));
+            prop_assert!(event & 0x700 != EXCEPTION || vector < 31 && vector != 2);
+        }
+    }
+
+    /// What comes again is accepted again: nothing is lost or changed by breaking off twice.
+    #[test]
+    fn again_is_stable(info in any::<u64>()) {
+        let once = again(info, 0, true);
+        prop_assert_eq!(again(once, once, true), once);
+    }
+}
+
+#[test]
+fn own_exceptions_are_reflected() {
+    let mut vmcb = Vmcb::new_zeroed();
+    vmcb.control.info1 = 0;
+    assert!(reflect(&mut vmcb, code::EXCEPTION + 17));
+    assert_eq!(vmcb.control.event, VALID | EXCEPTION | ERROR_CODE | 17);
+    assert!(reflect(&mut vmcb, code::EXCEPTION + 1));
+    assert_eq!(vmcb.control.event, VALID | EXCEPTION | 1);
+    vmcb.control.int_info = VALID | 0x20;
+    vmcb.control.event = 0;
+    assert!(!reflect(&mut vmcb, code::EXCEPTION + 1));
+    assert_eq!(vmcb.control.event, 0);
+}
+
+#[test]
+fn exits_are_routed() {
+    assert_eq!(exits::narrow(u64::MAX), code::INVALID);
+    assert_eq!(exits::narrow(0xffff_ffff), code::INVALID);
+    assert_eq!(exits::narrow(0xf001), code::INVALID); // a code of the kernel's own can't come from the CPU
+    assert_eq!(exits::narrow(0x400), code::NPF);
+    assert_eq!(exits::answerer(code::CPUID), Answerer::Cpuid);
+    assert_eq!(exits::answerer(code::EXCEPTION + 1), Answerer::Reflect);
+    assert_eq!(exits::answerer(code::INTR), Answerer::Interrupt);
+    assert_eq!(exits::answerer(code::IOIO), Answerer::Vmm);
+    for quiet in [code::HLT, code::VMMCALL, code::WBINVD, code::CPUID, code::KICK, code::TIMER, code::VINTR] {
+        assert!(exits::groups(quiet, 0, 0).is_empty());
+    }
+    let decode = Groups::CORE | Groups::SEGMENTS | Groups::CONTROL;
+    assert!(exits::groups(code::IOIO, 0x10, 0).is_empty());
+    assert_eq!(exits::groups(code::IOIO, 0x14, 0), decode);
+    assert_eq!(exits::groups(code::NPF, 0, 0), decode);
+    assert_eq!(exits::groups(code::WRITE_CR0 + 8, 0, 0), decode);
+    assert_eq!(exits::groups(code::EXCEPTION + 6, 0, 0), decode | Groups::DEBUG);
+    assert_eq!(exits::groups(code::MSR, 1, 0xc000_0080), Groups::CONTROL);
+    assert!(exits::groups(code::MSR, 1, 0x1b).is_empty());
+    assert_eq!(exits::groups(code::SHUTDOWN, 0, 0), Groups::all());
+}
+
+#[test]
+fn an_exit_keeps_what_the_next_entry_needs() {
+    let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
+    vmcb.save.rip = 0x100;
+    vmcb.control.shadow = 1;
+    vmcb.control.tlb_control = 1;
+    exits::before(&vmcb, &mut extra);
+    vmcb.control.shadow = 0; // QEMU forgets it
+    vmcb.control.int_info = VALID | 0x20;
+    exits::after(code::NPF, &mut vmcb, &mut extra, false);
+    assert_eq!((vmcb.control.shadow, vmcb.control.tlb_control), (1, 0));
+    assert_eq!((vmcb.control.event, extra.event), (VALID | 0x20, VALID | 0x20));
+    // An event of the kernel's own isn't dropped by an exit without entry; one of the vmm's is.
+    exits::drop_fresh(&mut vmcb, &mut extra);
+    assert_eq!(vmcb.control.event, VALID | 0x20);
+    extra.fresh = 1;
+    exits::drop_fresh(&mut vmcb, &mut extra);
+    assert_eq!((vmcb.control.event, extra.event), (0, 0));
+    // The guest moved on: no shadow. After a refused entry nothing is delivered again.
+    exits::before(&vmcb, &mut extra);
+    vmcb.control.shadow = 0;
+    vmcb.save.rip = 0x101;
+    exits::after(code::INVALID, &mut vmcb, &mut extra, false);
+    assert_eq!((vmcb.control.shadow, vmcb.control.event), (0, 0));
+}

@@ -1,0 +1,4 @@
+mod cpuid;
+mod events;
+mod npt;
+mod state;

@@ -1,0 +1,182 @@
+use core::mem::offset_of;
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Frame, Spa};
+use caisson_proto::vcpu::{Groups, Resume, Segment, VcpuState};
+use proptest::prelude::*;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::svm::events::VALID;
+use crate::svm::reset::{MSR_MAP, Setup, fill_msr_map, reset};
+use crate::svm::state::{ABSENT, Extra, Limits, SVME, StatePage, load, resume, save};
+use crate::svm::vmcb::Vmcb;
+
+const LIMITS: Limits = Limits {
+    cr4: 0x0075_1fff,
+    efer: 0xd01,
+    xcr0: 0x21f,
+    phys_bits: 40,
+    few_error_codes: false,
+    virq_reported_as_exception: false,
+};
+
+impl StatePage for VcpuState {
+    fn get(&self, offset: usize) -> u64 {
+        u64::read_from_bytes(&self.as_bytes()[offset..offset + 8]).unwrap()
+    }
+    fn set(&mut self, offset: usize, word: u64) {
+        self.as_mut_bytes()[offset..offset + 8].copy_from_slice(&word.to_ne_bytes());
+    }
+}
+
+fn vcpu() -> (Vmcb, Extra, VcpuState) {
+    let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
+    reset(&mut vmcb, &mut extra, &Setup { iopm: Frame(1), msrpm: Spa(0x4000), asid: 1, root: Frame(7) });
+    let mut page = VcpuState::default();
+    save(&mut page, Groups::all(), &vmcb, &extra);
+    (vmcb, extra, page)
+}
+
+/// 64-bit mode.
+fn long_mode(page: &mut VcpuState) {
+    page.cr0 = 0x8000_0011;
+    page.cr4 = 0x20;
+    page.efer = 0xd00;
+    page.segments[1] = Segment { selector: 8, attributes: 0xa9b, limit: u32::MAX, base: 0 };
+}
+
+#[test]
+fn reset_state_is_accepted_and_hides_svme() {
+    let (mut vmcb, mut extra, page) = vcpu();
+    assert_eq!((page.rip, page.cr0, page.efer, page.segments[1].base), (0xfff0, 0x6000_0010, 0, 0xffff_0000));
+    assert_eq!(extra.reload, ABSENT);
+    load(&page, Groups::all(), &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!(vmcb.save.efer, SVME);
+    assert_eq!(extra.reload, ABSENT, "nothing is in a CPU, so everything is due");
+}
+
+/// APM volume 2, section 15.5.1, line by line, and the other registers whose load would fault in the kernel.
+#[test]
+fn what_the_cpu_would_refuse_is_refused() {
+    type Change = (&'static str, fn(&mut VcpuState));
+    let changes: &[Change] = &[
+        ("CR0[63:32]", |page| page.cr0 |= 1 << 32),
+        ("NW without CD", |page| page.cr0 = 1 << 29),
+        ("CR3 beyond the physical addresses", |page| page.cr3 = 1 << 40),
+        ("CR3[63]", |page| page.cr3 = 1 << 63),
+        ("CR4 reserved", |page| page.cr4 |= 1 << 23),
+        ("CR4[63:32]", |page| page.cr4 |= 1 << 40),
+        ("EFER reserved", |page| page.efer |= 1 << 13),
+        ("SVME is the kernel's", |page| page.efer |= SVME),
+        ("DR6[63:32]", |page| page.dr6 |= 1 << 32),
+        ("DR7[63:32]", |page| page.dr7 |= 1 << 32),
+        ("LME and PG without PAE", |page| page.cr4 = 0),
+        ("LME and PG without PE", |page| page.cr0 = 1 << 31),
+        ("LMA without LME", |page| page.efer = 1 << 10),
+        ("LME and PG without LMA", |page| page.efer = 1 << 8),
+        ("L and D", |page| page.segments[1].attributes |= 1 << 10),
+        ("PAT of type 2", |page| page.pat = 2),
+        ("PAT of type 8", |page| page.pat = 8 << 56),
+        ("CPL", |page| page.cpl = 4),
+        ("TSC_AUX has 32 bits", |page| page.tsc_aux = 1 << 32),
+        ("XCR0 without x87", |page| page.xcr0 = 2),
+        ("AVX without SSE", |page| page.xcr0 = 5),
+        ("half of the bounds registers", |page| page.xcr0 = 0xb),
+        ("XCR0 not of this machine", |page| page.xcr0 = 0xe7),
+    ];
+    for (what, change) in changes {
+        let (mut vmcb, mut extra, mut page) = vcpu();
+        long_mode(&mut page);
+        load(&page, Groups::all(), &mut vmcb, &mut extra, &LIMITS).unwrap();
+        let before = (vmcb, extra);
+        change(&mut page);
+        page.rip = 0x1234;
+        let result = load(&page, Groups::all(), &mut vmcb, &mut extra, &LIMITS);
+        assert_eq!(result, Err(Status::Range), "{what}");
+        assert_eq!(vmcb.as_bytes(), before.0.as_bytes(), "{what}: something was loaded");
+        assert_eq!(extra, before.1, "{what}: something was loaded");
+    }
+}
+
+#[test]
+fn an_event_is_judged_in_the_mode_that_is_loaded() {
+    let (mut vmcb, mut extra, mut page) = vcpu();
+    let overflow = VALID | 3 << 8 | 4;
+    let mut reply = Resume { inject: overflow, groups: Groups::all(), ..Resume::at(0, 0) };
+    long_mode(&mut page);
+    assert_eq!(resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS), Err(Status::Range));
+    assert_eq!((vmcb.save.cr0, vmcb.control.event), (0x6000_0010, 0));
+    reply.groups = Groups::empty();
+    resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!((vmcb.control.event, extra.event, extra.fresh), (overflow, overflow, 1));
+    assert_eq!(resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS), Err(Status::Busy));
+}
+
+#[test]
+fn a_reply_moves_the_guest() {
+    let (mut vmcb, mut extra, page) = vcpu();
+    vmcb.control.shadow = 1;
+    let reply = Resume { window: true, clear_shadow: true, ..Resume::at(0x55, 0x66) };
+    resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!((vmcb.save.rip, vmcb.save.rax, vmcb.control.shadow), (0x55, 0x66, 0));
+    assert_eq!((vmcb.control.interrupt >> 8 & 1, vmcb.control.intercepts[0] >> 4 & 1), (1, 1));
+    resume(&page, &Resume::at(0x57, 0), &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!((vmcb.control.interrupt, vmcb.control.intercepts[0] >> 4 & 1), (1 << 24, 0));
+    // With the group, the page counts.
+    let reply = Resume { groups: Groups::CORE, ..Resume::at(0x55, 0x66) };
+    resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!(vmcb.save.rip, 0xfff0);
+}
+
+#[test]
+fn the_guest_has_its_own_msrs_only() {
+    let mut map = [0; MSR_MAP];
+    fill_msr_map(&mut map);
+    let bits = |byte: usize, shift: u32| map[byte] >> shift & 3;
+    assert_eq!(bits(0x174 / 4, 0), 0); // SYSENTER_CS
+    assert_eq!(bits(0x277 / 4, 6), 3); // PAT
+    assert_eq!(bits(0x800 + 0x80 / 4, 0), 3); // EFER
+    assert_eq!(bits(0x800 + 0x81 / 4, 2), 0); // STAR
+    assert_eq!(bits(0x800 + 0x103 / 4, 6), 2); // TSC_AUX: writes leave the guest
+    assert_eq!(map.iter().map(|byte| byte.count_zeros()).sum::<u32>(), 21);
+}
+
+proptest! {
+    /// Whatever can be loaded is what is saved, and groups that aren't named change nothing.
+    #[test]
+    fn load_and_save_agree(words in prop::collection::vec(any::<u64>(), 64), mask in any::<u32>()) {
+        let (mut vmcb, mut extra, reset_page) = vcpu();
+        let mut page = reset_page;
+        for (at, word) in words.iter().enumerate().take(size_of::<VcpuState>() / 8) {
+            let offset = at * 8;
+            let judged = (offset_of!(VcpuState, cpl)..offset_of!(VcpuState, segments)).contains(&offset)
+                || (offset_of!(VcpuState, cr0)..offset_of!(VcpuState, dr)).contains(&offset)
+                || offset == offset_of!(VcpuState, pat)
+                || offset >= offset_of!(VcpuState, tsc_aux);
+            if !judged {
+                page.set(offset, *word);
+            }
+        }
+        page.shadow &= 1;
+        page.rflags = page.rflags & 0x003f_7fd5 | 2;
+        for segment in page.segments.iter_mut().chain([&mut page.ldtr, &mut page.tr, &mut page.gdtr, &mut page.idtr]) {
+            segment.attributes &= 0xfff;
+        }
+        let groups = Groups::from_bits_truncate(mask);
+        load(&page, groups, &mut vmcb, &mut extra, &LIMITS).unwrap();
+        let mut all = VcpuState::default();
+        save(&mut all, Groups::all(), &vmcb, &extra);
+        let mut named = reset_page;
+        save(&mut named, groups, &vmcb, &extra);
+        let mut expected = reset_page;
+        // The other general-purpose registers are the world switch's.
+        for number in [0, 4] {
+            expected.gpr[number] = if groups.contains(Groups::CORE) { page.gpr[number] } else { 0 };
+        }
+        prop_assert_eq!(all.gpr, expected.gpr);
+        prop_assert_eq!(named, all);
+        let mut once_more = (vmcb, extra);
+        load(&all, Groups::all(), &mut once_more.0, &mut once_more.1, &LIMITS).unwrap();
+        prop_assert_eq!(once_more.0.as_bytes(), vmcb.as_bytes());
+    }
+}
