@@ -88,12 +88,15 @@ pub(crate) fn count_down() {
     write(INITIAL_COUNT, u32::MAX);
 }
 
-/// Ticks since [`count_down`]; stops the timer.
+/// Ticks since [`count_down`].
 pub(crate) fn counted() -> u32 {
-    let ticks = u32::MAX - read(CURRENT_COUNT);
+    u32::MAX - read(CURRENT_COUNT)
+}
+
+/// Makes the timer the kernel's again, stopped.
+pub(crate) fn count_no_more() {
     write(INITIAL_COUNT, 0);
     write(TIMER_ENTRY, u32::from(vector::TIMER));
-    ticks
 }
 
 /// Makes this CPU's timer interrupt at a time on the TSC, and forgets what was set before. It may come early when

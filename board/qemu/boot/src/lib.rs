@@ -11,9 +11,10 @@
 
 pub use caisson_core::boot::BootInfo;
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 mod info;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
+#[cfg_attr(test, allow(dead_code))] // only the map's entries have rules to test
 mod pvh;
 #[cfg(target_os = "none")]
 mod start;

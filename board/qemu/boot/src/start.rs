@@ -1,8 +1,10 @@
 //! From PVH's 32-bit entry to long mode and the kernel's main function.
 
-use caisson_core::boot::BootInfo;
+use caisson_core::boot::{BootInfo, Range};
+use caisson_proto::addr::Spa;
 
-use crate::info::boot_info;
+use crate::info::{has_word, machine, usable};
+use crate::pvh::{MAGIC, MapEntry, Module, StartInfo};
 
 unsafe extern "Rust" {
     /// Made by [`entry!`](crate::entry), which checks its type.
@@ -97,9 +99,76 @@ boot_long:
     start = sym start,
 );
 
+/// Virtual minus physical address of the image, as in kernel.ld.
+const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
+/// fw_cfg: selector port, data port, and the key of the number of CPUs (QEMU's docs/specs/fw_cfg).
+const FW_CFG_SELECTOR: u16 = 0x510;
+const FW_CFG_DATA: u16 = 0x511;
+const FW_CFG_CPUS: u16 = 5;
+/// Longest command line that is looked at.
+const COMMAND_LINE: u64 = 4096;
+
+unsafe extern "C" {
+    static __kernel_start: u8;
+    static __kernel_end: u8;
+}
+
+/// A copy of what lies at a physical address.
+///
+/// # Safety
+/// A `T` lies at `address`, below 512 GiB.
+unsafe fn read<T: Copy>(address: u64) -> T {
+    // SAFETY: the boot tables map it at its own address; the rest is as the caller says.
+    unsafe { (address as *const T).read_unaligned() }
+}
+
+fn cpu_count() -> usize {
+    let (low, high): (u8, u8);
+    // SAFETY: these ports are fw_cfg's on every machine that QEMU starts by PVH; reading it changes no memory.
+    unsafe {
+        core::arch::asm!("out dx, ax", in("dx") FW_CFG_SELECTOR, in("ax") FW_CFG_CPUS, options(nomem, nostack));
+        core::arch::asm!("in al, dx", in("dx") FW_CFG_DATA, out("al") low, options(nomem, nostack));
+        core::arch::asm!("in al, dx", in("dx") FW_CFG_DATA, out("al") high, options(nomem, nostack));
+    }
+    u16::from_le_bytes([low, high]).into()
+}
+
+/// The machine, or `None` if `start_info` isn't PVH's.
+///
+/// # Safety
+/// `start_info` is what PVH passed in ebx, and nothing that it points to has been overwritten.
+unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
+    // SAFETY: PVH passes the address of its start info.
+    let start: StartInfo = unsafe { read(start_info) };
+    if start.magic != MAGIC || start.version == 0 {
+        return None;
+    }
+    let entries = (0..u64::from(start.memory_map_entries)).map(|index| {
+        // SAFETY: the start info says that so many entries lie there.
+        unsafe { read::<MapEntry>(start.memory_map + index * size_of::<MapEntry>() as u64) }
+    });
+    let bundle = match start.modules {
+        0 => Range { start: Spa(0), bytes: 0 },
+        _ => {
+            // SAFETY: the start info says that a module entry lies there.
+            let module: Module = unsafe { read(start.module_list) };
+            Range { start: Spa(module.start), bytes: module.bytes }
+        }
+    };
+    let first = &raw const __kernel_start as u64 - KERNEL_BASE;
+    let end = &raw const __kernel_end as u64 - KERNEL_BASE;
+    let kernel = Range { start: Spa(first), bytes: end - first };
+    let length = if start.command_line == 0 { 0 } else { COMMAND_LINE };
+    let line = (0..length).map(|at| {
+        // SAFETY: the start info says that a text which ends with a zero lies there; nobody looks past that.
+        unsafe { read::<u8>(start.command_line + at) }
+    });
+    Some(machine(usable(entries), kernel, bundle, cpu_count(), has_word(line, b"wbnoinvd")))
+}
+
 /// The first Rust code, on the boot stack.
 extern "C" fn start(start_info: u64) -> ! {
-    // SAFETY: the boot tables map the first 512 GiB, and `start_info` is PVH's.
+    // SAFETY: `start_info` is PVH's, and only the image's own memory has been written since.
     match unsafe { boot_info(start_info) } {
         Some(boot) => caisson_kernel_main(&boot),
         None => loop {
