@@ -120,11 +120,11 @@ pub(crate) fn load() {
     }
 }
 
-/// Gives the service in `slot`, which is to run here next, its ports and no others. One store unless it has ports,
-/// and then the map is written only if another service had it before.
+/// Gives the service in `slot`, which is to run here next, its ports and no others; an empty range ends the list.
+/// One store unless it has ports, and then the map is written only if another service had it before.
 #[inline]
 pub fn load_ports(slot: u16, ranges: &[PortRange]) {
-    let any = ranges.iter().any(|range| range.count != 0);
+    let any = ranges.first().is_some_and(|range| range.count != 0);
     if any && this().ports_owner.replace(slot.into()) != slot.into() {
         write_map(ranges);
     }
@@ -138,7 +138,7 @@ fn write_map(ranges: &[PortRange]) {
     // SAFETY: the map lies there, for this CPU alone; a port's byte is within its 8192.
     unsafe {
         map.write_bytes(0xff, MAP_BYTES);
-        for range in ranges {
+        for range in ranges.iter().take_while(|range| range.count != 0) {
             for port in (u32::from(range.first)..0x1_0000).take(range.count.into()) {
                 let byte = map.add(port as usize / 8);
                 byte.write(byte.read() & !(1 << (port % 8)));
