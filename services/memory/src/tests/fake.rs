@@ -292,15 +292,8 @@ impl Fake {
             }
             KernelCall::BatchInfo(BatchInfo { slot: 0 }) => {
                 let (&batch, &vm) = self.batches.first_key_value().ok_or(Status::NotFound)?;
-                BatchReport {
-                    batch: BatchId(batch),
-                    vm,
-                    kind: VmKind::Plain,
-                    frames: 0,
-                    owed: 0,
-                    next: 1,
-                }
-                .encode()
+                BatchReport { batch: BatchId(batch), vm, kind: VmKind::Plain, frames: 0, owed: 0, next: 1 }
+                    .encode()
             }
             other => panic!("{other:?} isn't memory's"),
         })
