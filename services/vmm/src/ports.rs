@@ -11,6 +11,8 @@ use crate::insn::operand::mask;
 use crate::platform::{Event, Platform};
 use crate::vmm::Vmm;
 
+/// Where PCI's configuration address would be.
+const PCI_ADDRESS: u16 = 0xcf8;
 /// EXITINFO1: it is IN.
 const IN: u64 = 1 << 0;
 /// EXITINFO1: it is INS or OUTS.
@@ -48,6 +50,10 @@ impl<P: Platform> Vmm<P> {
         }
         if port == power::PM_TIMER {
             return power::pm_timer(self.platform.now().wrapping_sub(self.born), self.facts.tsc_khz);
+        }
+        if bytes == 4 && port == PCI_ADDRESS {
+            // The reset register is at a byte of it, and there is no PCI.
+            return u32::MAX;
         }
         (0..u16::from(bytes))
             .fold(0, |value, n| value | u32::from(self.port_read_byte(port.wrapping_add(n))) << (8 * n))

@@ -96,11 +96,12 @@ impl Platform for Fake {
         self.cpuid.push(entries.to_vec());
         Ok(())
     }
-    fn host_cpuid(&self, leaf: u32, _: u32) -> [u32; 4] {
+    fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         match leaf {
             0 => [0xd, 1, 2, 3],
             0x8000_0000 => [0x8000_001f, 0, 0, 0],
-            0xd => [7, 256, 576, 0],
+            0xd if subleaf == 2 => [256, 576, 0, 0],
+            0xd => [7, 0, 0, 0],
             _ => [u32::MAX; 4],
         }
     }
