@@ -37,7 +37,8 @@ impl<P: Platform> Vmm<P> {
             code::IOIO => self.port_exit(at, exit, state),
             code::HLT => self.halt(at, exit, state),
             code::NPF => self.nested_fault(at, exit, state),
-            code::KICK | code::TIMER | code::VINTR | code::INTR | code::NMI | code::SMI => again(exit),
+            code::VINTR => self.window_opened(at, exit, state),
+            code::KICK | code::TIMER | code::INTR | code::NMI | code::SMI => again(exit),
             code::VMMCALL => self.hypercall(at, exit, state),
             code::CPUID => self.cpuid_exit(at, exit, state),
             code::WBINVD => self.skip(exit, state, [0x0f, 0x09]),
@@ -94,6 +95,16 @@ impl<P: Platform> Vmm<P> {
             vcpu.life = Life::Halted { interrupts_on };
         }
         done(next, exit.rax)
+    }
+
+    /// The guest can take an interrupt. A processor that forgets interrupt shadows (QEMU's) says so even between STI
+    /// and HLT; an interrupt there would leave the guest halted with its work undone, so the HLT comes first.
+    fn window_opened(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
+        let early = exit.flags.contains(caisson_proto::vcpu::ExitFlags::SHADOW);
+        if early && self.fetch(exit, state).is_some_and(|code| code.bytes().first() == Some(&0xf4)) {
+            return self.halt(at, exit, state);
+        }
+        again(exit)
     }
 
     fn read_tsc(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {

@@ -26,6 +26,9 @@ const VALID: u64 = 1 << 31;
 /// EVENTINJ: type 2, NMI, vector 2.
 const INJECT_NMI: u64 = VALID | 2 << 8 | 2;
 
+/// Interrupt shadows that may pass in a millisecond: one takes long enough for an instruction.
+const SHADOWS_A_MS: u64 = 50;
+
 impl<P: Platform> Vmm<P> {
     /// What every exit begins with. The event that the last reply should have injected and didn't.
     pub(crate) fn begin(&mut self, at: usize, exit: &Exit) -> u64 {
@@ -85,6 +88,7 @@ impl<P: Platform> Vmm<P> {
         // An event that is being delivered, or an exception of ours, goes first.
         let free = resume.inject == 0 && !exit.flags.contains(ExitFlags::EVENT_PENDING);
         let wanted = vector.is_some() || extint;
+        let mut pass = false;
 
         if vcpu.nmi && free && !shadow {
             vcpu.nmi = false;
@@ -103,7 +107,10 @@ impl<P: Platform> Vmm<P> {
             resume.inject = VALID | u64::from(vector);
             resume.window = vcpu.apic.deliverable().is_some();
         } else {
-            resume.window = wanted || vcpu.nmi;
+            // In a shadow that this processor forgets, a window would open at once for ever: let the one
+            // instruction pass.
+            pass = shadow && exit.code == code::VINTR;
+            resume.window = (wanted || vcpu.nmi) && !pass;
         }
         vcpu.injected = resume.inject;
         if let Life::Halted { interrupts_on } = vcpu.life {
@@ -117,6 +124,10 @@ impl<P: Platform> Vmm<P> {
         }
         self.arm_eoi(at);
         resume.deadline = self.deadline(at);
+        if pass {
+            let soon = self.platform.now() + self.facts.tsc_khz / SHADOWS_A_MS;
+            resume.deadline = if resume.deadline == 0 { soon } else { soon.min(resume.deadline) };
+        }
         resume
     }
 
