@@ -8,34 +8,8 @@ use super::exits::REFLECTED;
 use super::state::{ABSENT, Extra, SVME};
 use super::vmcb::{CR8, Intercepts, NESTED_PAGING, VirtualInterrupt, Vmcb};
 
-/// What is intercepted always. Not in it, on purpose: RDTSC, RDTSCP and PAUSE (the guest's own), VINTR (while a
-/// window is asked for), ICEBP and IRET.
-const INTERCEPTS: Intercepts = Intercepts::INTR
-    .union(Intercepts::NMI)
-    .union(Intercepts::SMI)
-    .union(Intercepts::INIT)
-    .union(Intercepts::RDPMC)
-    .union(Intercepts::CPUID)
-    .union(Intercepts::INVD)
-    .union(Intercepts::HLT)
-    .union(Intercepts::INVLPGA)
-    .union(Intercepts::IOIO)
-    .union(Intercepts::MSR)
-    .union(Intercepts::TASK_SWITCH)
-    .union(Intercepts::FERR_FREEZE)
-    .union(Intercepts::SHUTDOWN)
-    .union(Intercepts::VMRUN)
-    .union(Intercepts::VMMCALL)
-    .union(Intercepts::VMLOAD)
-    .union(Intercepts::VMSAVE)
-    .union(Intercepts::STGI)
-    .union(Intercepts::CLGI)
-    .union(Intercepts::SKINIT)
-    .union(Intercepts::WBINVD)
-    .union(Intercepts::MONITOR)
-    .union(Intercepts::MWAIT)
-    .union(Intercepts::MWAIT_ARMED)
-    .union(Intercepts::XSETBV);
+/// What is intercepted always; VINTR only while a window is asked for.
+const INTERCEPTS: Intercepts = Intercepts::all().difference(Intercepts::VINTR);
 
 /// Machine checks are the host's.
 const MACHINE_CHECK: u32 = 1 << 18;

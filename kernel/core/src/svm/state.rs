@@ -66,6 +66,17 @@ macro_rules! word {
     ($($path:tt)+) => { offset_of!(VcpuState, $($path)+) };
 }
 
+/// The registers that are copied as they are, in both directions.
+macro_rules! plain {
+    ($words:ident, $segments:ident) => {
+        $words!(CORE: rip);
+        $segments!(SEGMENTS: ldtr tr);
+        $segments!(TABLES: gdtr idtr);
+        $words!(CONTROL: cr2);
+        $words!(SYSCALL: star lstar cstar sfmask kernel_gs_base sysenter_cs sysenter_esp sysenter_eip);
+    };
+}
+
 /// Offset of a general-purpose register, by its encoding.
 pub const fn gpr(number: usize) -> usize {
     offset_of!(VcpuState, gpr) + number % 16 * 8
@@ -200,11 +211,21 @@ impl Plan {
 
     #[inline]
     fn write(&self, page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) {
+        macro_rules! load {
+            ($group:ident: $($field:ident)+) => {
+                if groups.contains(Groups::$group) { $( vmcb.save.$field = page.get(word!($field)); )+ }
+            };
+        }
+        macro_rules! load_segments {
+            ($group:ident: $($field:ident)+) => {
+                if groups.contains(Groups::$group) { $( vmcb.save.$field = segment(page, word!($field)); )+ }
+            };
+        }
+        plain!(load, load_segments);
         let save = &mut vmcb.save;
         if groups.contains(Groups::CORE) {
             save.rax = page.get(gpr(0));
             save.rsp = page.get(gpr(4));
-            save.rip = page.get(word!(rip));
             save.rflags = page.get(word!(rflags)) & RFLAGS | 2;
             save.cpl = self.cpl as u8;
         }
@@ -213,46 +234,21 @@ impl Plan {
                 *target = segment(page, SEGMENTS + at * size_of::<Segment>());
             }
             save.segments[1] = self.cs;
-            save.ldtr = segment(page, word!(ldtr));
-            save.tr = segment(page, word!(tr));
-        }
-        if groups.contains(Groups::TABLES) {
-            save.gdtr = segment(page, word!(gdtr));
-            save.idtr = segment(page, word!(idtr));
-        }
-        if groups.contains(Groups::CONTROL) {
-            save.cr0 = self.cr0;
-            save.cr2 = page.get(word!(cr2));
-            save.cr3 = self.cr3;
-            save.cr4 = self.cr4;
-            save.efer = self.efer | SVME;
         }
         if groups.contains(Groups::DEBUG) {
-            save.dr6 = self.dr6;
-            save.dr7 = self.dr7;
             for (at, target) in extra.dr.iter_mut().enumerate() {
                 *target = page.get(DR + at * 8);
             }
         }
-        if groups.contains(Groups::SYSCALL) {
-            save.star = page.get(word!(star));
-            save.lstar = page.get(word!(lstar));
-            save.cstar = page.get(word!(cstar));
-            save.sfmask = page.get(word!(sfmask));
-            save.kernel_gs_base = page.get(word!(kernel_gs_base));
-            save.sysenter_cs = page.get(word!(sysenter_cs));
-            save.sysenter_esp = page.get(word!(sysenter_esp));
-            save.sysenter_eip = page.get(word!(sysenter_eip));
-        }
-        save.pat = self.pat;
+        (save.cr0, save.cr3, save.cr4, save.efer) = (self.cr0, self.cr3, self.cr4, self.efer | SVME);
+        (save.dr6, save.dr7, save.pat) = (self.dr6, self.dr7, self.pat);
         if groups.contains(Groups::EVENTS) {
             vmcb.control.shadow = page.get(word!(shadow)) & 1;
         }
         if groups.contains(Groups::TSC) {
             vmcb.control.tsc_offset = page.get(word!(tsc_offset));
         }
-        extra.tsc_aux = self.tsc_aux;
-        extra.xcr0 = self.xcr0;
+        (extra.tsc_aux, extra.xcr0) = (self.tsc_aux, self.xcr0);
         extra.reload |= u64::from(groups.intersection(RESIDENT).bits());
     }
 }
@@ -324,57 +320,45 @@ fn inject(event: u64, vmcb: &mut Vmcb, extra: &mut Extra) {
 
 /// Fills groups of the state page. The registers of [`RESIDENT`] are taken from `extra`.
 pub fn save(page: &mut impl StatePage, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
-    let save = &vmcb.save;
+    macro_rules! store {
+        ($group:ident: $($field:ident)+) => {
+            if groups.contains(Groups::$group) { $( page.set(word!($field), vmcb.save.$field); )+ }
+        };
+    }
+    macro_rules! store_segments {
+        ($group:ident: $($field:ident)+) => {
+            if groups.contains(Groups::$group) { $( put_segment(page, word!($field), &vmcb.save.$field); )+ }
+        };
+    }
+    plain!(store, store_segments);
+    store!(CORE: rflags);
+    store!(CONTROL: cr0 cr3 cr4);
+    store!(DEBUG: dr6 dr7);
+    store!(PAT: pat);
+    let (save, control) = (&vmcb.save, &vmcb.control);
     if groups.contains(Groups::CORE) {
         page.set(gpr(0), save.rax);
         page.set(gpr(4), save.rsp);
-        page.set(word!(rip), save.rip);
-        page.set(word!(rflags), save.rflags);
         page.set(word!(cpl), save.cpl.into());
     }
     if groups.contains(Groups::SEGMENTS) {
         for (at, segment) in save.segments.iter().enumerate() {
             put_segment(page, SEGMENTS + at * size_of::<Segment>(), segment);
         }
-        put_segment(page, word!(ldtr), &save.ldtr);
-        put_segment(page, word!(tr), &save.tr);
-    }
-    if groups.contains(Groups::TABLES) {
-        put_segment(page, word!(gdtr), &save.gdtr);
-        put_segment(page, word!(idtr), &save.idtr);
     }
     if groups.contains(Groups::CONTROL) {
-        page.set(word!(cr0), save.cr0);
-        page.set(word!(cr2), save.cr2);
-        page.set(word!(cr3), save.cr3);
-        page.set(word!(cr4), save.cr4);
         page.set(word!(efer), save.efer & !SVME);
     }
     if groups.contains(Groups::DEBUG) {
-        page.set(word!(dr6), save.dr6);
-        page.set(word!(dr7), save.dr7);
         for (at, address) in extra.dr.iter().enumerate() {
             page.set(DR + at * 8, *address);
         }
     }
-    if groups.contains(Groups::SYSCALL) {
-        page.set(word!(star), save.star);
-        page.set(word!(lstar), save.lstar);
-        page.set(word!(cstar), save.cstar);
-        page.set(word!(sfmask), save.sfmask);
-        page.set(word!(kernel_gs_base), save.kernel_gs_base);
-        page.set(word!(sysenter_cs), save.sysenter_cs);
-        page.set(word!(sysenter_esp), save.sysenter_esp);
-        page.set(word!(sysenter_eip), save.sysenter_eip);
-    }
-    if groups.contains(Groups::PAT) {
-        page.set(word!(pat), save.pat);
-    }
     if groups.contains(Groups::EVENTS) {
-        page.set(word!(shadow), vmcb.control.shadow & 1);
+        page.set(word!(shadow), control.shadow & 1);
     }
     if groups.contains(Groups::TSC) {
-        page.set(word!(tsc_offset), vmcb.control.tsc_offset);
+        page.set(word!(tsc_offset), control.tsc_offset);
         page.set(word!(tsc_aux), extra.tsc_aux);
     }
     if groups.contains(Groups::XCR0) {

@@ -6,7 +6,8 @@ use caisson_proto::vcpu::Segment;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 bitflags::bitflags! {
-    /// Intercepts of instructions and events: the words at 0x00c (bits 31:0) and 0x010 (bits 63:32).
+    /// Intercepts of instructions and events: the words at 0x00c (bits 31:0) and 0x010 (bits 63:32). Those that are
+    /// used; not RDTSC, RDTSCP, PAUSE, INVLPG and IRET, which are the guest's own.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Intercepts: u64 {
         /// Physical interrupts.
@@ -19,28 +20,14 @@ bitflags::bitflags! {
         const INIT = 1 << 3;
         /// The moment at which a virtual interrupt can be taken.
         const VINTR = 1 << 4;
-        /// CR0 writes that change more than TS and MP.
-        const CR0_SEL_WRITE = 1 << 5;
-        /// RDTSC.
-        const RDTSC = 1 << 14;
         /// RDPMC.
         const RDPMC = 1 << 15;
         /// CPUID.
         const CPUID = 1 << 18;
-        /// RSM.
-        const RSM = 1 << 19;
-        /// IRET.
-        const IRET = 1 << 20;
-        /// INTn.
-        const SWINT = 1 << 21;
         /// INVD.
         const INVD = 1 << 22;
-        /// PAUSE.
-        const PAUSE = 1 << 23;
         /// HLT.
         const HLT = 1 << 24;
-        /// INVLPG.
-        const INVLPG = 1 << 25;
         /// INVLPGA.
         const INVLPGA = 1 << 26;
         /// Port accesses that the I/O permission map names.
@@ -67,10 +54,6 @@ bitflags::bitflags! {
         const CLGI = 1 << 37;
         /// SKINIT.
         const SKINIT = 1 << 38;
-        /// RDTSCP.
-        const RDTSCP = 1 << 39;
-        /// ICEBP.
-        const ICEBP = 1 << 40;
         /// WBINVD and WBNOINVD.
         const WBINVD = 1 << 41;
         /// MONITOR and MONITORX.
