@@ -3,13 +3,12 @@
 //! Everything else runs on a context's time: a call from a vCPU to its vmm and on to memory stays on the vCPU's
 //! CPU and in its slice.
 
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-
 use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::wire::Words;
 
 use crate::service::Caller;
+use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, settled};
 
 /// Contexts in all.
 pub const CONTEXTS: usize = MAX_SERVICES + MAX_VMS * MAX_VCPUS;
@@ -94,6 +93,31 @@ pub mod pending {
     pub const GRANTED: u32 = 1 << 3;
 }
 
+/// What a kick has to be followed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Kicked {
+    /// It was parked and is ready now: make it run.
+    Ready,
+    /// It may be in its guest: interrupt its CPU.
+    InGuest,
+    /// It finds out by itself before it enters its guest, or when it is run again.
+    Noted,
+}
+
+/// Whether a vCPU may enter its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Entry {
+    /// It counts as in its guest now.
+    Entered {
+        /// Its translations may be stale: flush them first.
+        flush: bool,
+    },
+    /// Something is pending; it is not in its guest.
+    Pending,
+}
+
 /// The shared part of a context.
 #[derive(Debug)]
 pub struct ContextState {
@@ -105,14 +129,14 @@ pub struct ContextState {
     /// When it wants to be woken, in TSC ticks; 0 for never.
     pub deadline: AtomicU64,
     /// Odd while the vCPU is in its guest; moves at each entry and exit.
-    pub world: AtomicU32,
+    world: AtomicU32,
+    /// 1 if translations were removed that the vCPU's CPU may still have.
+    stale: AtomicU8,
     /// The call that waits for its turn: target's id, words, lease, and the caller's slot.
     waiting_for: AtomicU32,
     caller: AtomicU32,
     words: [AtomicU64; 8],
     lease: AtomicU64,
-    /// Set for a doorbell activation that is queued somewhere.
-    pub queued: AtomicU8,
 }
 
 /// A call on hold.
@@ -130,6 +154,7 @@ pub struct Stashed {
 
 impl ContextState {
     /// A context that doesn't run.
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {
             phase: AtomicU8::new(Phase::Idle as u8),
@@ -137,11 +162,28 @@ impl ContextState {
             pending: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
             world: AtomicU32::new(0),
+            stale: AtomicU8::new(0),
             waiting_for: AtomicU32::new(0),
             caller: AtomicU32::new(0),
             words: [const { AtomicU64::new(0) }; 8],
             lease: AtomicU64::new(0),
-            queued: AtomicU8::new(0),
+        }
+    }
+
+    /// A context that doesn't run.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Idle as u8),
+            home: AtomicU16::new(0),
+            pending: AtomicU32::new(0),
+            deadline: AtomicU64::new(0),
+            world: AtomicU32::new(0),
+            stale: AtomicU8::new(0),
+            waiting_for: AtomicU32::new(0),
+            caller: AtomicU32::new(0),
+            words: core::array::from_fn(|_| AtomicU64::new(0)),
+            lease: AtomicU64::new(0),
         }
     }
 
@@ -193,6 +235,59 @@ impl ContextState {
     /// Whether the vCPU is in its guest now.
     pub fn in_guest(&self) -> bool {
         self.world.load(Ordering::SeqCst) & 1 == 1
+    }
+
+    /// Counts entries to and exits from the guest; odd while it is in there.
+    pub fn world(&self) -> u32 {
+        self.world.load(Ordering::SeqCst)
+    }
+
+    /// Tells a vCPU of something ([`pending`]), wherever it is. Notes it first and then looks where the vCPU is, as
+    /// [`enter`](Self::enter) and [`unpark`](Self::unpark) do it the other way round: nobody misses the other.
+    pub fn kick(&self, why: u32) -> Kicked {
+        self.pending.fetch_or(why, Ordering::SeqCst);
+        settled();
+        if self.change_phase(Phase::Parked, Phase::Ready) {
+            Kicked::Ready
+        } else if self.in_guest() {
+            Kicked::InGuest
+        } else {
+            Kicked::Noted
+        }
+    }
+
+    /// Its translations are stale from now on. If [`world`](Self::world) is odd after this, it may use them until
+    /// `world` moves; its next entry flushes.
+    pub fn make_stale(&self) {
+        self.stale.store(1, Ordering::SeqCst);
+        settled();
+    }
+
+    /// The vCPU's CPU is about to enter the guest.
+    #[inline]
+    pub fn enter(&self) -> Entry {
+        self.world.fetch_add(1, Ordering::SeqCst);
+        settled();
+        if self.pending.load(Ordering::SeqCst) != 0 {
+            self.leave();
+            return Entry::Pending;
+        }
+        let flush = self.stale.load(Ordering::SeqCst) != 0 && self.stale.swap(0, Ordering::SeqCst) != 0;
+        Entry::Entered { flush }
+    }
+
+    /// The vCPU's CPU has left the guest.
+    #[inline]
+    pub fn leave(&self) {
+        self.world.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It was parked just now. True: it was kicked before, and is ready.
+    pub fn unpark(&self) -> bool {
+        settled();
+        self.phase() == Phase::Parked
+            && self.pending.load(Ordering::SeqCst) != 0
+            && self.change_phase(Phase::Parked, Phase::Ready)
     }
 }
 

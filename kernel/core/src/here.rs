@@ -53,13 +53,12 @@ impl<M: Machine> Here<'_, M> {
     /// Makes a context run on its CPU: at once here, by an interrupt elsewhere.
     pub fn wake(&self, context: Context) {
         let home = CpuId(self.context(context).home.load(Ordering::Acquire));
-        let (word, bit) = (context.index() / 64, 1 << (context.index() % 64));
         if home == self.local.cpu {
-            if let Some(ready) = self.local.ready.get(word) {
-                ready.set(ready.get() | bit);
+            if let Some(ready) = self.local.ready.get(context.index() / 64) {
+                ready.set(ready.get() | 1 << (context.index() % 64));
             }
-        } else if let Some(woken) = self.cpus.get(usize::from(home.0)).and_then(|cpu| cpu.woken.get(word)) {
-            woken.fetch_or(bit, Ordering::SeqCst);
+        } else if let Some(cpu) = self.cpus.get(usize::from(home.0)) {
+            cpu.woken.put(context);
             self.machine.interrupt_cpu(home);
         }
     }
@@ -67,10 +66,10 @@ impl<M: Machine> Here<'_, M> {
     /// Rings doorbells of a service. Its activation runs here, after the present call chain.
     pub fn ring(&self, slot: usize, bits: u64) {
         let Some(service) = self.services.get(slot) else { return };
-        service.bells.fetch_or(bits, Ordering::SeqCst);
+        service.bells.ring(bits);
         let context = Context::doorbell(slot);
         let state = self.context(context);
-        if service.is_alive() && state.queued.swap(1, Ordering::SeqCst) == 0 {
+        if service.is_alive() && service.bells.queue() {
             state.home.store(self.local.cpu.0, Ordering::SeqCst);
             state.set_phase(Phase::Ready);
             self.wake(context);

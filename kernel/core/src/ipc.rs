@@ -222,10 +222,8 @@ impl<M: Machine> Here<'_, M> {
     fn activation_done(&self, context: Context) {
         self.local.context.set(None);
         if let Kind::Doorbell(slot) = context.kind() {
-            let state = self.context(context);
-            state.set_phase(Phase::Idle);
-            state.queued.store(0, Ordering::SeqCst);
-            if self.service(slot).bells.load(Ordering::SeqCst) != 0 {
+            self.context(context).set_phase(Phase::Idle);
+            if self.service(slot).bells.done() {
                 self.ring(slot, 0);
             }
         }

@@ -7,16 +7,17 @@ use caisson_proto::bundle::ServiceRecord;
 use spin::Mutex;
 
 use crate::batches::Batches;
-use crate::context::{CONTEXTS, Context, ContextState, WORDS};
+use crate::context::{CONTEXTS, Context, ContextState};
 use crate::frames::FrameTable;
 use crate::service::Service;
 use crate::vms::{Books, Vm};
+use crate::woken::Woken;
 
 /// What other CPUs may touch of a CPU.
 #[derive(Debug)]
 pub struct Shared {
     /// Contexts that became ready here.
-    pub woken: [AtomicU64; WORDS],
+    pub woken: Woken,
     /// VMs that ran here since this CPU last wrote back, by slot. Only this CPU clears its row.
     pub ran: AtomicU64,
     /// Somebody wants this CPU to write back.
@@ -26,7 +27,7 @@ pub struct Shared {
 impl Shared {
     const fn new() -> Self {
         Self {
-            woken: [const { AtomicU64::new(0) }; WORDS],
+            woken: Woken::new(),
             ran: AtomicU64::new(0),
             flush_wanted: AtomicU32::new(0),
         }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batches;
+pub mod bells;
 pub mod boot;
 pub mod bundle;
 pub mod context;
@@ -27,6 +28,7 @@ pub mod svm;
 pub mod sync;
 pub mod turn;
 pub mod vms;
+pub mod woken;
 
 #[cfg(not(loom))]
 pub mod death;

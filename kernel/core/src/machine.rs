@@ -149,7 +149,7 @@ pub trait Machine {
     fn vcpu_resume(&self, vcpu: Context, resume: &Resume, root: Frame) -> Result<(), Status>;
     /// What the vmm is told when the kernel itself makes a vCPU exit with `code`.
     fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit;
-    /// Forgets what another CPU knows of a vCPU that moves, or flushes translations at its next entry.
+    /// This CPU is about to enter the guest of a vCPU of its own: flushes the translations of its ASID first.
     fn vcpu_flush(&self, vcpu: Context);
     /// Copies `count` CPUID entries from the page at a lease of the service that is in user mode.
     ///

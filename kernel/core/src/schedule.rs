@@ -9,7 +9,7 @@ use caisson_proto::abi::doorbell;
 use caisson_proto::kernel::FaultKind;
 use caisson_proto::vcpu::{Exit, code};
 
-use crate::context::{Context, Kind, Phase, Stashed, WORDS, pending};
+use crate::context::{Context, Entry, Kicked, Kind, Phase, Stashed, WORDS, pending};
 use crate::cpu::{NEVER, NO_SERVICE, UserFrame};
 use crate::here::Here;
 use crate::ipc::Next;
@@ -58,11 +58,11 @@ impl<M: Machine> Here<'_, M> {
     /// Takes over what other CPUs woke here.
     fn collect(&self) {
         if let Some(shared) = self.cpus.get(usize::from(self.local.cpu.0)) {
-            for (ready, woken) in self.local.ready.iter().zip(&shared.woken) {
-                if woken.load(Ordering::Relaxed) != 0 {
-                    ready.set(ready.get() | woken.swap(0, Ordering::SeqCst));
+            shared.woken.take(|word, bits| {
+                if let Some(ready) = self.local.ready.get(word) {
+                    ready.set(ready.get() | bits);
                 }
-            }
+            });
         }
     }
 
@@ -119,6 +119,10 @@ impl<M: Machine> Here<'_, M> {
     /// Makes a context the running one.
     fn begin(&self, frame: &mut UserFrame, context: Context) -> Next {
         let state = self.context(context);
+        if state.home.load(Ordering::SeqCst) != self.local.cpu.0 {
+            // The note is of a vCPU that died; another has its number now, and its own CPU runs it.
+            return Next::Pick;
+        }
         if state.phase() == Phase::Waiting {
             if state.pending.fetch_and(!pending::GRANTED, Ordering::SeqCst) & pending::GRANTED == 0 {
                 return Next::Pick;
@@ -145,10 +149,12 @@ impl<M: Machine> Here<'_, M> {
         let service = self.service(slot);
         self.context(context).set_phase(Phase::Running);
         self.local.context.set(Some(context));
-        let fresh = service.fresh.swap(0, Ordering::SeqCst) == 1;
-        let bells = if fresh { 0 } else { service.bells.swap(0, Ordering::SeqCst) };
+        // In this order: the first message is not for a service that isn't alive yet.
+        let alive = service.is_alive();
+        let fresh = alive && service.bells.take_fresh();
+        let bells = if fresh { 0 } else { service.bells.take() };
         let caller = if fresh { Caller::Start } else { Caller::Doorbell };
-        if (!fresh && bells == 0) || !service.is_alive() {
+        if (!fresh && bells == 0) || !alive {
             return self.answer(frame, context, Caller::None, caisson_proto::abi::Status::Ok, &[0; 8]);
         }
         let words = [bells, 0, 0, 0, 0, 0, 0, 0];
@@ -204,12 +210,10 @@ impl<M: Machine> Here<'_, M> {
         if deadline != 0 {
             self.await_deadline(context, deadline);
         }
-        let phase = state.phase();
-        if phase == Phase::Running {
+        if state.phase() == Phase::Running {
             return;
         }
-        let kicked = phase == Phase::Parked && state.pending.load(Ordering::SeqCst) != 0;
-        if kicked && state.change_phase(Phase::Parked, Phase::Ready) {
+        if state.unpark() {
             self.make_ready(context);
         }
         self.local.context.set(None);
@@ -277,10 +281,8 @@ impl<M: Machine> Here<'_, M> {
                     return at;
                 }
                 state.deadline.store(0, Ordering::Relaxed);
-                state.pending.fetch_or(pending::TIMER, Ordering::SeqCst);
-                if state.change_phase(Phase::Parked, Phase::Ready) {
-                    self.make_ready(context);
-                }
+                // The vCPU of that number may be another one by now, and at home elsewhere.
+                self.kick(context, pending::TIMER);
             }
         }
         0
@@ -315,29 +317,37 @@ impl<M: Machine> Here<'_, M> {
     /// Makes a vCPU exit to its vmm, wherever it is.
     pub fn kick(&self, context: Context, why: u32) {
         let state = self.context(context);
-        state.pending.fetch_or(why, Ordering::SeqCst);
-        if state.change_phase(Phase::Parked, Phase::Ready) {
-            self.wake(context);
-        } else if state.in_guest() {
-            self.machine.interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
+        match state.kick(why) {
+            Kicked::Ready => self.wake(context),
+            Kicked::InGuest => {
+                self.machine.interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
+            }
+            Kicked::Noted => {}
         }
     }
 
     /// Notes that a vCPU enters its guest here: the CPU may now cache lines of the VM, and holds translations.
+    /// False: something became pending since [`pick`](Self::pick) chose it; pick again.
     #[inline]
-    pub fn entering(&self, context: Context) {
+    #[must_use]
+    pub fn entering(&self, context: Context) -> bool {
         if let Kind::Vcpu(vm, _) = context.kind()
             && let Some(shared) = self.cpus.get(usize::from(self.local.cpu.0))
             && shared.ran.load(Ordering::Relaxed) >> (vm % 64) & 1 == 0
         {
             shared.ran.fetch_or(1 << (vm % 64), Ordering::SeqCst);
         }
-        self.context(context).world.fetch_add(1, Ordering::SeqCst);
+        match self.context(context).enter() {
+            Entry::Pending => return false,
+            Entry::Entered { flush: true } => self.machine.vcpu_flush(context),
+            Entry::Entered { flush: false } => {}
+        }
+        true
     }
 
     /// Notes that it left.
     #[inline]
     pub fn left(&self, context: Context) {
-        self.context(context).world.fetch_add(1, Ordering::SeqCst);
+        self.context(context).leave();
     }
 }

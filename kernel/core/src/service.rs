@@ -9,6 +9,7 @@ use caisson_proto::addr::ServiceId;
 use caisson_proto::bundle::ServiceRecord;
 use caisson_proto::kernel::{Caps, FaultKind, ServiceState};
 
+use crate::bells::Bells;
 use crate::context::Context;
 use crate::turn::Turn;
 
@@ -107,10 +108,8 @@ pub struct Service {
     pub rsp: AtomicU64,
     /// Whether pages are lent to it now.
     pub borrows: AtomicU8,
-    /// It was started and its first message waits for its activation, which has the turn already.
-    pub fresh: AtomicU8,
-    /// Doorbells that rang and were not taken.
-    pub bells: AtomicU64,
+    /// Doorbells that rang and were not taken; the first message, whose activation has the turn already.
+    pub bells: Bells,
     /// When its timer rings; 0 for never.
     pub timer: AtomicU64,
     /// Its last end.
@@ -136,8 +135,7 @@ impl Service {
             rip: AtomicU64::new(0),
             rsp: AtomicU64::new(0),
             borrows: AtomicU8::new(0),
-            fresh: AtomicU8::new(0),
-            bells: AtomicU64::new(0),
+            bells: Bells::new(),
             timer: AtomicU64::new(0),
             epitaph: spin::Mutex::new(Epitaph::plain(ServiceState::Unstarted)),
         }
@@ -185,11 +183,11 @@ impl Service {
     pub fn revive(&self, entry: u64, stack: u64) {
         self.rip.store(entry, Ordering::Relaxed);
         self.rsp.store(stack, Ordering::Relaxed);
-        self.bells.store(0, Ordering::Relaxed);
         self.timer.store(0, Ordering::Relaxed);
         self.doomed.store(0, Ordering::Relaxed);
         self.borrows.store(0, Ordering::Relaxed);
-        self.fresh.store(1, Ordering::Relaxed);
+        // Before it is alive: whoever sees it alive also sees that the first message is still to come.
+        self.bells.refresh();
         *self.epitaph.lock() = Epitaph::plain(ServiceState::Running);
         self.alive.store(1, Ordering::Release);
     }

@@ -10,6 +10,7 @@ use crate::sync::{AtomicU16, AtomicU64, Ordering};
 /// Slots for waiters: at least one a context, as a context waits in one place at a time.
 pub const SLOTS: usize = if cfg!(loom) { 4 } else { 512 };
 const _: () = assert!(cfg!(loom) || SLOTS >= crate::context::CONTEXTS);
+const _: () = assert!(SLOTS.is_power_of_two(), "the slots come round with the tickets");
 
 const EMPTY: u16 = 0;
 const GRANTED: u16 = 1;
@@ -41,17 +42,17 @@ impl Turn {
     #[inline]
     pub fn enter(&self, context: Context) -> bool {
         let before = self.state.fetch_add(1 << 32, Ordering::AcqRel);
-        let (ticket, serving) = (before >> 32, before & 0xffff_ffff);
+        let (ticket, serving) = halves(before);
         ticket == serving || self.wait(ticket, context)
     }
 
     /// Takes the turn if nobody is in the queue.
     pub fn try_enter(&self) -> bool {
-        self.state.compare_exchange(0, 1 << 32, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.compare_exchange(0, 1 << 32, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     #[cold]
-    fn wait(&self, ticket: u64, context: Context) -> bool {
+    fn wait(&self, ticket: u32, context: Context) -> bool {
         let slot = &self.waiters[ticket as usize % SLOTS];
         if slot.swap(context.number() + FIRST, Ordering::AcqRel) == GRANTED {
             slot.store(EMPTY, Ordering::Release);
@@ -66,19 +67,21 @@ impl Turn {
     pub fn leave(&self) -> Option<Context> {
         let mut state = self.state.load(Ordering::Acquire);
         loop {
-            let (given, serving) = (state >> 32, state & 0xffff_ffff);
-            let last = given == serving + 1;
-            let next = if last { 0 } else { state + 1 };
-            match self.state.compare_exchange_weak(state, next, Ordering::AcqRel, Ordering::Acquire) {
+            // Where somebody always waits, the numbers come round: each half by itself, and the slots with them.
+            let (given, serving) = halves(state);
+            let follows = serving.wrapping_add(1);
+            let last = given == follows;
+            let next = if last { 0 } else { u64::from(given) << 32 | u64::from(follows) };
+            match self.state.compare_exchange_weak(state, next, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) if last => return None,
-                Ok(_) => return self.grant(serving + 1),
+                Ok(_) => return self.grant(follows),
                 Err(now) => state = now,
             }
         }
     }
 
     #[cold]
-    fn grant(&self, ticket: u64) -> Option<Context> {
+    fn grant(&self, ticket: u32) -> Option<Context> {
         let slot = &self.waiters[ticket as usize % SLOTS];
         match slot.swap(GRANTED, Ordering::AcqRel) {
             EMPTY | GRANTED => None,
@@ -93,6 +96,11 @@ impl Turn {
     pub fn is_taken(&self) -> bool {
         self.state.load(Ordering::Acquire) != 0
     }
+}
+
+/// The tickets given and the one being served.
+const fn halves(state: u64) -> (u32, u32) {
+    ((state >> 32) as u32, state as u32)
 }
 
 impl Default for Turn {
@@ -119,5 +127,21 @@ mod tests {
         assert_eq!(turn.leave(), None);
         assert!(!turn.is_taken());
         assert!(turn.enter(b));
+    }
+
+    #[test]
+    fn the_numbers_come_round_while_somebody_waits() {
+        let turn = Turn::new();
+        let [a, b, c] = [1, 2, 3].map(Context::doorbell);
+        // As if the queue had never been empty for 2^32 - 2 turns.
+        turn.state.store(0xffff_ffff << 32 | 0xffff_fffe, Ordering::Relaxed);
+        assert!(!turn.enter(a));
+        assert_eq!(turn.leave(), Some(a));
+        assert!(!turn.enter(b));
+        assert!(!turn.enter(c));
+        assert_eq!(turn.leave(), Some(b));
+        assert_eq!(turn.leave(), Some(c));
+        assert_eq!(turn.leave(), None);
+        assert!(!turn.is_taken());
     }
 }

@@ -77,7 +77,9 @@ fn make_resident(cpu: CpuId, context: Context, vcpu: &mut Vcpu) {
 pub fn run(here: &Here<'static, Silicon>, context: Context, frame: &mut UserFrame) -> Next {
     let (Some(mut vcpu), Some(svm)) = (vcpu(context), svm_cpu(here.local.cpu)) else { return Next::Pick };
     make_resident(here.local.cpu, context, &mut vcpu);
-    here.entering(context);
+    if !here.entering(context) {
+        return Next::Pick;
+    }
     let left = vcpu.enter(svm);
     here.left(context);
     match left {

@@ -280,10 +280,10 @@ impl<M: Machine> Call<'_, M> {
         let present = self.here.vms.get(vm).map_or(0, |vm| vm.vcpus.load(Ordering::Acquire));
         for index in (0..MAX_VCPUS).filter(|index| present >> index & 1 == 1) {
             let context = Context::vcpu(vm, index);
-            self.here.machine.vcpu_flush(context);
             let state = self.here.context(context);
-            let world = state.world.load(Ordering::SeqCst);
-            while world & 1 == 1 && state.world.load(Ordering::SeqCst) == world {
+            state.make_stale();
+            let world = state.world();
+            while world & 1 == 1 && state.world() == world {
                 self.here
                     .machine
                     .interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));

@@ -1,0 +1,56 @@
+//! How a context is handed to the CPU that it is at home on.
+//!
+//! Whoever makes it ready puts it here and then interrupts the CPU. The CPU takes what is here each time before it
+//! chooses what runs; from its last look on until it waits it takes no interrupt, so one that came meanwhile ends the
+//! wait at once. `tests/loom.rs` explores it.
+
+use crate::context::{Context, WORDS};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Contexts that others made ready for one CPU.
+#[derive(Debug)]
+pub struct Woken([AtomicU64; WORDS]);
+
+impl Woken {
+    /// None.
+    #[cfg(not(loom))]
+    pub const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; WORDS])
+    }
+
+    /// None.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self(core::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    /// Puts a context here. Its CPU has to be interrupted after this.
+    pub fn put(&self, context: Context) {
+        if let Some(word) = self.0.get(context.index() / 64) {
+            word.fetch_or(1 << (context.index() % 64), Ordering::SeqCst);
+        }
+    }
+
+    /// Takes all: calls with the number of a 64-bit word of the set of contexts, and its bits.
+    #[inline]
+    pub fn take(&self, mut ready: impl FnMut(usize, u64)) {
+        for (index, word) in self.0.iter().enumerate() {
+            if word.load(Ordering::Relaxed) != 0 {
+                ready(index, word.swap(0, Ordering::SeqCst));
+            }
+        }
+    }
+
+    /// Whether a context waits here to be taken.
+    pub fn has(&self, context: Context) -> bool {
+        self.0
+            .get(context.index() / 64)
+            .is_some_and(|word| word.load(Ordering::SeqCst) >> (context.index() % 64) & 1 == 1)
+    }
+}
+
+impl Default for Woken {
+    fn default() -> Self {
+        Self::new()
+    }
+}
