@@ -32,6 +32,10 @@ pub enum Command {
     Run(RunArgs),
     /// Build kernel and bundle, and say how to start them
     Image(MachineArgs),
+    /// Check everything that must hold; the last line says how many checks passed and failed
+    Test(TestArgs),
+    /// Build the book in docs/
+    Book,
     /// Count what runs in ring 0; fails if it is too much or unsafe code is outside its place
     Tcb {
         /// Print JSON
@@ -41,6 +45,22 @@ pub enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+}
+
+/// What to check.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask test
+  cargo xtask test --list
+  cargo xtask test --only host --only two-guests")]
+pub struct TestArgs {
+    /// Only this step, or this machine of step qemu; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// List steps and machines
+    #[arg(long)]
+    pub list: bool,
 }
 
 /// What can be measured.

@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod book;
 mod bzimage;
 mod channels;
+mod check;
 mod cli;
 mod failure;
 mod guests;
@@ -55,6 +57,15 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Setup => setup::everything(&paths).map(|_| ExitCode::SUCCESS),
         Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
         Command::Bench(Bench::Boot(args)) => bench::boot(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => match check::test(&paths, &args) {
+            // The count is the last line.
+            Err(failure) if failure.text.is_empty() => Ok(ExitCode::from(failure.status as u8)),
+            done => done.map(|()| ExitCode::SUCCESS),
+        },
+        Command::Book => book::build(&paths).map(|place| {
+            println!("{}", place.join("index.html").display());
+            ExitCode::SUCCESS
+        }),
         Command::Tcb { json } => tcb::tcb(&paths, json).map(|()| ExitCode::SUCCESS),
         Command::Image(args) => image::leave(&paths, &args).map(|()| ExitCode::SUCCESS),
     }

@@ -224,7 +224,8 @@ fn without_tests(chars: &[char], mut kinds: Vec<Kind>) -> Vec<Kind> {
 fn item_end(chars: &[char], kinds: &[Kind], start: usize) -> usize {
     let first: String =
         chars[start..].iter().skip_while(|c| c.is_whitespace()).take_while(|c| c.is_alphanumeric()).collect();
-    let item = ["pub", "fn", "use", "mod", "struct", "enum", "impl", "static", "const", "unsafe", "extern", "let"];
+    let item =
+        ["pub", "fn", "use", "mod", "struct", "enum", "impl", "static", "const", "unsafe", "extern", "let"];
     let comma_ends = !item.contains(&first.as_str());
     let mut depth = 0;
     for end in (start..chars.len()).filter(|&at| kinds[at] == Kind::Code) {

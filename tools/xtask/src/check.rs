@@ -1,0 +1,112 @@
+//! `cargo xtask test`: everything that must hold, step by step, each timed and reported in a line.
+
+mod machines;
+mod steps;
+
+use std::time::Instant;
+
+use crate::cli::TestArgs;
+use crate::failure::{Failure, Status};
+use crate::paths::Paths;
+
+/// How a step went.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Checks that passed.
+    pub passed: usize,
+    /// What failed, each with its reason.
+    pub failed: Vec<String>,
+    /// Why it wasn't done.
+    pub skipped: Option<String>,
+}
+
+impl Outcome {
+    fn passed(count: usize) -> Self {
+        Self { passed: count, ..Self::default() }
+    }
+
+    fn failed(why: impl Into<String>) -> Self {
+        Self { failed: vec![why.into()], ..Self::default() }
+    }
+
+    fn skipped(why: impl Into<String>) -> Self {
+        Self { skipped: Some(why.into()), ..Self::default() }
+    }
+}
+
+/// A step: its name, what it checks, and how.
+pub struct Step {
+    /// For `--only`.
+    pub name: &'static str,
+    /// In a few words.
+    pub about: &'static str,
+    run: fn(&Paths) -> Outcome,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "fmt", about: "rustfmt has nothing to change", run: steps::fmt },
+    Step {
+        name: "clippy",
+        about: "clippy has nothing to say, on the host and for the machine",
+        run: steps::clippy,
+    },
+    Step { name: "host", about: "unit and property tests", run: steps::host },
+    Step { name: "doc", about: "rustdoc without warnings", run: steps::doc },
+    Step { name: "book", about: "the book builds", run: steps::book },
+    Step { name: "tcb", about: "ring 0 keeps to its bounds", run: steps::tcb },
+    Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
+    Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
+    Step {
+        name: "qemu",
+        about: "machines in QEMU: boots, guests, crashes, every exit status",
+        run: machines::run,
+    },
+];
+
+/// Runs the steps asked for; the last line on standard output counts what passed and failed.
+pub fn test(paths: &Paths, args: &TestArgs) -> Result<(), Failure> {
+    if args.list {
+        STEPS.iter().for_each(|step| println!("{:<8} {}", step.name, step.about));
+        machines::list().for_each(|(name, about)| println!("  {name:<22} {about}"));
+        return Ok(());
+    }
+    for name in &args.only {
+        if !STEPS.iter().any(|step| step.name == name) && !machines::list().any(|(test, _)| test == name) {
+            let known: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
+            let meant = caisson_manifest::parse::suggestion(name, &known);
+            return Err(Failure::setup(format!("no step or machine test is named \"{name}\"{meant}")));
+        }
+    }
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let (mut passed, mut failed) = (0, 0);
+    let mut report = |name: &str, start: Instant, outcome: Outcome| {
+        let took = start.elapsed().as_secs_f32();
+        passed += outcome.passed;
+        failed += outcome.failed.len();
+        match &outcome.skipped {
+            Some(why) => println!("skipped {name:<24} {why}"),
+            None if outcome.failed.is_empty() => {
+                println!("ok      {name:<24} {:>4} passed, {took:.1} s", outcome.passed)
+            }
+            None => println!("FAILED  {name:<24} {took:.1} s: {}", outcome.failed.join("; ")),
+        }
+    };
+    for step in STEPS.iter().filter(|step| wanted(step.name)) {
+        let start = Instant::now();
+        if step.name == "qemu" {
+            // Each machine is a line of its own.
+            for (name, _) in machines::list() {
+                let start = Instant::now();
+                report(name, start, machines::one(paths, name));
+            }
+            continue;
+        }
+        report(step.name, start, (step.run)(paths));
+    }
+    for (name, _) in machines::list().filter(|(name, _)| args.only.iter().any(|only| only == name)) {
+        let start = Instant::now();
+        report(name, start, machines::one(paths, name));
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { Ok(()) } else { Err(Failure::new(Status::Failed, String::new())) }
+}
