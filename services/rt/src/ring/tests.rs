@@ -109,10 +109,15 @@ fn a_restarted_side_goes_on_where_the_ring_stands() {
     assert!(delivered);
 }
 
+/// Miri is slow: fewer cases and shorter ones.
+const CASES: u32 = if cfg!(miri) { 2 } else { 256 };
+const MESSAGES: usize = if cfg!(miri) { 8 } else { 60 };
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
     #[test]
     fn what_is_sent_arrives_in_order(
-        messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..60),
+        messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..MESSAGES),
         start in any::<u64>(),
     ) {
         let page = Page::new();
