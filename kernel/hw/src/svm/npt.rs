@@ -1,28 +1,12 @@
 //! Nested page tables in kernel frames. Nothing here flushes a TLB.
 
-use core::sync::atomic::Ordering;
-
 use caisson_core::machine::{Removed, TablePool};
-use caisson_core::svm::npt::{self, Mapping, Tables, Tree};
+use caisson_core::svm::npt::{self, Mapping, Tree};
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Frame, Gfn};
 use caisson_proto::kernel::Access;
 
-use crate::kmap;
-
-/// Tables that the kernel sees through `kmap`.
-struct Mapped;
-
-impl Tables for Mapped {
-    #[inline]
-    fn read(&self, table: Frame, index: usize) -> u64 {
-        kmap::word(table, index).load(Ordering::Relaxed)
-    }
-    #[inline]
-    fn write(&mut self, table: Frame, index: usize, entry: u64) {
-        kmap::word(table, index).store(entry, Ordering::Release);
-    }
-}
+use crate::tables::Mapped;
 
 /// See [`npt::map`].
 ///
