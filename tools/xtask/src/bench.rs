@@ -15,7 +15,6 @@ use crate::paths::Paths;
 use crate::progress::Step;
 use crate::qemu::Qemu;
 use crate::script::Prompt;
-use crate::setup::{self, GuestFiles};
 
 /// A boot that takes longer than this has failed.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -23,14 +22,13 @@ const LONGEST: Duration = Duration::from_secs(180);
 /// Measures boots and says how they compare.
 pub fn boot(paths: &Paths, args: &BenchArgs) -> Result<(), Failure> {
     let system = image::manifest(paths)?;
-    let machine = guests::resolve(&system, &args.machine)?;
-    let files = setup::guest_files(paths)?;
+    let machine = guests::resolve(paths, &system, &args.machine)?;
     let built = image::build(paths, &system, &machine, args.machine.log)?;
     let folder = tempfile::tempdir().context("no folder for temporary files")?;
     let bundle = folder.path().join("bundle");
     std::fs::write(&bundle, &built.bundle).about("write", &bundle)?;
     let caisson = machine::arguments(&machine, &built.kernel, &bundle);
-    let bare = bare(&machine, &files);
+    let bare = bare(&machine);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 1..=args.runs {
         let step = Step::begin(format!("round {round} of {}", args.runs));
@@ -59,14 +57,12 @@ pub fn boot(paths: &Paths, args: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// The same kernel, initramfs, command line, CPUs and memory without Caisson.
-fn bare(machine: &Machine, files: &GuestFiles) -> Vec<String> {
+fn bare(machine: &Machine) -> Vec<String> {
     let guest = &machine.guests[0];
     let mut arguments = machine::hardware(guest.vcpus.into(), guest.memory, machine.icount);
-    let kernel = guest.kernel.as_ref().unwrap_or(&files.kernel);
-    let initrd = guest.initrd.as_ref().unwrap_or(&files.initramfs);
     for (option, value) in [
-        ("-kernel", kernel.display().to_string()),
-        ("-initrd", initrd.display().to_string()),
+        ("-kernel", guest.kernel.display().to_string()),
+        ("-initrd", guest.initrd.display().to_string()),
         ("-append", guest.cmdline.clone()),
     ] {
         arguments.extend([option.into(), value]);
@@ -134,6 +130,7 @@ fn list(times: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setup;
 
     /// QEMU, the kernel and the initramfs come to a shell without Caisson too; then it isn't their fault.
     #[test]

@@ -12,13 +12,15 @@ use caisson_proto::vmm::OnReset;
 use crate::bzimage;
 use crate::cli::MachineArgs;
 use crate::failure::{Context, Failure};
+use crate::paths::Paths;
+use crate::setup;
 
 /// The machine's memory for Caisson itself, in bytes.
 const RESERVE: u64 = 160 << 20;
 /// The machine's memory is given to QEMU in steps of this many bytes.
 const STEP: u64 = 16 << 20;
 
-/// One guest. Files that the user didn't give are the set-up's.
+/// One guest.
 #[derive(Clone, Debug)]
 pub struct Guest {
     /// Its name.
@@ -28,9 +30,9 @@ pub struct Guest {
     /// Memory in bytes.
     pub memory: u64,
     /// The kernel.
-    pub kernel: Option<PathBuf>,
+    pub kernel: PathBuf,
     /// The initial RAM disk.
-    pub initrd: Option<PathBuf>,
+    pub initrd: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
     /// What a reset does.
@@ -52,8 +54,8 @@ pub struct Machine {
     pub icount: bool,
 }
 
-/// Checks every argument and every file that the user named.
-pub fn resolve(system: &System, args: &MachineArgs) -> Result<Machine, Failure> {
+/// Checks every argument and every file that the user named; takes the set-up's files for what wasn't named.
+pub fn resolve(paths: &Paths, system: &System, args: &MachineArgs) -> Result<Machine, Failure> {
     let asked = args.cpus.unwrap_or(if args.icount { 1 } else { 2 });
     let cpus = match u16::try_from(asked) {
         Ok(cpus @ 1..) if cpus <= system.max_cpus => cpus,
@@ -83,7 +85,7 @@ pub fn resolve(system: &System, args: &MachineArgs) -> Result<Machine, Failure> 
     let mut guests: Vec<Guest> = Vec::new();
     for file in files {
         let next = guests.last().map_or(0, |last| last.first_cpu + u16::from(last.vcpus)) % cpus;
-        let guest = guest(args, file, next)?;
+        let guest = guest(paths, args, file, next)?;
         if guest.first_cpu >= cpus {
             let (name, first) = (&guest.name, guest.first_cpu);
             return Err(Failure::setup(format!(
@@ -107,13 +109,23 @@ fn vm_file(path: &Path) -> Result<VmFile, Failure> {
     Ok(VmFile::parse(path, &text)?)
 }
 
-fn guest(args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Failure> {
+fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Failure> {
     let name = file.name.unwrap_or_default();
     vm::check_name(&name)?;
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
     let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
-    let kernel = file.kernel.or_else(|| args.kernel.clone());
-    let initrd = file.initrd.or_else(|| args.initrd.clone());
+    let (kernel, initrd) = match (file.kernel.or(args.kernel.clone()), file.initrd.or(args.initrd.clone())) {
+        (Some(kernel), Some(initrd)) => (kernel, initrd),
+        (kernel, initrd) => {
+            // What is named is looked at before anything is downloaded.
+            kernel
+                .iter()
+                .chain(&initrd)
+                .try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
+            let ours = setup::guest_files(paths)?;
+            (kernel.unwrap_or(ours.kernel), initrd.unwrap_or(ours.initramfs))
+        }
+    };
     let guest = Guest {
         name,
         vcpus,
@@ -131,16 +143,13 @@ fn guest(args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Fail
             guest.cmdline.len()
         )));
     }
-    for (path, what) in [(&guest.kernel, "kernel"), (&guest.initrd, "initrd")] {
-        if let Some(path) = path {
-            check_file(&guest, path, what)?;
-        }
-    }
+    check_file(&guest, &guest.kernel, "kernel")?;
+    check_file(&guest, &guest.initrd, "initrd")?;
     Ok(guest)
 }
 
-/// Checks a guest's kernel or initrd; also used for the set-up's own files.
-pub fn check_file(guest: &Guest, path: &Path, what: &str) -> Result<(), Failure> {
+/// Checks a guest's kernel or initrd.
+fn check_file(guest: &Guest, path: &Path, what: &str) -> Result<(), Failure> {
     let mut file = File::open(path).about(&format!("open the {what}"), path)?;
     let length = file.metadata().about("look at", path)?;
     if !length.is_file() {
@@ -169,11 +178,7 @@ pub fn check_file(guest: &Guest, path: &Path, what: &str) -> Result<(), Failure>
 }
 
 fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> {
-    let length = |path: &Option<PathBuf>| {
-        path.as_ref().map_or(Ok(32 << 20), |path| {
-            std::fs::metadata(path).map(|data| data.len()).about("look at", path)
-        })
-    };
+    let length = |path: &Path| std::fs::metadata(path).map(|data| data.len()).about("look at", path);
     let mut needed = RESERVE;
     for guest in guests {
         // One 512th for nested tables, as much again for the vmm's own.

@@ -58,7 +58,7 @@ pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -
     setup::toolchain()?;
     let kernel = kernel(paths, system, log)?;
     let programs = services(paths, system, log)?;
-    let contents = contents(paths, machine, &plan, &programs)?;
+    let contents = contents(machine, &plan, &programs)?;
     let services = plan
         .services
         .iter()
@@ -74,7 +74,7 @@ pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -
 /// `cargo xtask image`: leaves kernel and bundle where they can be taken from.
 pub fn leave(paths: &Paths, args: &MachineArgs) -> Result<(), Failure> {
     let system = manifest(paths)?;
-    let machine = guests::resolve(&system, args)?;
+    let machine = guests::resolve(paths, &system, args)?;
     let built = build(paths, &system, &machine, args.log)?;
     let folder = paths.image();
     make_folder(&folder)?;
@@ -124,7 +124,6 @@ pub fn services(paths: &Paths, system: &System, log: LogLevel) -> Result<HashMap
 }
 
 fn contents(
-    paths: &Paths,
     machine: &Machine,
     plan: &Plan,
     programs: &HashMap<String, PathBuf>,
@@ -138,7 +137,7 @@ fn contents(
             images.insert(path, Arc::new(image(&service.bin, &elf)?));
         }
         let files = match service.vm.map(|vm| &machine.guests[vm]) {
-            Some(guest) => vm_files(paths, machine, guest)?,
+            Some(guest) => vm_files(machine, guest)?,
             None => Vec::new(),
         };
         contents.push(Contents { image: images[path].clone(), files });
@@ -147,22 +146,13 @@ fn contents(
 }
 
 /// The files of a vmm in the order of `vmm::file`.
-fn vm_files(paths: &Paths, machine: &Machine, guest: &Guest) -> Result<Vec<Arc<[u8]>>, Failure> {
-    let read = |path: &Path, what| -> Result<Arc<[u8]>, Failure> {
-        guests::check_file(guest, path, what)?;
-        Ok(std::fs::read(path).about("read", path)?.into())
-    };
-    let (kernel, initrd) = match (&guest.kernel, &guest.initrd) {
-        (Some(kernel), Some(initrd)) => (kernel.clone(), initrd.clone()),
-        (kernel, initrd) => {
-            let ours = setup::guest_files(paths)?;
-            (kernel.clone().unwrap_or(ours.kernel), initrd.clone().unwrap_or(ours.initramfs))
-        }
-    };
+fn vm_files(machine: &Machine, guest: &Guest) -> Result<Vec<Arc<[u8]>>, Failure> {
+    let read =
+        |path: &Path| -> Result<Arc<[u8]>, Failure> { Ok(std::fs::read(path).about("read", path)?.into()) };
     let mut files: Vec<Arc<[u8]>> = vec![Arc::from([].as_slice()); 3];
     files[file::CONFIG] = config(machine, guest)?.into();
-    files[file::KERNEL] = read(&kernel, "kernel")?;
-    files[file::INITRD] = read(&initrd, "initrd")?;
+    files[file::KERNEL] = read(&guest.kernel)?;
+    files[file::INITRD] = read(&guest.initrd)?;
     Ok(files)
 }
 

@@ -38,11 +38,11 @@ enum Event {
 /// Checks, sets up, builds, boots, and stays until it is over.
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<Failure, Failure> {
     let system = image::manifest(paths)?;
-    let machine = guests::resolve(&system, &args.machine)?;
     let lines = match &args.script {
         Some(path) => Some(script::lines(&std::fs::read_to_string(path).about("read script", path)?)),
         None => None,
     };
+    let machine = guests::resolve(paths, &system, &args.machine)?;
     setup::qemu()?;
     let built = image::build(paths, &system, &machine, args.machine.log)?;
     let folder = tempfile::tempdir().context("no folder for temporary files")?;

@@ -84,8 +84,13 @@ impl Notices {
 
     /// The end of the run, when QEMU ended like this.
     pub fn conclude(&self, qemu: ExitStatus, errors: &str, last_error: Option<&str>) -> Failure {
-        // QEMU exits with (value << 1) | 1.
-        let said = qemu.code().filter(|code| code & 1 == 1).and_then(|code| u8::try_from(code >> 1).ok());
+        // QEMU exits with (value << 1) | 1; with 1 also when it can't start, but then nobody told of a guest's end.
+        let silent = self.told.is_empty();
+        let said = qemu
+            .code()
+            .filter(|&code| !(code == 1 && silent))
+            .filter(|code| code & 1 == 1)
+            .and_then(|code| u8::try_from(code >> 1).ok());
         let status = match said {
             Some(verdict::CLEAN) => Status::Clean,
             Some(verdict::GUEST_CRASHED) => Status::GuestCrashed,
@@ -100,7 +105,6 @@ impl Notices {
         let told: Vec<&str> =
             self.told.iter().filter(|(of, _)| *of == status).map(|(_, text)| text.as_str()).collect();
         let text = match status {
-            Status::Clean if told.is_empty() => "every guest powered off".into(),
             Status::Faulted if told.is_empty() => match last_error {
                 Some(line) => format!("the kernel faulted: {line}"),
                 None => "the kernel faulted".into(),
@@ -197,7 +201,6 @@ mod tests {
     #[test]
     fn every_end_has_its_status_and_words() {
         assert_eq!(ends(&[EXITED], 1), (Status::Clean, "guest \"a\" powered off".into()));
-        assert_eq!(ends(&[], 1), (Status::Clean, "every guest powered off".into()));
         let crashed =
             Notice { kind: ExitKind::Crashed as u8, rip: CrashKind::Panic as u64, address: 1, ..EXITED };
         let words = "guest \"a\" crashed: kernel panic (vCPU 1)";
@@ -233,6 +236,7 @@ mod tests {
         assert_eq!(abort.status, Status::Faulted);
         assert!(abort.text.contains("signal: 6") && abort.text.ends_with("qemu: boom"));
         assert_eq!(ended(ExitStatus::from_raw(0)).status, Status::Faulted);
+        assert_eq!(ended(ExitStatus::from_raw(1 << 8)).status, Status::Faulted, "QEMU's own failure");
     }
 
     #[test]
