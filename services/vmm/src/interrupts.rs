@@ -125,7 +125,7 @@ impl<P: Platform> Vmm<P> {
         self.arm_eoi(at);
         resume.deadline = self.deadline(at);
         if pass {
-            let soon = self.platform.now() + self.facts.tsc_khz / SHADOWS_A_MS;
+            let soon = self.platform.now().saturating_add(self.facts.tsc_khz / SHADOWS_A_MS);
             resume.deadline = if resume.deadline == 0 { soon } else { soon.min(resume.deadline) };
         }
         resume

@@ -70,6 +70,19 @@ fn interrupts_wait_for_the_guest() {
 }
 
 #[test]
+fn a_window_inside_a_shadow_waits_for_its_end() {
+    let mut machine = Machine::new(1);
+    machine.x2apic(0);
+    tsc_deadline(&mut machine, 0xec, 1000);
+    machine.fake().time.set(1 << 40);
+    let shadow = ExitFlags::INTERRUPTS_ON | ExitFlags::INJECTED | ExitFlags::SHADOW;
+    let resume = machine.exit_with(0, code::VINTR, 0, 0, shadow);
+    assert_eq!((resume.inject, resume.window), (0, false));
+    assert!(resume.deadline.wrapping_sub(1 << 40) < KHZ / 10, "soon");
+    assert_eq!(machine.halt(0).inject, interrupt(0xec), "STI; HLT");
+}
+
+#[test]
 fn an_event_that_was_not_entered_with_is_injected_again() {
     let mut machine = Machine::new(1);
     machine.x2apic(0);
