@@ -73,9 +73,12 @@ impl Memory {
     /// Enumerates everything, on a machine with so many CPUs.
     pub fn start(&mut self, cpus: u16, kernel: &mut impl Kernel) {
         self.cpus = cpus.max(1);
+        // Asked first: frames of a batch that is paid during the enumeration may be missed by it.
+        let open = reclaim::any_open(kernel);
         self.rescan(kernel);
-        // Of batches that a predecessor opened, notifier may not have heard.
-        if reclaim::any_open(kernel) {
+        if open {
+            self.stale = true;
+            // Of batches that a predecessor opened, notifier may not have heard.
             kernel.settle();
         }
         self.reclaim(kernel);

@@ -55,6 +55,8 @@ pub struct Fake {
     pub operations: u64,
     /// The machine has no bell for oneself.
     pub no_bell: bool,
+    /// Memory dies after so many operations: nothing that it does then has an effect.
+    pub dies_after: Option<u64>,
 }
 
 impl Fake {
@@ -75,6 +77,7 @@ impl Fake {
             stale: 0,
             operations: 0,
             no_bell: false,
+            dies_after: None,
         }
     }
 
@@ -132,6 +135,10 @@ impl Fake {
         self.next_batch += 1;
         self.batches.insert(batch, vm);
         batch
+    }
+
+    fn dead(&self) -> bool {
+        self.dies_after == Some(0)
     }
 
     fn serve(&mut self, words: &Words) -> Result<Words, Status> {
@@ -302,20 +309,24 @@ impl Fake {
 
 impl Kernel for Fake {
     fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
+        if self.dead() {
+            return Err(Status::Died);
+        }
+        self.dies_after = self.dies_after.map(|left| left - 1);
         self.serve(&request.encode()).map(|words| R::Reply::decode(&words).unwrap())
     }
     fn post(&mut self, reclaimed: &Reclaimed) -> bool {
         assert!(self.batches.contains_key(&reclaimed.batch));
-        if !self.ring_full {
+        if !self.ring_full && !self.dead() {
             self.posted.push(*reclaimed);
         }
         !self.ring_full
     }
     fn settle(&mut self) {
-        self.settles += 1;
+        self.settles += u32::from(!self.dead());
     }
     fn settled(&mut self) {
-        self.settled += 1;
+        self.settled += u32::from(!self.dead());
     }
     fn again(&mut self) -> bool {
         self.again = !self.no_bell;

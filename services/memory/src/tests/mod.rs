@@ -157,6 +157,20 @@ fn without_a_bell_of_its_own_it_works_on() {
     assert_eq!((fake.free(), fake.settled), (FREE, 1));
 }
 
+#[test]
+fn a_successor_finds_what_was_still_in_a_batch() {
+    let (mut memory, mut fake) = started();
+    make(&mut memory, &mut fake, 5, 512).unwrap();
+    fake.orphan(vmm(5), 0);
+    memory.doorbell(doorbell::VM_GONE, &mut fake);
+    assert!(!fake.batches.is_empty());
+    *memory = Memory::new();
+    memory.start(2, &mut fake);
+    assert_eq!(fake.settles, 1);
+    run(&mut memory, &mut fake);
+    assert_eq!((fake.free(), memory.pool.free()), (FREE, FREE));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Make(u16, u64),
@@ -165,6 +179,8 @@ enum Step {
     Bells,
     Pay,
     Restart,
+    /// Dies after so many operations of what it is asked next.
+    Dies(u64),
     Stale(u32),
 }
 
@@ -177,12 +193,13 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Bells),
         2 => Just(Step::Pay),
         1 => Just(Step::Restart),
+        2 => (0..40u64).prop_map(Step::Dies),
         1 => (0..4u32).prop_map(Step::Stale),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
     /// Whatever happens and whenever memory is restarted: it never offers a frame that isn't free (the fake asserts
     /// that), no VM gets more than its promise, and when all VMs are dead every frame is free and it says so.
     #[test]
@@ -227,13 +244,21 @@ proptest! {
                     *memory = Memory::new();
                     memory.start(2, &mut fake);
                 }
+                Step::Dies(operations) => fake.dies_after = Some(operations),
                 Step::Stale(count) => fake.stale = count,
+            }
+            if fake.dies_after == Some(0) {
+                fake.dies_after = None;
+                promised = [u64::MAX; 4];
+                *memory = Memory::new();
+                memory.start(2, &mut fake);
             }
             let open = fake.count(|state| matches!(state, State::Quarantined(_)));
             prop_assert!(memory.pool.free() <= fake.free());
             prop_assert!(open == 0 || !fake.batches.is_empty());
         }
         fake.stale = 0;
+        fake.dies_after = None;
         for slot in 0..6 {
             fake.orphan(vmm(slot), 1);
         }
