@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(180);
 
 /// Measures boots and says how they compare.
 pub fn boot(paths: &Paths, args: &BenchArgs) -> Result<(), Failure> {
-    let system = image::manifest(paths)?;
+    let system = image::manifest(paths, args.machine.manifest.as_deref())?;
     let machine = guests::resolve(paths, &system, &args.machine)?;
     let built = image::build(paths, &system, &machine, args.machine.log)?;
     let folder = tempfile::tempdir().context("no folder for temporary files")?;

@@ -121,6 +121,9 @@ pub struct MachineArgs {
     /// Lowest level of log messages to show
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log: LogLevel,
+    /// Another manifest than the board's, for tests
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub manifest: Option<PathBuf>,
     /// Count instructions instead of time: every run is the same. One CPU only
     #[arg(long)]
     pub icount: bool,

@@ -44,9 +44,9 @@ pub struct Service {
     pub vm: Option<usize>,
 }
 
-/// Reads the board's manifest.
-pub fn manifest(paths: &Paths) -> Result<System, Failure> {
-    let path = paths.manifest();
+/// Reads a manifest; the board's, if no other is named.
+pub fn manifest(paths: &Paths, other: Option<&Path>) -> Result<System, Failure> {
+    let path = other.map_or_else(|| paths.manifest(), Path::to_owned);
     let text = std::fs::read_to_string(&path).about("read", &path)?;
     Ok(System::parse(&path, &text)?)
 }
@@ -73,7 +73,7 @@ pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -
 
 /// `cargo xtask image`: leaves kernel and bundle where they can be taken from.
 pub fn leave(paths: &Paths, args: &MachineArgs) -> Result<(), Failure> {
-    let system = manifest(paths)?;
+    let system = manifest(paths, args.manifest.as_deref())?;
     let machine = guests::resolve(paths, &system, args)?;
     let built = build(paths, &system, &machine, args.log)?;
     let folder = paths.image();

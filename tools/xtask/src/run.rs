@@ -37,7 +37,7 @@ enum Event {
 
 /// Checks, sets up, builds, boots, and stays until it is over.
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<Failure, Failure> {
-    let system = image::manifest(paths)?;
+    let system = image::manifest(paths, args.machine.manifest.as_deref())?;
     let lines = match &args.script {
         Some(path) => Some(script::lines(&std::fs::read_to_string(path).about("read script", path)?)),
         None => None,

@@ -62,7 +62,7 @@ struct Report {
 
 /// Counts, prints, and fails if a bound is broken.
 pub fn tcb(paths: &Paths, json: bool) -> Result<(), Failure> {
-    let system = image::manifest(paths)?;
+    let system = image::manifest(paths, None)?;
     let kernel = image::kernel(paths, &system, LogLevel::Warn)?;
     let report = report(paths, &system.kernel.package, &kernel)?;
     if json {

@@ -14,6 +14,8 @@ struct Machine {
     /// Arguments of `run`; `@` stands for the folder of `files`.
     arguments: &'static [&'static str],
     files: &'static [(&'static str, &'static str)],
+    /// What of the board's manifest is replaced by what.
+    manifest: Option<(&'static str, &'static str)>,
     /// Lines for the guests' prompts.
     script: Option<&'static str>,
     status: i32,
@@ -30,6 +32,7 @@ const DEFAULT: Machine = Machine {
     about: "",
     arguments: &[],
     files: &[],
+    manifest: None,
     script: None,
     status: 0,
     stdout: &[],
@@ -127,7 +130,8 @@ const MACHINES: &[Machine] = &[
     Machine {
         name: "reset-restarts",
         about: "a guest that resets itself starts anew",
-        script: Some("reboot -f"),
+        script: Some("reboot -f\necho again=$((3*7))"),
+        stdout: &["again=21\n"],
         seconds: "240",
         ..DEFAULT
     },
@@ -147,6 +151,22 @@ const MACHINES: &[Machine] = &[
         status: 4,
         last: &["exit status 4", "time ran out after 20 s"],
         seconds: "20",
+        ..DEFAULT
+    },
+    Machine {
+        name: "service-faults",
+        about: "a service with too small a stack runs into its guard page, and its guest ends with it",
+        manifest: Some(("stack = \"128K\"", "stack = \"4K\"")),
+        status: 3,
+        last: &["exit status 3", "service \"vmm-guest\" faulted: exception 14"],
+        ..DEFAULT
+    },
+    Machine {
+        name: "bad-manifest",
+        about: "a manifest with a call that goes downhill",
+        manifest: Some(("rank = 40", "rank = 25")),
+        status: 5,
+        last: &["exit status 5", "\"notifier\" (rank 30) calls \"sev-firmware\" (rank 25)"],
         ..DEFAULT
     },
     Machine {
@@ -246,6 +266,11 @@ fn attempt(paths: &Paths, machine: &Machine) -> Result<(), String> {
     command.current_dir(&paths.root).arg("run").args(["--timeout", machine.seconds]);
     let here = folder.path().display().to_string();
     command.args(machine.arguments.iter().map(|argument| argument.replace('@', &here)));
+    if let Some((from, to)) = machine.manifest {
+        let board = fs::read_to_string(paths.manifest()).map_err(|error| error.to_string())?;
+        fs::write(at("system.toml"), board.replacen(from, to, 1)).map_err(|error| error.to_string())?;
+        command.arg("--manifest").arg(at("system.toml"));
+    }
     if let Some(script) = machine.script {
         fs::write(at("script"), script).map_err(|error| error.to_string())?;
         command.arg("--script").arg(at("script"));
