@@ -76,6 +76,17 @@ impl Batches {
         self.slot(id).is_some()
     }
 
+    /// Whether [`open`](Self::open) will succeed for this kind of VM. Under the table lock.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn check_room(&self, kind: VmKind) -> Result<(), Status> {
+        let fits = |slot: &Batch| {
+            slot.life.load(Ordering::Acquire) & 1 == 0 || slot.kind.load(Ordering::Relaxed) == kind as u32
+        };
+        if self.slots.iter().any(fits) { Ok(()) } else { Err(Status::Busy) }
+    }
+
     /// An open batch of this VM, or a new one; `owed` CPUs join its debts. Under the table lock.
     ///
     /// # Errors

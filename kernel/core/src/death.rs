@@ -109,8 +109,10 @@ impl<M: Machine> Here<'_, M> {
         self.ring_supervisor();
     }
 
-    /// Stops every VM that a dead service handled.
+    /// Stops every VM that a dead service handled. Under the table lock, so that none is released meanwhile and its
+    /// slot another's.
     fn orphan(&self, handler: ServiceId) {
+        let _stay = self.tables();
         for (slot, vm) in self.vms.iter().enumerate() {
             if vm.state() == Some(VmState::Alive) && vm.handler() == handler {
                 vm.dying();
@@ -135,16 +137,27 @@ impl<M: Machine> Here<'_, M> {
     /// Kills a service: now if it is idle, else when the chain that it is in comes back to it.
     pub(crate) fn kill(&self, slot: usize) {
         let service = self.service(slot);
-        if !service.doom() {
-            return;
+        if service.doom() {
+            self.kill_idle(slot);
         }
+    }
+
+    /// Ends a condemned service unless somebody has its turn. Who has it does this when leaving: of the two, one
+    /// sees the other.
+    pub(crate) fn kill_idle(&self, slot: usize) {
+        let service = self.service(slot);
         if service.turn.try_enter() {
-            if service.is_alive() {
-                self.bury(slot, Epitaph::plain(ServiceState::Killed));
+            if service.is_alive() && service.is_doomed() {
+                self.reap(slot);
             } else {
                 self.pass_turn(service);
             }
         }
+    }
+
+    /// Ends a condemned service that runs for nobody, and whose turn this CPU has.
+    pub(crate) fn reap(&self, slot: usize) {
+        self.bury(slot, Epitaph::plain(ServiceState::Killed));
     }
 
     /// Starts a dead service from its pristine image; its activation has the turn until its first message.

@@ -173,6 +173,11 @@ impl FrameTable {
         Ok(clean)
     }
 
+    /// Free frames that were zeroed just now.
+    pub fn zeroed(&self, first: Frame, pages: u64) {
+        self.set(first, pages, Frames::Free { clean: true });
+    }
+
     /// Free → Owned. Checked before with [`check_free`](Self::check_free), under the same lock; zeroed since.
     pub fn own(&self, first: Frame, pages: u64, vm: VmId) {
         self.set(first, pages, Frames::Owned(vm));

@@ -101,8 +101,13 @@ impl<M: Machine> Here<'_, M> {
     pub(crate) fn deliver(&self, frame: &mut UserFrame, context: Context, call: &Stashed) -> Next {
         let (id, caller) = (call.target, call.caller);
         let target = self.service(id.index());
-        if target.id() != id || !target.is_alive() {
-            self.pass_turn(target);
+        let gone = target.id() != id || !target.is_alive();
+        if gone || target.is_doomed() {
+            if gone {
+                self.pass_turn(target)
+            } else {
+                self.reap(id.index())
+            }
             let now = target.id();
             return self.answer(frame, context, caller, Status::Dead, &id_words(now));
         }
@@ -162,6 +167,9 @@ impl<M: Machine> Here<'_, M> {
         service.rsp.store(frame.rsp, Ordering::Relaxed);
         self.settle(slot, service);
         self.pass_turn(service);
+        if service.is_doomed() {
+            self.kill_idle(slot);
+        }
         let words = frame.words;
         self.answer(frame, context, caller, status, &words)
     }

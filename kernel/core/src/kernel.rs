@@ -26,11 +26,7 @@ pub struct Shared {
 
 impl Shared {
     const fn new() -> Self {
-        Self {
-            woken: Woken::new(),
-            ran: AtomicU64::new(0),
-            flush_wanted: AtomicU32::new(0),
-        }
+        Self { woken: Woken::new(), ran: AtomicU64::new(0), flush_wanted: AtomicU32::new(0) }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn};
-use caisson_proto::kernel::{Access, Machine as Facts};
+use caisson_proto::kernel::{Access, Machine as Facts, VmKind};
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 
 use crate::context::Context;
@@ -38,6 +38,10 @@ pub trait Machine {
     fn tsc_khz(&self) -> u64;
     /// Facts for `MachineInfo`.
     fn facts(&self) -> Facts;
+    /// Whether VMs of this kind can be run.
+    fn runs(&self, kind: VmKind) -> bool {
+        kind == VmKind::Plain
+    }
     /// Makes another CPU enter the kernel.
     fn interrupt_cpu(&self, cpu: CpuId);
     /// Called in every wait for another CPU: answers what others asked of this one.

@@ -230,8 +230,11 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
+    /// Sets the timer. A slice that is over has been noticed or will be when the call chain ends; a timer for it
+    /// would interrupt for ever.
     fn arm(&self) {
-        let slice = if self.local.slice_end.get() == 0 { NEVER } else { self.local.slice_end.get() };
+        let end = self.local.slice_end.get();
+        let slice = if end > self.machine.now() { end } else { NEVER };
         let watch = self.local.seen_at.get().saturating_add(WATCH_MS * self.machine.tsc_khz());
         self.machine.set_timer(self.local.next_deadline.get().min(slice).min(watch));
     }

@@ -171,12 +171,12 @@ impl Service {
     /// Whether it is to die as soon as the chain that it is in comes back to it.
     #[inline]
     pub fn is_doomed(&self) -> bool {
-        self.doomed.load(Ordering::Acquire) != 0
+        self.doomed.load(Ordering::SeqCst) != 0
     }
 
     /// Condemns it. Returns whether it wasn't yet.
     pub fn doom(&self) -> bool {
-        self.doomed.swap(1, Ordering::AcqRel) == 0
+        self.doomed.swap(1, Ordering::SeqCst) == 0
     }
 
     /// Starts a life.

@@ -77,7 +77,7 @@ impl<M: Machine> Call<'_, M> {
         if handler.is_vmm.load(Ordering::Relaxed) == 0 {
             return Err(Status::Denied);
         }
-        if request.kind != VmKind::Plain {
+        if !self.here.machine.runs(request.kind) {
             return Err(Status::Unsupported);
         }
         let mut tables = self.here.tables();
@@ -101,6 +101,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vm_destroy(&self, request: &VmDestroy) -> Answer {
+        let _nothing_starts = self.here.tables();
         let (slot, vm) = vms::find(&self.here.kernel.vms, request.vm)?;
         vm.dying();
         self.here.stop_vcpus(slot);
@@ -208,11 +209,13 @@ impl<M: Machine> Call<'_, M> {
         if books.stock.len() < TABLES_PER_MAP {
             return Err(Status::Exhausted);
         }
-        // The nested table refuses what is mapped already and changes nothing then.
-        self.here.machine.nested_map(root, gfn, frame, pages, access, &mut books.stock)?;
+        // Before anybody can see them.
         if !clean {
             self.here.machine.zero(frame, pages);
+            table.zeroed(frame, pages);
         }
+        // The nested table refuses what is mapped already and changes nothing then.
+        self.here.machine.nested_map(root, gfn, frame, pages, access, &mut books.stock)?;
         table.own(frame, pages, request.vm);
         books.pages += pages;
         // The window holds what view 0 holds, so nothing is there either.
@@ -232,6 +235,7 @@ impl<M: Machine> Call<'_, M> {
         if vm.state() == Some(VmState::Dying) && !self.here.vcpus_idle(slot) {
             return Err(Status::Busy);
         }
+        self.here.batches.check_room(books.kind)?;
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
         let (mut pages, mut next) = (0, request.gfn);
         let mut lacking = None;

@@ -1,4 +1,6 @@
 //! Operations on vCPUs, by the service that handles their VM.
+//!
+//! Those that touch a vCPU's frames hold the table lock, so that its VM isn't destroyed and released meanwhile.
 
 use core::sync::atomic::Ordering;
 
@@ -40,6 +42,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vcpu_run(&self, request: &VcpuRun) -> Answer {
+        let _stays = self.here.tables();
         let context = self.own_vcpu(request.vcpu)?;
         let state = self.here.context(context);
         if state.phase() != Phase::Idle {
@@ -59,6 +62,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vcpu_read(&self, request: &VcpuRead) -> Answer {
+        let _stays = self.here.tables();
         let context = self.own_vcpu(request.vcpu)?;
         if !self.stands_still(context) {
             return Err(Status::Busy);
@@ -68,6 +72,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn cpuid_load(&self, request: &CpuidLoad) -> Answer {
+        let _stays = self.here.tables();
         let context = self.own_vcpu(request.vcpu)?;
         let lease = self.lease.ok_or(Status::BadLease)?;
         if lease.pages != 1 || usize::from(request.count) > CpuidEntry::MAX {

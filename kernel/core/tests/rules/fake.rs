@@ -1,0 +1,261 @@
+//! A machine that only remembers what was asked of it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+use caisson_core::context::Context;
+use caisson_core::event::Event;
+use caisson_core::machine::{Machine, Removed, TablePool};
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn, VPage};
+use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
+use caisson_proto::layout;
+use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume};
+
+/// Ticks a millisecond.
+pub const KHZ: u64 = 1000;
+/// A service refuses to lend this page.
+pub const NOT_THERE: VPage = VPage(0x666);
+
+/// The machine.
+#[derive(Default)]
+pub struct Fake {
+    pub now: Cell<u64>,
+    pub timer: Cell<u64>,
+    pub events: RefCell<Vec<Event>>,
+    pub interrupted: RefCell<Vec<CpuId>>,
+    pub space: Cell<Option<usize>>,
+    pub lent: RefCell<BTreeMap<usize, (usize, Lease)>>,
+    pub reset: RefCell<Vec<usize>>,
+    pub adopted: RefCell<BTreeSet<u64>>,
+    pub zeroed: RefCell<Vec<(Frame, u64)>>,
+    pub write_backs: Cell<u32>,
+    pub nested: RefCell<BTreeMap<(u64, u64), (Frame, u64)>>,
+    pub window: RefCell<BTreeMap<(usize, u64), (Frame, u64)>>,
+    pub vcpus: RefCell<BTreeMap<u16, Frame>>,
+    pub resumed: RefCell<Vec<(Context, Resume)>>,
+    pub flushed: RefCell<Vec<Context>>,
+    pub off: Cell<Option<u8>>,
+    /// The processor refuses what the vmm loads.
+    pub refuse: Cell<bool>,
+    /// Called in every wait; counts.
+    pub waits: Cell<u32>,
+    /// What another CPU does during a wait.
+    pub meanwhile: RefCell<Option<Box<dyn FnOnce()>>>,
+    /// What another CPU does while a lease is taken back.
+    pub at_take_back: RefCell<Option<Box<dyn FnOnce()>>>,
+}
+
+impl Fake {
+    fn refusal(&self) -> Result<(), Status> {
+        if self.refuse.get() { Err(Status::Range) } else { Ok(()) }
+    }
+}
+
+impl Machine for Fake {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+    fn tsc_khz(&self) -> u64 {
+        KHZ
+    }
+    fn facts(&self) -> Facts {
+        Facts {
+            cpus: 2,
+            tsc_khz: KHZ,
+            features: Features::NESTED_PAGING,
+            frames: 0,
+            phys_bits: 40,
+            asids: 4,
+            services: 0,
+        }
+    }
+    fn runs(&self, kind: VmKind) -> bool {
+        matches!(kind, VmKind::Plain | VmKind::Sev)
+    }
+    fn interrupt_cpu(&self, cpu: CpuId) {
+        self.interrupted.borrow_mut().push(cpu);
+    }
+    fn relax(&self) {
+        self.waits.set(self.waits.get() + 1);
+        assert!(self.waits.get() < 1000, "waits for ever");
+        let meanwhile = self.meanwhile.borrow_mut().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+    }
+    fn set_timer(&self, at: u64) {
+        self.timer.set(at);
+    }
+    fn log(&self, event: Event) {
+        self.events.borrow_mut().push(event);
+    }
+    fn power_off(&self, status: u8) {
+        self.off.set(Some(status));
+    }
+    fn load_space(&self, slot: usize) {
+        self.space.set(Some(slot));
+    }
+    fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status> {
+        if lease.page == NOT_THERE {
+            return Err(Status::BadLease);
+        }
+        assert!(self.lent.borrow_mut().insert(to, (from, lease)).is_none(), "lent twice");
+        Ok(Lease { page: VPage(layout::LEASE >> 12), ..lease })
+    }
+    fn take_back(&self, slot: usize) {
+        assert!(self.lent.borrow_mut().remove(&slot).is_some(), "nothing was lent");
+        let meanwhile = self.at_take_back.borrow_mut().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+    }
+    fn reset_service(&self, slot: usize) -> u64 {
+        self.reset.borrow_mut().push(slot);
+        layout::IMAGE
+    }
+    fn adopt(&self, frame: Frame) {
+        assert!(self.adopted.borrow_mut().insert(frame.0), "adopted twice");
+    }
+    fn disown(&self, frame: Frame) {
+        assert!(self.adopted.borrow_mut().remove(&frame.0), "not the kernel's");
+    }
+    fn flush_translations(&self) {}
+    fn zero(&self, first: Frame, pages: u64) {
+        let mapped = |(frame, count): &(Frame, u64)| frame.0 < first.0 + pages && first.0 < frame.0 + count;
+        assert!(!self.nested.borrow().values().any(mapped), "zeroed where somebody can see it");
+        self.zeroed.borrow_mut().push((first, pages));
+    }
+    fn write_back(&self) {
+        self.write_backs.set(self.write_backs.get() + 1);
+    }
+    fn nested_map(
+        &self,
+        root: Frame,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        _: Access,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        let mut nested = self.nested.borrow_mut();
+        let large = pages == 512 && gfn.0.is_multiple_of(512) && frame.0.is_multiple_of(512);
+        let overlaps = |(&(of, at), &(_, n)): (&(u64, u64), &(Frame, u64))| {
+            of == root.0 && at < gfn.0 + pages && gfn.0 < at + n
+        };
+        if nested.iter().any(overlaps) {
+            return Err(Status::State);
+        }
+        // Its tables are one frame, taken with the first mapping.
+        if nested.keys().all(|(of, _)| *of != root.0) {
+            let table = pool.take().ok_or(Status::Exhausted)?;
+            nested.insert((root.0, u64::MAX), (table, 0));
+        }
+        if large {
+            nested.insert((root.0, gfn.0), (frame, pages));
+        } else {
+            nested.extend((0..pages).map(|n| ((root.0, gfn.0 + n), (Frame(frame.0 + n), 1))));
+        }
+        Ok(())
+    }
+    fn nested_unmap(
+        &self,
+        root: Frame,
+        from: Gfn,
+        end: Gfn,
+        _: &mut dyn TablePool,
+    ) -> Result<Option<Removed>, Status> {
+        let mut nested = self.nested.borrow_mut();
+        let found = nested.range((root.0, from.0)..(root.0, end.0)).next().map(|(key, value)| (*key, *value));
+        let Some(((_, gfn), (frame, pages))) = found else { return Ok(None) };
+        if gfn + pages > end.0 {
+            return Err(Status::Exhausted);
+        }
+        nested.remove(&(root.0, gfn));
+        Ok(Some(Removed { gfn: Gfn(gfn), frame, pages }))
+    }
+    fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
+        if let Some((table, _)) = self.nested.borrow_mut().remove(&(root.0, u64::MAX)) {
+            pool.give_back(table);
+        }
+        assert!(self.nested.borrow().keys().all(|(of, _)| *of != root.0), "still mapped");
+        pool.give_back(root);
+    }
+    fn window_map(
+        &self,
+        slot: usize,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        _: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        for n in 0..pages {
+            let old = self.window.borrow_mut().insert((slot, gfn.0 + n), (Frame(frame.0 + n), 1));
+            assert!(old.is_none(), "something is mapped there");
+        }
+        Ok(())
+    }
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, _: &mut dyn TablePool) -> Result<(), Status> {
+        for n in 0..pages {
+            assert!(self.window.borrow_mut().remove(&(slot, gfn.0 + n)).is_some(), "nothing is mapped there");
+        }
+        Ok(())
+    }
+    fn window_drop(&self, slot: usize, _: &mut dyn TablePool) {
+        assert!(self.window.borrow().keys().all(|(of, _)| *of != slot), "still mapped");
+    }
+    fn vcpu_create(
+        &self,
+        vcpu: Context,
+        _: usize,
+        first: Frame,
+        asid: u32,
+        _: Frame,
+        _: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        assert_ne!(asid, 0);
+        assert!(self.vcpus.borrow_mut().insert(vcpu.number(), first).is_none());
+        Ok(())
+    }
+    fn vcpu_drop(&self, vcpu: Context, _: usize) {
+        assert!(self.vcpus.borrow_mut().remove(&vcpu.number()).is_some());
+    }
+    fn vcpu_load(&self, _: Context, _: Groups) -> Result<(), Status> {
+        self.refusal()
+    }
+    fn vcpu_save(&self, vcpu: Context, _: Groups) {
+        assert!(self.vcpus.borrow().contains_key(&vcpu.number()));
+    }
+    fn vcpu_resume(&self, vcpu: Context, resume: &Resume, _: Frame) -> Result<(), Status> {
+        self.refusal()?;
+        self.resumed.borrow_mut().push((vcpu, *resume));
+        Ok(())
+    }
+    fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit {
+        let caisson_core::context::Kind::Vcpu(_, index) = vcpu.kind() else { panic!("no vCPU") };
+        exit(index as u8, code)
+    }
+    fn vcpu_flush(&self, vcpu: Context) {
+        self.flushed.borrow_mut().push(vcpu);
+    }
+    fn vcpu_cpuid(&self, _: Context, lease: Lease, _: u16) -> Result<(), Status> {
+        if lease.page == NOT_THERE { Err(Status::BadLease) } else { Ok(()) }
+    }
+}
+
+/// A plain exit of vCPU `index`.
+pub fn exit(index: u8, code: u16) -> Exit {
+    Exit {
+        vcpu: index,
+        context: 0,
+        code,
+        flags: ExitFlags::empty(),
+        info1: 0,
+        info2: 0,
+        rip: 0x1000,
+        rax: 0,
+        rcx: 0,
+        rdx: 0,
+        next_rip: 0,
+    }
+}

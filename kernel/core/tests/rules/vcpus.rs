@@ -1,0 +1,137 @@
+//! Operations on vCPUs.
+
+use std::rc::Rc;
+
+use caisson_core::context::Context;
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{Frame, VPage, VcpuId, VmId};
+use caisson_proto::kernel::{
+    CpuidLoad, TablesDonate, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmKind,
+};
+use caisson_proto::vcpu::{Action, CpuidEntry, Groups, code};
+
+use crate::fake::NOT_THERE;
+use crate::system::{At, MEMORY, OTHER_VMM, System, VMM};
+
+const PAGE: Lease = Lease { page: VPage(0x400), pages: 1, write: false };
+
+#[test]
+fn only_the_handler_of_a_living_vm_may_and_only_what_exists() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 1, 64);
+    let own = VcpuId { vm, index: 0 };
+    let cases = [
+        (OTHER_VMM, own, Status::Denied),
+        (MEMORY, own, Status::Denied),
+        (VMM, VcpuId { vm, index: 1 }, Status::NotFound),
+        (VMM, VcpuId { vm: VmId::new(7, 0), index: 0 }, Status::Dead),
+        (VMM, VcpuId { vm: VmId::new(vm.index() as u16, 1), index: 0 }, Status::Dead),
+    ];
+    for (slot, vcpu, status) in cases {
+        assert_eq!(system.as_service(slot, &VcpuRun { vcpu }), Err(status));
+        assert_eq!(system.as_service(slot, &VcpuKick { vcpu }), Err(status));
+        assert_eq!(system.as_service(slot, &VcpuStop { vcpu }), Err(status));
+        assert_eq!(system.as_service(slot, &VcpuRead { vcpu, groups: Groups::all() }), Err(status));
+        assert_eq!(system.as_service(slot, &CpuidLoad { vcpu, count: 0 }), Err(status));
+    }
+    system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
+    assert_eq!(system.as_service(VMM, &VcpuRun { vcpu: own }), Err(Status::State));
+    assert_eq!(system.as_service(VMM, &VcpuRead { vcpu: own, groups: Groups::all() }), Err(Status::State));
+}
+
+#[test]
+fn a_vcpu_runs_once() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 1, 64);
+    let vcpu = VcpuId { vm, index: 0 };
+    system.machine.refuse.set(true);
+    assert_eq!(
+        system.as_service(VMM, &VcpuRun { vcpu }),
+        Err(Status::Range),
+        "the processor refuses its state"
+    );
+    system.machine.refuse.set(false);
+    system.run(VMM, vcpu);
+    assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::State));
+    assert_eq!(system.pick(0), At::Guest(Context::vcpu(vm.index(), 0)));
+}
+
+#[test]
+fn registers_are_read_while_they_stand_still() {
+    let mut system = System::new(2);
+    let vm = system.vm(VMM, VmKind::Plain, 2, 64);
+    let (first, second) = (VcpuId { vm, index: 0 }, VcpuId { vm, index: 1 });
+    let groups = Groups::all();
+    assert!(system.as_service(VMM, &VcpuRead { vcpu: first, groups }).is_ok(), "it never ran");
+    system.run(VMM, second);
+    assert_eq!(system.as_service(VMM, &VcpuRead { vcpu: second, groups }), Err(Status::Busy), "it is ready");
+    let context = Context::vcpu(vm.index(), 1);
+    assert_eq!(system.pick(1), At::Guest(context));
+    assert_eq!(system.as_service(VMM, &VcpuRead { vcpu: second, groups }), Err(Status::Busy), "it runs");
+    assert_eq!(system.guest_exit(1, context, code::HLT), At::User(VMM));
+    assert!(system.ask(1, &VcpuRead { vcpu: second, groups }).is_ok(), "its exit is being handled");
+    assert_eq!(system.resume(1, Action::Park, 0), At::Idle);
+    assert!(system.as_service(VMM, &VcpuRead { vcpu: second, groups }).is_ok(), "it is parked");
+}
+
+#[test]
+fn a_cpuid_table_comes_in_one_page() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 1, 64);
+    let vcpu = VcpuId { vm, index: 0 };
+    let most = CpuidEntry::MAX as u16;
+    system.awake(0, VMM);
+    let load = |count| CpuidLoad { vcpu, count };
+    assert!(system.ask_lending(0, &load(most), Some(PAGE)).is_ok());
+    assert_eq!(system.ask_lending(0, &load(most + 1), Some(PAGE)), Err(Status::Range));
+    assert_eq!(system.ask_lending(0, &load(1), Some(Lease { pages: 2, ..PAGE })), Err(Status::Range));
+    assert_eq!(
+        system.ask_lending(0, &load(1), Some(Lease { page: NOT_THERE, ..PAGE })),
+        Err(Status::BadLease)
+    );
+    assert_eq!(system.ask_lending(0, &load(1), None), Err(Status::BadLease));
+    system.reply(0, Status::Ok, [0; 8]);
+    system.run(VMM, vcpu);
+    system.awake(0, VMM);
+    assert_eq!(system.ask_lending(0, &load(1), Some(PAGE)), Err(Status::Busy));
+}
+
+#[test]
+fn a_stopped_vcpu_is_out_of_its_guest() {
+    let mut system = System::new(2);
+    let vm = system.vm(VMM, VmKind::Plain, 2, 64);
+    let context = Context::vcpu(vm.index(), 1);
+    system.run(VMM, VcpuId { vm, index: 1 });
+    assert_eq!(system.pick(1), At::Guest(context));
+    assert!(system.here(1).entering(context));
+    let kernel = Rc::clone(&system.kernel);
+    *system.machine.meanwhile.borrow_mut() = Some(Box::new(move || kernel.context(context).leave()));
+    system.as_service(VMM, &VcpuStop { vcpu: VcpuId { vm, index: 1 } }).unwrap();
+    assert_eq!(system.machine.waits.get(), 1);
+    assert!(!system.kernel.context(context).in_guest());
+    assert_eq!(system.pick(1), At::Idle);
+    system.run(VMM, VcpuId { vm, index: 1 });
+    assert_eq!(system.pick(1), At::Guest(context), "and can run again");
+}
+
+#[test]
+fn a_vcpu_cannot_stop_itself() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 1, 64);
+    let vcpu = VcpuId { vm, index: 0 };
+    system.run(VMM, vcpu);
+    assert_eq!(system.guest_exit(0, Context::vcpu(vm.index(), 0), code::HLT), At::User(VMM));
+    assert_eq!(system.ask(0, &VcpuStop { vcpu }), Err(Status::State));
+    assert_eq!(system.resume(0, Action::Stop, 0), At::Idle);
+    assert!(system.as_service(VMM, &VcpuStop { vcpu }).is_ok(), "it is stopped already");
+}
+
+#[test]
+fn an_asid_is_one_vms() {
+    let mut system = System::new(1);
+    // The machine has ASIDs 1 to 3.
+    let vms: Vec<VmId> = (0..3).map(|n| system.vm(VMM, VmKind::Plain, 1, 64 + n * 64)).collect();
+    let create = VmCreate { handler: system.id(VMM), kind: VmKind::Plain, root: Frame(400) };
+    assert_eq!(system.as_service(MEMORY, &create), Err(Status::Exhausted));
+    assert!(system.as_service(MEMORY, &TablesDonate { vm: vms[2], frame: Frame(400), count: 1 }).is_ok());
+}
