@@ -35,6 +35,8 @@ pub struct Local {
     pub service: Cell<u16>,
     /// Contexts that can run here. Word 0 has the doorbell activations, by slot.
     pub ready: [Cell<u64>; WORDS],
+    /// Contexts that wait here although they have a service's turn: everybody else waits for them.
+    pub granted: [Cell<u64>; WORDS],
     /// Contexts with a deadline that this CPU's timer serves.
     pub timed: [Cell<u64>; WORDS],
     /// The earliest of those deadlines, or later than `u64::MAX / 2` for none.
@@ -66,6 +68,7 @@ impl Local {
             context: Cell::new(None),
             service: Cell::new(NO_SERVICE),
             ready: [const { Cell::new(0) }; WORDS],
+            granted: [const { Cell::new(0) }; WORDS],
             timed: [const { Cell::new(0) }; WORDS],
             next_deadline: Cell::new(NEVER),
             slice_end: Cell::new(0),

@@ -8,7 +8,7 @@ use caisson_proto::addr::CpuId;
 use caisson_proto::kernel::Caps;
 use spin::MutexGuard;
 
-use crate::context::{Context, Phase};
+use crate::context::{Context, Phase, pending};
 use crate::cpu::Local;
 use crate::kernel::{Kernel, Tables};
 use crate::machine::Machine;
@@ -54,12 +54,19 @@ impl<M: Machine> Here<'_, M> {
     pub fn wake(&self, context: Context) {
         let home = CpuId(self.context(context).home.load(Ordering::Acquire));
         if home == self.local.cpu {
-            if let Some(ready) = self.local.ready.get(context.index() / 64) {
-                ready.set(ready.get() | 1 << (context.index() % 64));
-            }
+            self.make_ready(context);
         } else if let Some(cpu) = self.cpus.get(usize::from(home.0)) {
             cpu.woken.put(context);
             self.machine.interrupt_cpu(home);
+        }
+    }
+
+    /// Lets a context run on this CPU, before others if it has a service's turn.
+    pub(crate) fn make_ready(&self, context: Context) {
+        let granted = self.context(context).pending.load(Ordering::SeqCst) & pending::GRANTED != 0;
+        let set = if granted { &self.local.granted } else { &self.local.ready };
+        if let Some(word) = set.get(context.index() / 64) {
+            word.set(word.get() | 1 << (context.index() % 64));
         }
     }
 

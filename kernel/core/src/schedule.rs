@@ -58,23 +58,22 @@ impl<M: Machine> Here<'_, M> {
     /// Takes over what other CPUs woke here.
     fn collect(&self) {
         if let Some(shared) = self.cpus.get(usize::from(self.local.cpu.0)) {
-            shared.woken.take(|word, bits| {
-                if let Some(ready) = self.local.ready.get(word) {
-                    ready.set(ready.get() | bits);
+            shared.woken.take(|word, mut bits| {
+                while bits != 0 {
+                    let number = word as u16 * 64 + bits.trailing_zeros() as u16;
+                    bits &= bits - 1;
+                    if let Some(context) = Context::from_number(number) {
+                        self.make_ready(context);
+                    }
                 }
             });
         }
     }
 
-    fn make_ready(&self, context: Context) {
-        if let Some(word) = self.local.ready.get(context.index() / 64) {
-            word.set(word.get() | 1 << (context.index() % 64));
-        }
-    }
-
-    /// Whether the running vCPU makes room: for a service's doorbells at once, for another vCPU after its slice.
+    /// Whether the running vCPU makes room: at once for who has a service's turn and for doorbells, for another vCPU
+    /// after its slice.
     fn must_yield(&self) -> bool {
-        if self.local.ready[0].get() != 0 {
+        if self.local.ready[0].get() != 0 || self.local.granted.iter().any(|word| word.get() != 0) {
             return true;
         }
         let rivals = self.local.ready.iter().any(|word| word.get() != 0);
@@ -93,8 +92,16 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    /// Takes the next context out of the ready set: the highest doorbell, else the next vCPU round the circle.
+    /// Takes the next context out of the ready sets: who has a service's turn, else the highest doorbell, else the
+    /// next vCPU round the circle.
     fn next_ready(&self) -> Option<Context> {
+        for (index, word) in self.local.granted.iter().enumerate() {
+            if word.get() != 0 {
+                let bit = word.get().trailing_zeros() as usize;
+                word.set(word.get() & (word.get() - 1));
+                return Context::from_number((index * 64 + bit) as u16);
+            }
+        }
         let bells = &self.local.ready[0];
         if bells.get() != 0 {
             let slot = 63 - bells.get().leading_zeros() as usize;
