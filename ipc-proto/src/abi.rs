@@ -150,11 +150,8 @@ impl Lease {
         if word == 0 {
             return Ok(None);
         }
-        let lease = Self {
-            page: VPage(word & ((1 << 52) - 1)),
-            pages: (word >> 56 & 0x3f) + 1,
-            write: word >> 62 & 1 == 1,
-        };
+        let lease =
+            Self { page: VPage(word & ((1 << 52) - 1)), pages: (word >> 56 & 0x3f) + 1, write: word >> 62 & 1 == 1 };
         let in_space = lease.page.0 + lease.pages <= crate::layout::USER_END >> 12;
         if lease.to_word() == word && lease.pages <= MAX_LEASE_PAGES && in_space {
             Ok(Some(lease))

@@ -100,8 +100,7 @@ impl Field for VcpuId {
     }
     fn from_word(word: u64) -> Option<Self> {
         let index = u8::try_from(word >> 32).ok()?;
-        (usize::from(index) < crate::abi::MAX_VCPUS)
-            .then_some(Self { vm: VmId::from_bits(word as u32), index })
+        (usize::from(index) < crate::abi::MAX_VCPUS).then_some(Self { vm: VmId::from_bits(word as u32), index })
     }
 }
 

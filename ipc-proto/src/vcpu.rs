@@ -176,10 +176,8 @@ impl Exit {
     /// The words as the kernel delivers them.
     #[inline]
     pub const fn to_words(&self) -> Words {
-        let head = self.vcpu as u64
-            | (self.context as u64) << 8
-            | (self.code as u64) << 16
-            | (self.flags.bits() as u64) << 32;
+        let head =
+            self.vcpu as u64 | (self.context as u64) << 8 | (self.code as u64) << 16 | (self.flags.bits() as u64) << 32;
         [head, self.info1, self.info2, self.rip, self.rax, self.rcx, self.rdx, self.next_rip]
     }
 

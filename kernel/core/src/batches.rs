@@ -152,8 +152,7 @@ impl Batches {
     pub fn pay(&self, cpu: usize, mut paid: impl FnMut(Open)) {
         let (word, bit) = (cpu / 64 % CPU_WORDS, 1 << (cpu % 64));
         for (index, slot) in self.slots.iter().enumerate() {
-            let owed =
-                slot.owed.get(word).is_some_and(|word| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0);
+            let owed = slot.owed.get(word).is_some_and(|word| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0);
             if let Some(open) = self.get(index)
                 && owed
                 && open.owed == 0

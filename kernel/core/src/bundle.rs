@@ -4,9 +4,7 @@
 
 use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES};
 use caisson_proto::addr::PAGE_SIZE;
-use caisson_proto::bundle::{
-    FileRecord, Header, MAGIC, MAX_RINGS, RingRecord, RingUse, SegmentRecord, ServiceRecord,
-};
+use caisson_proto::bundle::{FileRecord, Header, MAGIC, MAX_RINGS, RingRecord, RingUse, SegmentRecord, ServiceRecord};
 use caisson_proto::kernel::{Access, Caps};
 use caisson_proto::layout;
 use caisson_proto::wire::Field;
@@ -64,10 +62,9 @@ impl<'a> Bundle<'a> {
         if count == 0 || count > MAX_SERVICES {
             return Err(Fault::Services);
         }
-        let (services, rest) =
-            <[ServiceRecord]>::ref_from_prefix_with_elems(rest, count).map_err(|_| Fault::Header)?;
-        let (rings, _) = <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize)
-            .map_err(|_| Fault::Header)?;
+        let (services, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, count).map_err(|_| Fault::Header)?;
+        let (rings, _) =
+            <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).map_err(|_| Fault::Header)?;
         for (slot, service) in services.iter().enumerate() {
             check_authority(slot, service, services)?;
             check_image(slot, service, header.pages)?;
@@ -128,8 +125,8 @@ fn check_image(slot: usize, service: &ServiceRecord, pages: u64) -> Result<(), F
 fn check_segment(segment: &SegmentRecord, pages: u64) -> bool {
     let Some(access) = u8::try_from(segment.access).ok().and_then(Access::from_bits) else { return false };
     let (first, last) = (layout::IMAGE / PAGE_SIZE, layout::INFO / PAGE_SIZE);
-    let in_space = segment.page >= first
-        && segment.page.checked_add(u64::from(segment.pages)).is_some_and(|end| end <= last);
+    let in_space =
+        segment.page >= first && segment.page.checked_add(u64::from(segment.pages)).is_some_and(|end| end <= last);
     let contents = segment.bundle_page.checked_add(u64::from(segment.file_pages));
     in_space
         && access.contains(Access::READ)
@@ -142,8 +139,7 @@ fn check_segment(segment: &SegmentRecord, pages: u64) -> bool {
 fn check_ring(ring: &RingRecord, services: usize) -> Option<()> {
     let producer = ring.producer == KERNEL_SLOT || usize::from(ring.producer) < services;
     let consumer = usize::from(ring.consumer) < services && ring.consumer != ring.producer;
-    let numbers =
-        usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
+    let numbers = usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
     RingUse::from_word(u64::from(ring.purpose))?;
     (producer && consumer && numbers && ring.channel < 64).then_some(())
 }

@@ -21,15 +21,7 @@ use crate::service::Epitaph;
 impl<M: Machine> Here<'_, M> {
     /// The service in user mode raised an exception.
     #[allow(clippy::too_many_arguments)] // one fact each
-    pub fn exception(
-        &self,
-        frame: &mut UserFrame,
-        vector: u8,
-        error: u64,
-        rip: u64,
-        rsp: u64,
-        address: u64,
-    ) -> Next {
+    pub fn exception(&self, frame: &mut UserFrame, vector: u8, error: u64, rip: u64, rsp: u64, address: u64) -> Next {
         let slot = usize::from(self.local.service.get());
         let epitaph = Epitaph {
             state: ServiceState::Faulted,
@@ -67,8 +59,7 @@ impl<M: Machine> Here<'_, M> {
     #[cold]
     pub(crate) fn exit_service(&self, slot: usize, frame: &mut UserFrame) -> Next {
         let [code, rip, address, rsp, client, ..] = frame.words;
-        let epitaph =
-            Epitaph { state: ServiceState::Exited, fault: FaultKind::None, code, rip, address, rsp, client };
+        let epitaph = Epitaph { state: ServiceState::Exited, fault: FaultKind::None, code, rip, address, rsp, client };
         self.end_service(frame, slot, epitaph)
     }
 

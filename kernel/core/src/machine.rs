@@ -118,8 +118,7 @@ pub trait Machine {
     ///
     /// # Errors
     /// [`Status::Exhausted`] if a large page must be split and there is no table.
-    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool)
-    -> Result<(), Status>;
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool) -> Result<(), Status>;
     /// Gives back every table that the guest's window took.
     fn window_drop(&self, slot: usize, pool: &mut dyn TablePool);
 

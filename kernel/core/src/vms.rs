@@ -109,11 +109,7 @@ impl Default for Vm {
 /// # Errors
 /// [`Status::Dead`] if the slot is unused or has another generation.
 pub fn find(vms: &[Vm; MAX_VMS], id: VmId) -> Result<(usize, &Vm), Status> {
-    vms.iter()
-        .enumerate()
-        .nth(id.index())
-        .filter(|(_, vm)| vm.state().is_some() && vm.id() == id)
-        .ok_or(Status::Dead)
+    vms.iter().enumerate().nth(id.index()).filter(|(_, vm)| vm.state().is_some() && vm.id() == id).ok_or(Status::Dead)
 }
 
 /// The part of a VM that only kernel operations use.

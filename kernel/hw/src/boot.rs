@@ -269,10 +269,7 @@ impl Early {
     /// The end of early allocation.
     pub fn finish(self) -> Settled {
         let taken = self.frames.taken().filter(|range| range.count != 0);
-        Settled {
-            kernel: self.kernel.iter().copied().chain(taken).collect(),
-            free: self.frames.rest().collect(),
-        }
+        Settled { kernel: self.kernel.iter().copied().chain(taken).collect(), free: self.frames.rest().collect() }
     }
 }
 

@@ -15,12 +15,8 @@ use crate::tables::{Bits, entry};
 /// Frame numbers are below this. Set once, at boot.
 static FRAMES: AtomicU64 = AtomicU64::new(0);
 
-const KERNEL_DATA: Bits = Bits::PRESENT
-    .union(Bits::WRITE)
-    .union(Bits::ACCESSED)
-    .union(Bits::DIRTY)
-    .union(Bits::GLOBAL)
-    .union(Bits::NX);
+const KERNEL_DATA: Bits =
+    Bits::PRESENT.union(Bits::WRITE).union(Bits::ACCESSED).union(Bits::DIRTY).union(Bits::GLOBAL).union(Bits::NX);
 
 pub(crate) fn init(frames: u64) {
     FRAMES.store(frames, Ordering::Release);

@@ -144,9 +144,10 @@ fn prepare(cpu: CpuId) {
 /// there is no RAM for the trampoline. Those after it weren't tried.
 pub fn start_cpus(boot: &BootInfo, main: fn() -> !) -> Result<(), Absent> {
     MAIN.call_once(|| main);
-    let low_memory = boot.memory.iter().any(|range| {
-        range.start.0 <= TRAMPOLINE && range.start.0 + range.bytes >= TRAMPOLINE + 4 * PAGE_SIZE
-    });
+    let low_memory = boot
+        .memory
+        .iter()
+        .any(|range| range.start.0 <= TRAMPOLINE && range.start.0 + range.bytes >= TRAMPOLINE + 4 * PAGE_SIZE);
     for (number, id) in boot.cpus.iter().enumerate().skip(1) {
         let cpu = CpuId(number as u16);
         if !low_memory || *id >= apic::BROADCAST {

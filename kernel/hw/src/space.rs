@@ -77,12 +77,7 @@ impl Space {
     /// As [`npt::unmap`].
     ///
     /// [`load`]: Self::load
-    pub fn unmap(
-        &self,
-        from: VPage,
-        end: VPage,
-        pool: &mut dyn TablePool,
-    ) -> Result<Option<Removed>, Status> {
+    pub fn unmap(&self, from: VPage, end: VPage, pool: &mut dyn TablePool) -> Result<Option<Removed>, Status> {
         let removed = npt::unmap(&mut Mapped, self.tree(), Gfn(from.0), Gfn(end.0), pool)?;
         self.generation.fetch_add(1, Ordering::AcqRel);
         Ok(removed)

@@ -106,12 +106,7 @@ impl Hooks {
     pub(crate) const NONE: Self = Self::of::<NoKernel>();
 
     const fn of<K: Kernel>() -> Self {
-        Self {
-            syscall: syscall_of::<K>,
-            interrupt: K::interrupt,
-            fault: K::fault,
-            kernel_fault: K::kernel_fault,
-        }
+        Self { syscall: syscall_of::<K>, interrupt: K::interrupt, fault: K::fault, kernel_fault: K::kernel_fault }
     }
 }
 

@@ -31,11 +31,7 @@ pub fn event(event: Event) {
                     rip
                 ),
                 FaultKind::Overrun => {
-                    defmt::error!(
-                        "service {=u16} faulted: ran longer than {=u64} ms for one message",
-                        slot,
-                        code
-                    )
+                    defmt::error!("service {=u16} faulted: ran longer than {=u64} ms for one message", slot, code)
                 }
                 FaultKind::Panic | FaultKind::None => defmt::error!("service {=u16} faulted", slot),
             }
@@ -43,12 +39,7 @@ pub fn event(event: Event) {
         Event::Killed(id) => defmt::warn!("service {=u16} was killed", slot(id)),
         Event::Exited(id, kind) => defmt::debug!("service {=u16} ended itself, kind {=u64}", slot(id), kind),
         Event::Refused(id, op, status) => {
-            defmt::warn!(
-                "service {=u16} was refused operation {=u64}: status {=u8}",
-                slot(id),
-                op,
-                status as u8
-            )
+            defmt::warn!("service {=u16} was refused operation {=u64}: status {=u8}", slot(id), op, status as u8)
         }
         Event::VmMade(vm, handler) => {
             defmt::debug!("VM {=usize} was made for service {=u16}", vm.index(), slot(handler))

@@ -45,8 +45,7 @@ impl Machine for Silicon {
         let mut features = Features::NESTED_PAGING;
         features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
         features.set(Features::NEXT_RIP, svm.is_some_and(|svm| svm.features.next_rip));
-        features
-            .set(Features::INJECT_ERROR_CODES, svm.is_some_and(|svm| !svm.features.limits.few_error_codes));
+        features.set(Features::INJECT_ERROR_CODES, svm.is_some_and(|svm| !svm.features.limits.few_error_codes));
         let encryption = cpu::cpuid(0x8000_001f, 0);
         features.set(Features::SEV, encryption.eax & 2 != 0);
         Facts {
@@ -163,13 +162,7 @@ impl Machine for Silicon {
         home.space.map(in_window(gfn), frame, pages, Access::READ | Access::WRITE, pool)
     }
 
-    fn window_unmap(
-        &self,
-        slot: usize,
-        gfn: Gfn,
-        pages: u64,
-        pool: &mut dyn TablePool,
-    ) -> Result<(), Status> {
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool) -> Result<(), Status> {
         let home = home(slot).ok_or(Status::NotFound)?;
         let (mut from, end) = (in_window(gfn), in_window(Gfn(gfn.0 + pages)));
         while let Some(removed) = home.space.unmap(from, end, pool)? {

@@ -208,8 +208,7 @@ pub fn reset(slot: usize, id: u32) -> u64 {
     if home.started.swap(true, Ordering::AcqRel) {
         // A ring's contents outlive its producer: what it sent is still to be read.
         for writable in &home.writable {
-            (writable.first.0..writable.first.0 + writable.pages)
-                .for_each(|frame| _ = kmap::zero(Frame(frame)));
+            (writable.first.0..writable.first.0 + writable.pages).for_each(|frame| _ = kmap::zero(Frame(frame)));
         }
     }
     for writable in &home.writable {

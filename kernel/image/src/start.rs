@@ -33,8 +33,7 @@ fn start(boot: &BootInfo) -> ! {
     QUIRKS.call_once(|| boot.quirks);
     let bundle = Bundle::parse(early.bundle()).unwrap_or_else(|fault| bad_bundle(fault));
     KERNEL.configure(bundle.services.iter(), boot.cpus.len());
-    if let Err(status) = spaces::build(&bundle, boot.bundle.start.frame(), &mut early, boot.cpus.len() as u32)
-    {
+    if let Err(status) = spaces::build(&bundle, boot.bundle.start.frame(), &mut early, boot.cpus.len() as u32) {
         cannot_boot("the services don't fit in memory; give the machine more", status as u64)
     }
     prepare_svm(boot.cpus.len(), &mut early);

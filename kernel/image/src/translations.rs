@@ -31,8 +31,7 @@ pub fn answer() {
 pub fn flush_everywhere() {
     caisson_hw::cpu::flush_tlb();
     let own = usize::from(caisson_hw::this_cpu().0);
-    let others =
-        || WANTED.iter().zip(&DONE).enumerate().take(KERNEL.cpu_count()).filter(|(cpu, _)| *cpu != own);
+    let others = || WANTED.iter().zip(&DONE).enumerate().take(KERNEL.cpu_count()).filter(|(cpu, _)| *cpu != own);
     for (cpu, (wanted, _)) in others() {
         wanted.fetch_add(1, Ordering::SeqCst);
         caisson_hw::apic::send(CpuId(cpu as u16), vector::FLUSH);

@@ -60,14 +60,7 @@ pub struct Memory {
 impl Memory {
     /// Knows nothing yet.
     pub const fn new() -> Self {
-        Self {
-            pool: Pool::new(),
-            promises: Promises::new(),
-            scan: None,
-            stale: false,
-            owes_settled: false,
-            cpus: 0,
-        }
+        Self { pool: Pool::new(), promises: Promises::new(), scan: None, stale: false, owes_settled: false, cpus: 0 }
     }
 
     /// Enumerates everything, on a machine with so many CPUs.
@@ -94,9 +87,7 @@ impl Memory {
         }
         match MemoryCall::decode(words) {
             Ok(MemoryCall::VmMake(request)) => answer(self.vm_make(sender, &request, kernel)),
-            Ok(MemoryCall::Populate(request)) => {
-                answer(self.populate(sender, &request, kernel).map(|()| Done {}))
-            }
+            Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
             Err(_) => (Status::Malformed, [0; 8]),
         }

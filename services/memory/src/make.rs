@@ -194,7 +194,5 @@ fn undo(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) {
 
 /// Whether the kernel holds all these frames for free.
 fn still_free(frame: Frame, count: u64, kernel: &mut impl Kernel) -> bool {
-    kernel
-        .ask(&FrameRuns { from: frame })
-        .is_ok_and(|run| run.state == FrameState::Free && run.count >= count)
+    kernel.ask(&FrameRuns { from: frame }).is_ok_and(|run| run.state == FrameState::Free && run.count >= count)
 }

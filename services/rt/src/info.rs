@@ -26,9 +26,5 @@ pub fn file(number: usize) -> &'static [u8] {
 /// Slot of the service with this name in the manifest.
 pub fn slot_of(wanted: &str) -> Option<u16> {
     let info = info();
-    info.names
-        .iter()
-        .take(info.services as usize)
-        .position(|bytes| name(bytes) == wanted)
-        .map(|slot| slot as u16)
+    info.names.iter().take(info.services as usize).position(|bytes| name(bytes) == wanted).map(|slot| slot as u16)
 }

@@ -21,12 +21,8 @@ mod image {
     }
 
     fn start() -> ! {
-        let features =
-            caisson_rt::kernel(&MachineInfo {}).map_or(Features::empty(), |machine| machine.features);
-        defmt::info!(
-            "sev-firmware: no secure processor; SEV in CPUID: {=bool}",
-            features.contains(Features::SEV)
-        );
+        let features = caisson_rt::kernel(&MachineInfo {}).map_or(Features::empty(), |machine| machine.features);
+        defmt::info!("sev-firmware: no secure processor; SEV in CPUID: {=bool}", features.contains(Features::SEV));
         caisson_rt::serve(&mut Image(Firmware::new(features)))
     }
 

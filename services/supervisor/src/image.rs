@@ -70,11 +70,9 @@ impl Machine for OnKernel {
             Event::Started(id) => {
                 defmt::info!("{=str} started, generation {=u16}", name_of(id.index()), id.generation());
             }
-            Event::NotStarted(slot, status) => defmt::error!(
-                "{=str} can't be started: status {=u8}",
-                name_of(usize::from(slot)),
-                status as u8
-            ),
+            Event::NotStarted(slot, status) => {
+                defmt::error!("{=str} can't be started: status {=u8}", name_of(usize::from(slot)), status as u8)
+            }
             Event::Died(report, _) => epitaph(report),
             Event::GivenUp(slot) => {
                 defmt::error!("{=str} died too often and is given up", name_of(usize::from(slot)));
@@ -144,8 +142,7 @@ fn start() -> ! {
     for (is, told) in is_vmm.iter_mut().zip(info.is_vmm) {
         *is = told == 1;
     }
-    let setup =
-        Setup { own: ServiceId::from_bits(info.id).index() as u16, services: info.services as u16, is_vmm };
+    let setup = Setup { own: ServiceId::from_bits(info.id).index() as u16, services: info.services as u16, is_vmm };
     let machine = OnKernel { notices: Outward::find(RingUse::Notices), memory: slot_of("memory") };
     let mut image = Image { supervisor: SUPERVISOR.take(), machine };
     defmt::info!("supervisor: {=u32} services on {=u32} CPUs", info.services, info.cpus);

@@ -68,9 +68,7 @@ impl<P: Platform> Vmm<P> {
             Register::CR8 => self.vcpus.get(at)?.apic.cr8(),
             Register::DR6 | Register::DR4 => state.dr6,
             Register::DR7 | Register::DR5 => state.dr7,
-            Register::DR0 | Register::DR1 | Register::DR2 | Register::DR3 => {
-                *state.dr.get(register.number())?
-            }
+            Register::DR0 | Register::DR1 | Register::DR2 | Register::DR3 => *state.dr.get(register.number())?,
             _ => return None,
         })
     }
@@ -127,8 +125,7 @@ impl<P: Platform> Vmm<P> {
         let instruction = code.and_then(|code| code.decode());
         let is_move = instruction.is_some_and(|instruction| {
             let target = instruction.op0_register();
-            instruction.mnemonic() == Mnemonic::Mov
-                && matches!(target, Register::CR0 | Register::CR3 | Register::CR4)
+            instruction.mnemonic() == Mnemonic::Mov && matches!(target, Register::CR0 | Register::CR3 | Register::CR4)
         });
         if is_move {
             return fault(exit, GP, Some(0));
@@ -146,8 +143,7 @@ fn write_cr0(state: &mut VcpuState, value: u64) -> bool {
     let bad_cache = value & CR0_NW != 0 && value & CR0_CD == 0;
     let turns_on = pages && state.cr0 & CR0_PG == 0;
     let long = state.efer & EFER_LME != 0;
-    if value >> 32 != 0 || (pages && !protects) || bad_cache || (turns_on && long && state.cr4 & CR4_PAE == 0)
-    {
+    if value >> 32 != 0 || (pages && !protects) || bad_cache || (turns_on && long && state.cr4 & CR4_PAE == 0) {
         return false;
     }
     if turns_on && long {

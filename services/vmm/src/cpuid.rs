@@ -26,18 +26,8 @@ mod allowed {
     /// Leaf 1 edx: all but MCE, MCA, DS, ACPI, SS, HTT, TM, IA-64 and PBE.
     pub const BASIC_EDX: u32 = 0x0783_fbff & !(1 << 7 | 1 << 14);
     /// Leaf 7 ebx: FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB SHA.
-    pub const SEVEN_EBX: u32 = 1
-        | 1 << 3
-        | 1 << 5
-        | 1 << 7
-        | 1 << 8
-        | 1 << 9
-        | 1 << 18
-        | 1 << 19
-        | 1 << 20
-        | 1 << 23
-        | 1 << 24
-        | 1 << 29;
+    pub const SEVEN_EBX: u32 =
+        1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24 | 1 << 29;
     /// Leaf 7 ecx: UMIP VAES VPCLMULQDQ RDPID.
     pub const SEVEN_ECX: u32 = 1 << 2 | 1 << 9 | 1 << 10 | 1 << 22;
     /// Leaf 7 edx: FSRM.
@@ -96,12 +86,7 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
     // ARAT: the APIC timer never stops.
     put(6, None, 0, [1 << 2, 0, 0, 0]);
     let [_, ebx, ecx, edx] = basic(7);
-    let seven = [
-        0,
-        ebx & allowed::SEVEN_EBX & !hide_7b,
-        ecx & allowed::SEVEN_ECX & !hide_7c,
-        edx & allowed::SEVEN_EDX,
-    ];
+    let seven = [0, ebx & allowed::SEVEN_EBX & !hide_7b, ecx & allowed::SEVEN_ECX & !hide_7c, edx & allowed::SEVEN_EDX];
     put(7, Some(0), 0, seven);
     // One thread a core, all cores in one package.
     put(0xb, Some(0), 0, [0, 1, 1 << 8, 0]);
@@ -111,12 +96,7 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
         xsave_leaves(&host, &mut put);
     }
 
-    put(
-        KVM,
-        None,
-        0,
-        [KVM + 0x10, u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from(b'M')],
-    );
+    put(KVM, None, 0, [KVM + 0x10, u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from(b'M')]);
     put(KVM + 1, None, 0, [KVM_FEATURES, 0, 0, 0]);
     // kHz of the TSC and of the APIC timer's clock, which is the TSC.
     let khz = u32::try_from(facts.tsc_khz).unwrap_or(u32::MAX);

@@ -51,13 +51,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     /// What every exit ends with: pending INIT, the next interrupt, the deadline.
-    pub(crate) fn finish(
-        &mut self,
-        at: usize,
-        exit: &Exit,
-        state: &mut VcpuState,
-        mut resume: Resume,
-    ) -> Resume {
+    pub(crate) fn finish(&mut self, at: usize, exit: &Exit, state: &mut VcpuState, mut resume: Resume) -> Resume {
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }
@@ -170,8 +164,7 @@ impl<P: Platform> Vmm<P> {
         let mut targets = targets;
         if message.mode == LOWEST {
             let is_target = |&(at, _): &(usize, &crate::vcpu::Vcpu)| targets >> at & 1 == 1;
-            let lowest =
-                self.vcpus.iter().enumerate().filter(is_target).min_by_key(|(_, vcpu)| vcpu.apic.ppr());
+            let lowest = self.vcpus.iter().enumerate().filter(is_target).min_by_key(|(_, vcpu)| vcpu.apic.ppr());
             targets = lowest.map_or(0, |(at, _)| 1 << at);
         }
         for at in 0..self.vcpus.len() {

@@ -65,13 +65,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     /// One access of an instruction to a device at `gpa`. `None` if it isn't emulated.
-    fn emulate(
-        &mut self,
-        at: usize,
-        state: &mut VcpuState,
-        instruction: &Instruction,
-        gpa: u64,
-    ) -> Option<()> {
+    fn emulate(&mut self, at: usize, state: &mut VcpuState, instruction: &Instruction, gpa: u64) -> Option<()> {
         let bytes = instruction.memory_size().size();
         if !matches!(bytes, 1 | 2 | 4 | 8) {
             return None;
@@ -94,15 +88,10 @@ impl<P: Platform> Vmm<P> {
             Mnemonic::Movsx | Mnemonic::Movsxd => {
                 let value = self.device_read(at, gpa, bytes);
                 let unused = 64 - 8 * bytes as u32;
-                write_register(
-                    state,
-                    instruction.op0_register(),
-                    ((value << unused) as i64 >> unused) as u64,
-                )?;
+                write_register(state, instruction.op0_register(), ((value << unused) as i64 >> unused) as u64)?;
             }
             Mnemonic::Xchg => {
-                let register =
-                    if memory_first { instruction.op1_register() } else { instruction.op0_register() };
+                let register = if memory_first { instruction.op1_register() } else { instruction.op0_register() };
                 let value = read_register(state, register)?;
                 let old = self.device_read(at, gpa, bytes);
                 self.device_write(at, gpa, bytes, value);
@@ -205,8 +194,7 @@ pub(crate) fn advance(state: &mut VcpuState, instruction: &Instruction, bytes: u
     let width = address_width(instruction);
     let down = state.rflags >> 10 & 1 == 1;
     if let Some(address) = state.gpr.get_mut(register) {
-        let moved =
-            if down { address.wrapping_sub(bytes as u64) } else { address.wrapping_add(bytes as u64) };
+        let moved = if down { address.wrapping_sub(bytes as u64) } else { address.wrapping_add(bytes as u64) };
         *address = match width {
             2 => *address & !0xffff | moved & 0xffff,
             4 => moved & 0xffff_ffff,

@@ -51,13 +51,7 @@ impl<P: Platform> Vmm<P> {
         }
     }
 
-    fn read_msr(
-        &mut self,
-        at: usize,
-        msr: u32,
-        exit: &Exit,
-        state: &mut VcpuState,
-    ) -> Result<u64, Protection> {
+    fn read_msr(&mut self, at: usize, msr: u32, exit: &Exit, state: &mut VcpuState) -> Result<u64, Protection> {
         let vcpu = self.vcpus.get(at).ok_or(Protection)?;
         Ok(match msr {
             X2APIC_FIRST..=X2APIC_LAST if vcpu.apic.is_x2() => {
@@ -218,9 +212,7 @@ pub(crate) fn is_canonical(address: u64) -> bool {
 fn group_of(msr: u32) -> Option<Groups> {
     Some(match msr {
         EFER => Groups::CONTROL,
-        STAR | LSTAR | CSTAR | SFMASK | KERNEL_GS_BASE | SYSENTER_CS | SYSENTER_ESP | SYSENTER_EIP => {
-            Groups::SYSCALL
-        }
+        STAR | LSTAR | CSTAR | SFMASK | KERNEL_GS_BASE | SYSENTER_CS | SYSENTER_ESP | SYSENTER_EIP => Groups::SYSCALL,
         FS_BASE | GS_BASE => Groups::SEGMENTS,
         PAT => Groups::PAT,
         TSC_AUX => Groups::TSC,

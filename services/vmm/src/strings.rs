@@ -33,9 +33,7 @@ impl<P: Platform> Vmm<P> {
         let mut left = if repeated { state.gpr[1] & width } else { 1 };
         let mut budget = MAX_ELEMENTS;
         while left != 0 && budget != 0 && !self.is_over() {
-            if let Err(PageFault { linear, code }) =
-                self.move_element(at, state, &instruction, port, bytes, input)
-            {
+            if let Err(PageFault { linear, code }) = self.move_element(at, state, &instruction, port, bytes, input) {
                 state.cr2 = linear;
                 let groups = Groups::CORE | Groups::CONTROL;
                 return Resume { inject: exception(14, Some(code)), groups, ..Resume::at(0, 0) };
@@ -73,8 +71,7 @@ impl<P: Platform> Vmm<P> {
         // An element may straddle two pages: find every byte before anything happens.
         let mut places = [0; 4];
         for (n, place) in places.iter_mut().enumerate().take(usize::from(bytes)) {
-            *place =
-                paging.translate(&mut self.platform, &mut self.ram, linear.wrapping_add(n as u64), access)?;
+            *place = paging.translate(&mut self.platform, &mut self.ram, linear.wrapping_add(n as u64), access)?;
         }
         let places = places.iter().take(usize::from(bytes));
         if input {

@@ -82,10 +82,7 @@ impl<P: Platform> Vmm<P> {
         facts: Facts,
     ) -> Result<Self, SetupError> {
         let count = usize::from(config.vcpus);
-        if !(1..=MAX_VCPUS).contains(&count)
-            || !config.memory.is_multiple_of(CHUNK)
-            || config.memory > MAX_MEMORY
-        {
+        if !(1..=MAX_VCPUS).contains(&count) || !config.memory.is_multiple_of(CHUNK) || config.memory > MAX_MEMORY {
             return Err(SetupError::Config);
         }
         if config.memory < MIN_MEMORY {

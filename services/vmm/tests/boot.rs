@@ -47,18 +47,14 @@ fn the_boot_parameters_say_where_things_are() {
     assert_eq!(memory[0x20_0200], 0x90);
     machine.vmm.start();
     assert_eq!(machine.fake().runs, [0]);
-    assert!(matches!(
-        machine.fake().events[0],
-        Event::Loaded { entry: 0x20_0200, kernel_end: 0x60_0000, .. }
-    ));
+    assert!(matches!(machine.fake().events[0], Event::Loaded { entry: 0x20_0200, kernel_end: 0x60_0000, .. }));
 }
 
 #[test]
 fn acpi_tables_hang_together() {
     let memory = Machine::new(3).fake().memory.clone();
-    let sum = |at: u64, len: u32| {
-        memory[at as usize..][..len as usize].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b))
-    };
+    let sum =
+        |at: u64, len: u32| memory[at as usize..][..len as usize].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b));
     let rsdp = long(&memory, place::ZERO_PAGE + 0x70);
     assert_eq!(&memory[rsdp as usize..][..8], b"RSD PTR ");
     assert_eq!((sum(rsdp, 20), sum(rsdp, 36)), (0, 0));
@@ -80,11 +76,7 @@ fn acpi_tables_hang_together() {
     assert_eq!(word(&memory, madt + 44 + 3 * 8 + 4), 0xfec0_0000);
 }
 
-fn setup(
-    kernel: &[u8],
-    initrd: &[u8],
-    change: impl FnOnce(&mut VmConfig, &mut Fake),
-) -> Result<(), SetupError> {
+fn setup(kernel: &[u8], initrd: &[u8], change: impl FnOnce(&mut VmConfig, &mut Fake)) -> Result<(), SetupError> {
     let mut config = config(1);
     let mut fake = Fake::new(32 * MIB, 1);
     change(&mut config, &mut fake);

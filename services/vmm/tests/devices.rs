@@ -111,8 +111,7 @@ fn the_clock_runs_with_the_tsc() {
         clock.read(0x71, now)
     };
     let later = 100 + (3600 * 13 + 61) * KHZ * 1000;
-    let shown: Vec<u8> =
-        [0, 2, 4, 7, 8, 9, 0x32].iter().map(|&index| read(&mut clock, index, later)).collect();
+    let shown: Vec<u8> = [0, 2, 4, 7, 8, 9, 0x32].iter().map(|&index| read(&mut clock, index, later)).collect();
     assert_eq!(shown, [0x01, 0x01, 0x13, 0x01, 0x01, 0x26, 0x20]);
     assert_eq!(read(&mut clock, 0x0a, later) & 0x80, 0, "never updating");
     clock.write(0x70, 0x0b);
@@ -143,9 +142,7 @@ fn the_pit_counts_down() {
 #[test]
 fn the_8259_pair_cascades() {
     let mut pics = Pics::default();
-    for (port, value) in
-        [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x38), (0xa1, 2)]
-    {
+    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x38), (0xa1, 2)] {
         pics.write(port, value);
     }
     for (port, value) in [(0xa1, 1), (0x21, 0), (0xa1, 0)] {

@@ -60,10 +60,7 @@ fn the_tsc_can_be_set_and_kvmclock_follows() {
     assert_eq!(machine.fake().memory[0x10_0104..0x10_0108], 1_767_225_600_u32.to_le_bytes());
     machine.wrmsr(0, 0x4b56_4d00, u64::MAX << 12);
     machine.wrmsr(0, 0x4b56_4d01, u64::MAX);
-    assert!(
-        matches!(machine.fake().events[..], [_, Event::NoDevice(_), Event::NoDevice(_)]),
-        "no memory there"
-    );
+    assert!(matches!(machine.fake().events[..], [_, Event::NoDevice(_), Event::NoDevice(_)]), "no memory there");
 }
 
 #[test]
@@ -227,11 +224,7 @@ fn cpuid_shows_a_kvm_guest() {
 #[test]
 fn without_xsave_nothing_that_needs_it_shows() {
     let facts = caisson_vmm::Facts { xsave: false, ..common::FACTS };
-    let table = cpuid::table(
-        |leaf, _| if leaf & 0xff == 0 { [leaf | 0xd, 0, 0, 0] } else { [u32::MAX; 4] },
-        1,
-        facts,
-    );
+    let table = cpuid::table(|leaf, _| if leaf & 0xff == 0 { [leaf | 0xd, 0, 0, 0] } else { [u32::MAX; 4] }, 1, facts);
     let get = |leaf| cpuid::answer(&table, 0, leaf, 0);
     assert_eq!(get(1)[2] & (1 << 12 | 1 << 26 | 1 << 28), 0);
     assert_eq!((get(7)[1] & 1 << 5, get(0xd), get(0)[0]), (0, [0; 4], 0xb));

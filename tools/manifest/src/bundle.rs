@@ -49,31 +49,19 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
             };
         }
         if contents.files.len() > MAX_FILES {
-            return Err(wrong!(
-                "\"{}\" has {} files; at most {MAX_FILES} fit",
-                service.name,
-                contents.files.len()
-            ));
+            return Err(wrong!("\"{}\" has {} files; at most {MAX_FILES} fit", service.name, contents.files.len()));
         }
         for (to, from) in record.files.iter_mut().zip(&contents.files) {
             if from.len() as u64 > layout::FILE_STRIDE {
-                return Err(wrong!(
-                    "a file of \"{}\" has {} bytes; at most 1 GiB fits",
-                    service.name,
-                    from.len()
-                ));
+                return Err(wrong!("a file of \"{}\" has {} bytes; at most 1 GiB fits", service.name, from.len()));
             }
             *to = FileRecord { bundle_page: pages.place(from), bytes: from.len() as u64 };
         }
         records.push(record);
     }
     let total = pages.first + pages.data.len() / PAGE;
-    let header = Header {
-        magic: MAGIC,
-        services: count(records.len())?,
-        rings: count(plan.rings.len())?,
-        pages: total as u64,
-    };
+    let header =
+        Header { magic: MAGIC, services: count(records.len())?, rings: count(plan.rings.len())?, pages: total as u64 };
     let mut bundle = header.as_bytes().to_vec();
     records.iter().for_each(|record| bundle.extend_from_slice(record.as_bytes()));
     plan.rings.iter().for_each(|ring| bundle.extend_from_slice(ring.as_bytes()));

@@ -104,35 +104,20 @@ fn resources(system: &System, service: &Service) -> Result<(), Error> {
     }
     let room = layout::STACK_TOP - layout::INFO - 2 * 4096;
     if service.stack.0 == 0 || service.stack.0 % 4096 != 0 || service.stack.0 > room {
-        return Err(wrong!(
-            "stack of \"{name}\" is {}: give a multiple of 4K up to {}K",
-            service.stack,
-            room >> 10
-        ));
+        return Err(wrong!("stack of \"{name}\" is {}: give a multiple of 4K up to {}K", service.stack, room >> 10));
     }
     let room = layout::RINGS - layout::HEAP;
     if service.heap.0 % 4096 != 0 || service.heap.0 > room {
-        return Err(wrong!(
-            "heap of \"{name}\" is {}: give a multiple of 4K up to {}M",
-            service.heap,
-            room >> 20
-        ));
+        return Err(wrong!("heap of \"{name}\" is {}: give a multiple of 4K up to {}M", service.heap, room >> 20));
     }
     if service.heap.0 > 0 && !service.per_vm && !caps.contains(Caps::SILICON) {
-        return Err(wrong!(
-            "\"{name}\" has a heap: only a service per VM or one with \"silicon\" may; remove `heap`"
-        ));
+        return Err(wrong!("\"{name}\" has a heap: only a service per VM or one with \"silicon\" may; remove `heap`"));
     }
     if service.budget_ms == 0 {
-        return Err(wrong!(
-            "`budget-ms` of \"{name}\" is 0: give the milliseconds that one request may take"
-        ));
+        return Err(wrong!("`budget-ms` of \"{name}\" is 0: give the milliseconds that one request may take"));
     }
     if service.ports.len() > MAX_PORT_RANGES {
-        return Err(wrong!(
-            "\"{name}\" has {} port ranges; at most {MAX_PORT_RANGES} fit",
-            service.ports.len()
-        ));
+        return Err(wrong!("\"{name}\" has {} port ranges; at most {MAX_PORT_RANGES} fit", service.ports.len()));
     }
     for ports in &service.ports {
         if ports.count == 0 || ports.first.checked_add(ports.count - 1).is_none() {
@@ -146,9 +131,7 @@ fn resources(system: &System, service: &Service) -> Result<(), Error> {
         return Err(wrong!("\"{name}\" is there once for each VM, so it can't own ports or an interrupt"));
     }
     if caps.contains(Caps::VCPUS) != service.per_vm {
-        return Err(wrong!(
-            "\"{name}\": `per-vm = true` and the capability \"vcpus\" belong together; give both"
-        ));
+        return Err(wrong!("\"{name}\": `per-vm = true` and the capability \"vcpus\" belong together; give both"));
     }
     Ok(())
 }
@@ -158,9 +141,7 @@ fn cycles(system: &System) -> Result<(), Error> {
     fn visit<'a>(system: &'a System, name: &'a str, path: &mut Vec<&'a str>) -> Result<(), Error> {
         if let Some(start) = path.iter().position(|&seen| seen == name) {
             let circle = [&path[start..], &[name]].concat().join(" → ");
-            return Err(wrong!(
-                "calls go in a circle: {circle}. A wait could never end; remove one of these calls"
-            ));
+            return Err(wrong!("calls go in a circle: {circle}. A wait could never end; remove one of these calls"));
         }
         path.push(name);
         for target in system.service(name).map(|service| &service.call).into_iter().flatten() {
@@ -196,10 +177,7 @@ fn owners(system: &System) -> Result<(), Error> {
         if let Some(line) = service.interrupt
             && let Some(other) = lines.insert(line, &service.name)
         {
-            return Err(wrong!(
-                "interrupt {line} has two owners, \"{other}\" and \"{}\"; one must go",
-                service.name
-            ));
+            return Err(wrong!("interrupt {line} has two owners, \"{other}\" and \"{}\"; one must go", service.name));
         }
         for ports in &service.ports {
             let last = ports.first + (ports.count - 1);

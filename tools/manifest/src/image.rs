@@ -43,9 +43,7 @@ pub fn image(name: &str, elf: &[u8]) -> Result<Image, Error> {
     let header = FileHeader64::<LittleEndian>::parse(elf).map_err(broken)?;
     let endian = header.endian().map_err(broken)?;
     if header.e_machine(endian) != EM_X86_64 || header.e_type(endian) != ET_EXEC {
-        return Err(wrong!(
-            "{name}: not a static x86-64 program; build it with `-C relocation-model=static`"
-        ));
+        return Err(wrong!("{name}: not a static x86-64 program; build it with `-C relocation-model=static`"));
     }
     let mut segments: Vec<Segment> = Vec::new();
     for program in header.program_headers(endian, elf).map_err(broken)? {
@@ -56,8 +54,7 @@ pub fn image(name: &str, elf: &[u8]) -> Result<Image, Error> {
         if program.p_type(endian) != PT_LOAD || size == 0 {
             continue;
         }
-        let data =
-            program.data(endian, elf).map_err(|()| wrong!("{name}: a segment lies outside the file"))?;
+        let data = program.data(endian, elf).map_err(|()| wrong!("{name}: a segment lies outside the file"))?;
         segments.push(segment(name, program.p_vaddr(endian), size, data, program.p_flags(endian))?);
     }
     segments.sort_by_key(|segment| segment.page);

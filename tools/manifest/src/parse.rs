@@ -39,12 +39,11 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 /// serde says which names it knows; this finds the one that was probably meant.
 fn explain(message: &str) -> String {
     let message = message.trim();
-    let (what, rest) =
-        match (message.strip_prefix("unknown field "), message.strip_prefix("unknown variant ")) {
-            (Some(rest), _) => ("key", rest),
-            (_, Some(rest)) => ("value", rest),
-            _ => return message.to_owned(),
-        };
+    let (what, rest) = match (message.strip_prefix("unknown field "), message.strip_prefix("unknown variant ")) {
+        (Some(rest), _) => ("key", rest),
+        (_, Some(rest)) => ("value", rest),
+        _ => return message.to_owned(),
+    };
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let unknown = quoted.next().unwrap_or_default();
     let known: Vec<&str> = quoted.collect();
@@ -152,9 +151,7 @@ mod tests {
 
     #[test]
     fn sizes_read_as_written() {
-        for (text, bytes) in
-            [("512M", 512 << 20), ("1G", 1 << 30), ("64k", 65536), ("4096", 4096), ("2MiB", 2 << 20)]
-        {
+        for (text, bytes) in [("512M", 512 << 20), ("1G", 1 << 30), ("64k", 65536), ("4096", 4096), ("2MiB", 2 << 20)] {
             assert_eq!(text.parse::<Size>().unwrap().0, bytes);
         }
     }

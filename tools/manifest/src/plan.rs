@@ -71,10 +71,7 @@ pub fn plan(system: &System, vms: &[&str]) -> Result<Plan, Error> {
 
 fn check_vms(vms: &[&str]) -> Result<(), Error> {
     if vms.len() > MAX_GUESTS {
-        return Err(wrong!(
-            "{} VMs; at most {MAX_GUESTS} fit, one for each channel of the console",
-            vms.len()
-        ));
+        return Err(wrong!("{} VMs; at most {MAX_GUESTS} fit, one for each channel of the console", vms.len()));
     }
     for (at, name) in vms.iter().enumerate() {
         vm::check_name(name)?;

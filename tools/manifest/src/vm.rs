@@ -120,11 +120,7 @@ mod tests {
         assert!(error("vcpu = 2").starts_with("v.toml:1:1: unknown key \"vcpu\"; did you mean \"vcpus\"?"));
         assert!(error("on-reset = \"restat\"").contains("did you mean \"restart\"?"));
         assert!(error("vcpus = 300").starts_with("v.toml:1:9"));
-        assert!(
-            check_name("Big Name").is_err()
-                && check_name("thirteenbytes").is_err()
-                && check_name("web-1").is_ok()
-        );
+        assert!(check_name("Big Name").is_err() && check_name("thirteenbytes").is_err() && check_name("web-1").is_ok());
         assert!(check_vcpus("a", 9).unwrap_err().0.contains("1 to 8") && check_vcpus("a", 0).is_err());
         assert!(check_memory("a", Size(32 << 20)).unwrap_err().0.contains("at least 64M"));
         assert!(check_memory("a", Size((64 << 20) + 4096)).unwrap_err().0.contains("multiple of 2M"));

@@ -74,10 +74,7 @@ fn two_owners() {
     let error = broken("kernel = [\"frames\"", "interrupt = 4\nkernel = [\"frames\"");
     says(&error, &["interrupt 4 has two owners, \"console\" and \"memory\""]);
     let ports = "ports = [{ first = 0x3ff, count = 1 }]\nkernel = [\"frames\"";
-    says(
-        &broken("kernel = [\"frames\"", ports),
-        &["ports 0x3ff to 0x3ff of \"memory\" overlap 0x3f8 to 0x3ff"],
-    );
+    says(&broken("kernel = [\"frames\"", ports), &["ports 0x3ff to 0x3ff of \"memory\" overlap 0x3f8 to 0x3ff"]);
 }
 
 #[test]
@@ -124,9 +121,7 @@ fn rings() {
 fn too_many() {
     let mut many = QEMU.to_owned();
     for at in 0..60 {
-        many += &format!(
-            "[[service]]\nname = \"s{at}\"\npackage = \"p\"\nrank = 1\nstack = \"4K\"\nbudget-ms = 1\n"
-        );
+        many += &format!("[[service]]\nname = \"s{at}\"\npackage = \"p\"\nrank = 1\nstack = \"4K\"\nbudget-ms = 1\n");
     }
     says(&parse(&many).map(|_| ()).unwrap_err(), &["66 services; at most 64"]);
     let names: Vec<String> = (0..=MAX_GUESTS).map(|at| format!("g{at}")).collect();
@@ -155,9 +150,7 @@ fn the_boards_machine_with_two_vms() {
     let consoles: Vec<(u16, u16, u32)> = plan
         .rings
         .iter()
-        .filter(|ring| {
-            ring.purpose == RingUse::ConsoleOut as u32 || ring.purpose == RingUse::ConsoleIn as u32
-        })
+        .filter(|ring| ring.purpose == RingUse::ConsoleOut as u32 || ring.purpose == RingUse::ConsoleIn as u32)
         .map(|ring| (ring.producer, ring.consumer, ring.channel))
         .collect();
     assert_eq!(consoles, [(2, 1, 1), (3, 1, 2), (1, 2, 1), (1, 3, 2)]);

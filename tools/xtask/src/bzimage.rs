@@ -52,8 +52,7 @@ pub fn check(bytes: &[u8]) -> Result<Kernel, String> {
     if u16_at(bytes, XLOADFLAGS).unwrap_or(0) & 1 == 0 {
         return Err("is a 32-bit kernel; one with a 64-bit entry point is needed".into());
     }
-    let init_size =
-        bytes.get(INIT_SIZE..INIT_SIZE + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let init_size = bytes.get(INIT_SIZE..INIT_SIZE + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
     Ok(Kernel { init_size })
 }
 
@@ -86,9 +85,7 @@ mod tests {
         assert!(with(0x1fe, 0).contains("no bzImage") && with(0x202, 0).contains("no bzImage"));
         assert!(with(0x206, 0x0b).contains("boot protocol 2.11"));
         assert!(with(0x236, 0).contains("32-bit kernel"));
-        assert!(
-            check(b"\x7fELF").unwrap_err().contains("vmlinux") && check(b"").unwrap_err().contains("empty")
-        );
+        assert!(check(b"\x7fELF").unwrap_err().contains("vmlinux") && check(b"").unwrap_err().contains("empty"));
         assert!(check(&good()[..0x204]).is_err());
     }
 }

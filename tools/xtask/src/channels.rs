@@ -77,8 +77,7 @@ mod tests {
     #[test]
     fn what_is_put_together_comes_apart_the_same_however_it_is_cut() {
         let mut mux = Mux::default();
-        let line =
-            [mux.wrap(1, b"a\x01b"), mux.wrap(1, b"c"), mux.wrap(2, b"\x012"), mux.wrap(0, b"n\n")].concat();
+        let line = [mux.wrap(1, b"a\x01b"), mux.wrap(1, b"c"), mux.wrap(2, b"\x012"), mux.wrap(0, b"n\n")].concat();
         let whole = vec![(1, b"a\x01bc".to_vec()), (2, b"\x012".to_vec()), (0, b"n\n".to_vec())];
         assert_eq!(apart(&[&line]), whole);
         for cut in 0..line.len() {

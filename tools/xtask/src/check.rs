@@ -45,22 +45,14 @@ pub struct Step {
 
 const STEPS: &[Step] = &[
     Step { name: "fmt", about: "rustfmt has nothing to change", run: steps::fmt },
-    Step {
-        name: "clippy",
-        about: "clippy has nothing to say, on the host and for the machine",
-        run: steps::clippy,
-    },
+    Step { name: "clippy", about: "clippy has nothing to say, on the host and for the machine", run: steps::clippy },
     Step { name: "host", about: "unit and property tests", run: steps::host },
     Step { name: "doc", about: "rustdoc without warnings", run: steps::doc },
     Step { name: "book", about: "the book builds", run: steps::book },
     Step { name: "tcb", about: "ring 0 keeps to its bounds", run: steps::tcb },
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
-    Step {
-        name: "qemu",
-        about: "machines in QEMU: boots, guests, crashes, every exit status",
-        run: machines::run,
-    },
+    Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },
 ];
 
 /// Runs the steps asked for; the last line on standard output counts what passed and failed.

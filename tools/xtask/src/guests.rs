@@ -68,19 +68,14 @@ pub fn resolve(paths: &Paths, system: &System, args: &MachineArgs) -> Result<Mac
         }
     };
     if args.icount && cpus > 1 {
-        return Err(Failure::setup(format!(
-            "--icount works with one CPU only, not with --cpus {cpus}; give --cpus 1"
-        )));
+        return Err(Failure::setup(format!("--icount works with one CPU only, not with --cpus {cpus}; give --cpus 1")));
     }
     let mut files = args.vms.iter().map(|path| vm_file(path)).collect::<Result<Vec<_>, _>>()?;
     if files.is_empty() {
         files.push(VmFile { name: Some("guest".into()), ..VmFile::default() });
     }
     if files.len() > MAX_GUESTS {
-        return Err(Failure::setup(format!(
-            "{} guests; at most {MAX_GUESTS} can run side by side",
-            files.len()
-        )));
+        return Err(Failure::setup(format!("{} guests; at most {MAX_GUESTS} can run side by side", files.len())));
     }
     let mut guests: Vec<Guest> = Vec::new();
     for file in files {
@@ -93,10 +88,7 @@ pub fn resolve(paths: &Paths, system: &System, args: &MachineArgs) -> Result<Mac
             )));
         }
         if guests.iter().any(|other| other.name == guest.name) {
-            return Err(Failure::setup(format!(
-                "two VMs are named \"{}\"; give each its own `name`",
-                guest.name
-            )));
+            return Err(Failure::setup(format!("two VMs are named \"{}\"; give each its own `name`", guest.name)));
         }
         guests.push(guest);
     }
@@ -118,10 +110,7 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         (Some(kernel), Some(initrd)) => (kernel, initrd),
         (kernel, initrd) => {
             // What is named is looked at before anything is downloaded.
-            kernel
-                .iter()
-                .chain(&initrd)
-                .try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
+            kernel.iter().chain(&initrd).try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
             let ours = setup::guest_files(paths)?;
             (kernel.unwrap_or(ours.kernel), initrd.unwrap_or(ours.initramfs))
         }
@@ -159,8 +148,8 @@ fn check_file(guest: &Guest, path: &Path, what: &str) -> Result<(), Failure> {
     if what == "kernel" {
         let mut head = Vec::new();
         file.by_ref().take(4096).read_to_end(&mut head).about("read", path)?;
-        let kernel = bzimage::check(&head)
-            .map_err(|why| Failure::setup(format!("the kernel {} {why}", path.display())))?;
+        let kernel =
+            bzimage::check(&head).map_err(|why| Failure::setup(format!("the kernel {} {why}", path.display())))?;
         needs += u64::from(kernel.init_size);
     }
     // The kernel unpacks itself from 16 MiB on; an initrd lies above it.
@@ -192,11 +181,7 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
             "the machine's memory of {given} can't hold {}: give --machine-memory {} or more, or smaller guests",
             match guests {
                 [guest] => format!("VM \"{}\" with {}", guest.name, Size(guest.memory)),
-                _ => format!(
-                    "{} VMs with {} in all",
-                    guests.len(),
-                    Size(guests.iter().map(|g| g.memory).sum())
-                ),
+                _ => format!("{} VMs with {} in all", guests.len(), Size(guests.iter().map(|g| g.memory).sum())),
             },
             Size(needed)
         ))),

@@ -62,11 +62,7 @@ pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -
     let services = plan
         .services
         .iter()
-        .map(|service| Service {
-            name: service.name.clone(),
-            program: programs[&service.bin].clone(),
-            vm: service.vm,
-        })
+        .map(|service| Service { name: service.name.clone(), program: programs[&service.bin].clone(), vm: service.vm })
         .collect();
     Ok(Built { kernel, bundle: bundle::write(&plan, &contents)?, services })
 }
@@ -123,11 +119,7 @@ pub fn services(paths: &Paths, system: &System, log: LogLevel) -> Result<HashMap
     Ok(bins.into_iter().map(|bin| (bin.to_owned(), built(paths, "services", bin))).collect())
 }
 
-fn contents(
-    machine: &Machine,
-    plan: &Plan,
-    programs: &HashMap<String, PathBuf>,
-) -> Result<Vec<Contents>, Failure> {
+fn contents(machine: &Machine, plan: &Plan, programs: &HashMap<String, PathBuf>) -> Result<Vec<Contents>, Failure> {
     let mut images = HashMap::new();
     let mut contents = Vec::new();
     for service in &plan.services {
@@ -147,8 +139,7 @@ fn contents(
 
 /// The files of a vmm in the order of `vmm::file`.
 fn vm_files(machine: &Machine, guest: &Guest) -> Result<Vec<Arc<[u8]>>, Failure> {
-    let read =
-        |path: &Path| -> Result<Arc<[u8]>, Failure> { Ok(std::fs::read(path).about("read", path)?.into()) };
+    let read = |path: &Path| -> Result<Arc<[u8]>, Failure> { Ok(std::fs::read(path).about("read", path)?.into()) };
     let mut files: Vec<Arc<[u8]>> = vec![Arc::from([].as_slice()); 3];
     files[file::CONFIG] = config(machine, guest)?.into();
     files[file::KERNEL] = read(&guest.kernel)?;

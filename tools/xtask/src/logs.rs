@@ -96,15 +96,12 @@ impl Logs {
                 let word = frame.level().map_or("info", |level| level.as_str());
                 let level = rank(word);
                 let time = frame.display_timestamp().map(|time| time.to_string()).unwrap_or_default();
-                let text =
-                    format!("[{time:>12}] {name:<12} {:<5} {}", word.to_uppercase(), frame.display_message());
+                let text = format!("[{time:>12}] {name:<12} {:<5} {}", word.to_uppercase(), frame.display_message());
                 Line { text, error: level == LogLevel::Error, shown: level >= self.level }
             }
-            Err(_) => Line {
-                text: format!("{name}: a log frame that can't be decoded: {frame:02x?}"),
-                error: false,
-                shown,
-            },
+            Err(_) => {
+                Line { text: format!("{name}: a log frame that can't be decoded: {frame:02x?}"), error: false, shown }
+            }
         }
     }
 }

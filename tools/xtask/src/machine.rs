@@ -14,12 +14,7 @@ pub fn hardware(cpus: u16, memory: u64, icount: bool) -> Vec<String> {
     let mut arguments: Vec<String> = fixed.split(' ').map(String::from).collect();
     let accelerator = if icount { "tcg" } else { "tcg,thread=multi" };
     arguments.extend(["-accel", accelerator].map(String::from));
-    arguments.extend([
-        "-smp".into(),
-        cpus.to_string(),
-        "-m".into(),
-        format!("{}M", memory.div_ceil(1 << 20)),
-    ]);
+    arguments.extend(["-smp".into(), cpus.to_string(), "-m".into(), format!("{}M", memory.div_ceil(1 << 20))]);
     if icount {
         let fixed = "-icount shift=0,sleep=off -rtc clock=vm,base=2026-01-01 -seed 1";
         arguments.extend(fixed.split(' ').map(String::from));

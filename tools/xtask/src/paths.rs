@@ -16,8 +16,8 @@ pub struct Paths {
 impl Paths {
     /// Finds them from what cargo says.
     pub fn find() -> Result<Self, Failure> {
-        let here = std::env::var_os("CARGO_MANIFEST_DIR")
-            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let here =
+            std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
         let root = here.ancestors().nth(2).unwrap_or(Path::new(".")).to_owned();
         let target = match std::env::var_os("CARGO_TARGET_DIR") {
             Some(folder) => std::path::absolute(PathBuf::from(folder)).context("CARGO_TARGET_DIR")?,

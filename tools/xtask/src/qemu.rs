@@ -61,8 +61,7 @@ impl Qemu {
             })
         });
         let mut accept = |listener: &UnixListener| accept(listener, &mut child, started);
-        let streams =
-            accept(&console).and_then(|console| Ok((console, log.as_ref().map(accept).transpose()?)));
+        let streams = accept(&console).and_then(|console| Ok((console, log.as_ref().map(accept).transpose()?)));
         match streams {
             Ok((console, log)) => Ok(Self { child, console, log, started, errors }),
             Err(why) => {

@@ -89,12 +89,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(
-        machine: &Machine,
-        built: &Built,
-        args: &'a RunArgs,
-        lines: Option<Vec<String>>,
-    ) -> Result<Self, Failure> {
+    fn new(machine: &Machine, built: &Built, args: &'a RunArgs, lines: Option<Vec<String>>) -> Result<Self, Failure> {
         let names: Vec<String> = machine.guests.iter().map(|guest| guest.name.clone()).collect();
         let now = Instant::now();
         let scripts = match &lines {
@@ -154,10 +149,7 @@ impl<'a> Session<'a> {
             if ended.is_none() && deadline.is_some_and(|deadline| now >= deadline) {
                 self.screen.finish()?;
                 let seconds = self.args.timeout.unwrap_or(0);
-                return Ok(Failure::new(
-                    Status::TimedOut,
-                    format!("time ran out after {seconds} s{}", self.left()),
-                ));
+                return Ok(Failure::new(Status::TimedOut, format!("time ran out after {seconds} s{}", self.left())));
             }
         }
     }
@@ -188,14 +180,10 @@ impl<'a> Session<'a> {
         }
         if self.scripts.is_empty() {
             let sender = sender.clone();
-            std::thread::spawn(move || {
-                pump(std::io::stdin(), |bytes| sender.send(Event::Keys(bytes)).is_ok())
-            });
+            std::thread::spawn(move || pump(std::io::stdin(), |bytes| sender.send(Event::Keys(bytes)).is_ok()));
         }
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals")?;
-        std::thread::spawn(move || {
-            signals.forever().try_for_each(|number| sender.send(Event::Signal(number)).ok())
-        });
+        std::thread::spawn(move || signals.forever().try_for_each(|number| sender.send(Event::Signal(number)).ok()));
         Ok(events)
     }
 

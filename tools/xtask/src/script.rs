@@ -167,8 +167,7 @@ mod tests {
         let mut now = Instant::now();
         let mut script = Script::new(&["a".into(), "b".into()], now);
         let mut typed = Vec::new();
-        for output in
-            [&b"guest:~# "[..], b"a\r\nout\r\n", b"guest:~# ", b"b\r\nguest:~# ", b"poweroff -f\r\nguest:~# "]
+        for output in [&b"guest:~# "[..], b"a\r\nout\r\n", b"guest:~# ", b"b\r\nguest:~# ", b"poweroff -f\r\nguest:~# "]
         {
             script.feed(output, now);
             now += QUIET;

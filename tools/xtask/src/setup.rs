@@ -46,9 +46,9 @@ pub fn toolchain() -> Result<(), Failure> {
     }
     let mut command = Command::new("rustup");
     command.args(["target", "add", TARGET]);
-    quietly("adding the compiler's target", &mut command, Status::BadSetup).map(|_| ()).map_err(|_| {
-        Failure::setup(format!("the compiler can't build for {TARGET}. Run: rustup target add {TARGET}"))
-    })
+    quietly("adding the compiler's target", &mut command, Status::BadSetup)
+        .map(|_| ())
+        .map_err(|_| Failure::setup(format!("the compiler can't build for {TARGET}. Run: rustup target add {TARGET}")))
 }
 
 /// QEMU, installed if that is possible.
@@ -89,8 +89,7 @@ pub fn guest_files(paths: &Paths) -> Result<GuestFiles, Failure> {
         unpack(&folder, BUSYBOX_PACKAGE)?;
     }
     let initramfs = folder.join("initramfs.cpio");
-    let version =
-        kernel.file_name().map(|name| name.to_string_lossy().replacen("vmlinuz-", "", 1)).unwrap_or_default();
+    let version = kernel.file_name().map(|name| name.to_string_lossy().replacen("vmlinuz-", "", 1)).unwrap_or_default();
     let modules = folder.join("lib/modules").join(version);
     paths::write_if_changed(&initramfs, &initramfs::assemble(&busybox, &modules)?)?;
     Ok(GuestFiles { kernel, initramfs })
@@ -99,9 +98,7 @@ pub fn guest_files(paths: &Paths) -> Result<GuestFiles, Failure> {
 /// The newest kernel in the folder.
 fn unpacked_kernel(folder: &Path) -> Option<PathBuf> {
     let kernels = std::fs::read_dir(folder.join("boot")).ok()?.flatten().map(|entry| entry.path());
-    kernels
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
-        .max()
+    kernels.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))).max()
 }
 
 /// The package that the kernel's metapackage stands for.

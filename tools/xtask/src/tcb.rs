@@ -133,9 +133,7 @@ fn rust_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
         if path.is_dir() {
-            if !["target", "tests", "benches", "fuzz", "docs"].contains(&name.as_str())
-                && !name.starts_with('.')
-            {
+            if !["target", "tests", "benches", "fuzz", "docs"].contains(&name.as_str()) && !name.starts_with('.') {
                 files.extend(rust_files(&path)?);
             }
         } else if ["rs", "s", "S"].iter().any(|ext| path.extension().is_some_and(|e| e == *ext))
@@ -206,10 +204,7 @@ fn print(report: &Report) {
             report.unsafe_outside_its_place.join(", ")
         }
     );
-    println!(
-        "Linked with it from crates.io, {} lines in all (an upper bound: whole crates):",
-        report.dependency_lines
-    );
+    println!("Linked with it from crates.io, {} lines in all (an upper bound: whole crates):", report.dependency_lines);
     for dependency in &report.dependencies {
         println!("  {:<28} {:<10} {:>6}", dependency.name, dependency.version, dependency.lines);
     }

@@ -62,8 +62,7 @@ pub enum Typed {
 }
 
 /// What Ctrl-A H says.
-pub const HELP: &str =
-    "Ctrl-A X: leave   Ctrl-A N: next guest   Ctrl-A Ctrl-A: send Ctrl-A   Ctrl-A H: this help";
+pub const HELP: &str = "Ctrl-A X: leave   Ctrl-A N: next guest   Ctrl-A Ctrl-A: send Ctrl-A   Ctrl-A H: this help";
 
 const CTRL_A: u8 = 1;
 

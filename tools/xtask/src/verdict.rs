@@ -31,9 +31,7 @@ impl Notices {
             match byte {
                 b'\n' => {
                     let line = std::mem::take(&mut self.line);
-                    if let Some(notice) =
-                        unhex(&line).as_deref().and_then(|b| Notice::read_from_bytes(b).ok())
-                    {
+                    if let Some(notice) = unhex(&line).as_deref().and_then(|b| Notice::read_from_bytes(b).ok()) {
                         let (status, text) = self.tell(&notice);
                         words.push(text.clone());
                         self.told.push((status, text));
@@ -59,18 +57,10 @@ impl Notices {
             Some(ServiceState::Exited) => match ExitKind::from_word(notice.kind.into()) {
                 Some(ExitKind::PoweredOff) => (Status::Clean, format!("{who} powered off")),
                 Some(ExitKind::Reset) => (Status::Clean, format!("{who} reset itself")),
-                Some(ExitKind::Crashed) => {
-                    (Status::GuestCrashed, format!("{who} crashed: {}", crash(notice)))
-                }
-                Some(ExitKind::BadSetup) => {
-                    (Status::BadSetup, format!("{who} can't be set up: {}", setup(notice)))
-                }
-                Some(ExitKind::Panicked) => {
-                    (Status::Faulted, format!("{service} panicked; its log says where"))
-                }
-                None => {
-                    (Status::Faulted, format!("{service} ended in a way that isn't known ({})", notice.kind))
-                }
+                Some(ExitKind::Crashed) => (Status::GuestCrashed, format!("{who} crashed: {}", crash(notice))),
+                Some(ExitKind::BadSetup) => (Status::BadSetup, format!("{who} can't be set up: {}", setup(notice))),
+                Some(ExitKind::Panicked) => (Status::Faulted, format!("{service} panicked; its log says where")),
+                None => (Status::Faulted, format!("{service} ended in a way that isn't known ({})", notice.kind)),
             },
             Some(ServiceState::Faulted) => (Status::Faulted, format!("{service} faulted: {}", fault(notice))),
             Some(ServiceState::Killed) => (Status::Faulted, format!("{service} was killed")),
@@ -102,8 +92,7 @@ impl Notices {
                 return Failure::new(Status::Faulted, format!("QEMU ended by itself ({qemu}): {said}"));
             }
         };
-        let told: Vec<&str> =
-            self.told.iter().filter(|(of, _)| *of == status).map(|(_, text)| text.as_str()).collect();
+        let told: Vec<&str> = self.told.iter().filter(|(of, _)| *of == status).map(|(_, text)| text.as_str()).collect();
         let text = match status {
             Status::Faulted if told.is_empty() => match last_error {
                 Some(line) => format!("the kernel faulted: {line}"),
@@ -201,8 +190,7 @@ mod tests {
     #[test]
     fn every_end_has_its_status_and_words() {
         assert_eq!(ends(&[EXITED], 1), (Status::Clean, "guest \"a\" powered off".into()));
-        let crashed =
-            Notice { kind: ExitKind::Crashed as u8, rip: CrashKind::Panic as u64, address: 1, ..EXITED };
+        let crashed = Notice { kind: ExitKind::Crashed as u8, rip: CrashKind::Panic as u64, address: 1, ..EXITED };
         let words = "guest \"a\" crashed: kernel panic (vCPU 1)";
         assert_eq!(ends(&[EXITED, crashed], 5), (Status::GuestCrashed, words.into()));
         let setup = Notice { kind: ExitKind::BadSetup as u8, rip: SetupError::Memory as u64, ..EXITED };

@@ -89,8 +89,7 @@ mod tests {
     use super::*;
 
     fn ranges(entries: &[(u64, u64, u32)]) -> std::vec::Vec<(u64, u64)> {
-        let entries =
-            entries.iter().map(|&(start, bytes, kind)| MapEntry { start, bytes, kind, reserved: 0 });
+        let entries = entries.iter().map(|&(start, bytes, kind)| MapEntry { start, bytes, kind, reserved: 0 });
         usable(entries).iter().map(|range| (range.start.0, range.bytes)).collect()
     }
 

@@ -49,13 +49,7 @@ struct Image {
 
 impl Image {
     const fn new() -> Self {
-        Self {
-            console: Console::new(),
-            logs: Vec::new(),
-            notices: None,
-            outputs: Vec::new(),
-            inputs: Vec::new(),
-        }
+        Self { console: Console::new(), logs: Vec::new(), notices: None, outputs: Vec::new(), inputs: Vec::new() }
     }
 
     fn take_rings(&mut self) {

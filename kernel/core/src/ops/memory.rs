@@ -5,9 +5,8 @@ use core::sync::atomic::Ordering;
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VIEWS, MAX_VMS, Status};
 use caisson_proto::addr::{Frame, Gfn, VmId};
 use caisson_proto::kernel::{
-    FrameCounts, FrameRun, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceNow, SequenceRead,
-    TablesDonate, Unmapped, VCPU_FRAMES, VcpuCreate, VmCreate, VmCreated, VmDestroy, VmInfo, VmKind,
-    VmRelease, VmReport, VmState,
+    FrameCounts, FrameRun, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceNow, SequenceRead, TablesDonate,
+    Unmapped, VCPU_FRAMES, VcpuCreate, VmCreate, VmCreated, VmDestroy, VmInfo, VmKind, VmRelease, VmReport, VmState,
 };
 use caisson_proto::wire::Done;
 
@@ -54,13 +53,7 @@ impl<M: Machine> Call<'_, M> {
             });
         };
         let count = (1..RUN_LIMIT).find(|n| at(request.from.0 + n) != Some((state, vm))).unwrap_or(RUN_LIMIT);
-        ok(FrameRun {
-            start: request.from,
-            count,
-            state,
-            vm: vm.unwrap_or_default(),
-            owned_by_vm: vm.is_some(),
-        })
+        ok(FrameRun { start: request.from, count, state, vm: vm.unwrap_or_default(), owned_by_vm: vm.is_some() })
     }
 
     pub(super) fn frame_count(&self) -> Answer {
@@ -88,8 +81,7 @@ impl<M: Machine> Call<'_, M> {
             let mut used = self.here.vms.iter().zip(&tables.books).filter(|(vm, _)| vm.state().is_some());
             used.any(|(_, books)| books.asid == asid)
         };
-        let asid =
-            (1..self.here.machine.facts().asids).find(|asid| !taken(*asid)).ok_or(Status::Exhausted)?;
+        let asid = (1..self.here.machine.facts().asids).find(|asid| !taken(*asid)).ok_or(Status::Exhausted)?;
         let id = vm.begin(slot, request.handler, request.root);
         if let Some(books) = tables.books.get_mut(slot) {
             *books = Books { kind: request.kind, asid, kernel_frames: 1, ..Books::new() };
@@ -111,8 +103,7 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn vm_info(&self, request: &VmInfo) -> Answer {
         let tables = self.here.tables();
         let rest = self.here.vms.iter().zip(&tables.books).enumerate().skip(usize::from(request.slot));
-        let mut existing =
-            rest.filter_map(|(slot, (vm, books))| vm.state().map(|state| (slot, vm, books, state)));
+        let mut existing = rest.filter_map(|(slot, (vm, books))| vm.state().map(|state| (slot, vm, books, state)));
         let (slot, vm, books, state) = existing.next().ok_or(Status::NotFound)?;
         ok(VmReport {
             vm: vm.id(),
@@ -170,14 +161,8 @@ impl<M: Machine> Call<'_, M> {
         books.kernel_frames += VCPU_FRAMES;
         let context = Context::vcpu(slot, index);
         // With a full stock this can't fail.
-        let made = self.here.machine.vcpu_create(
-            context,
-            handler.index(),
-            request.frame,
-            books.asid,
-            root,
-            &mut books.stock,
-        );
+        let made =
+            self.here.machine.vcpu_create(context, handler.index(), request.frame, books.asid, root, &mut books.stock);
         let state = self.here.context(context);
         state.home.store(request.cpu.0, Ordering::SeqCst);
         state.pending.store(0, Ordering::SeqCst);
@@ -251,8 +236,7 @@ impl<M: Machine> Call<'_, M> {
                     pages += removed.pages;
                     // At most MAX_PAGES_PER_CALL steps of one page or more. The window holds the same pages.
                     let _ = taken.push((removed.frame, removed.pages));
-                    let _ =
-                        self.here.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
+                    let _ = self.here.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
                 }
                 Ok(None) => next = end,
                 Err(status) => {
@@ -288,9 +272,7 @@ impl<M: Machine> Call<'_, M> {
             state.make_stale();
             let world = state.world();
             while world & 1 == 1 && state.world() == world {
-                self.here
-                    .machine
-                    .interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
+                self.here.machine.interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
                 self.here.machine.relax();
             }
         }

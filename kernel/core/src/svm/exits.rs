@@ -117,8 +117,7 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, virq_reported_as_exception: bool) {
     let control = &mut vmcb.control;
     let broken_off = control.int_info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
-    let event =
-        if broken_off { events::again(control.int_info, extra.event, virq_reported_as_exception) } else { 0 };
+    let event = if broken_off { events::again(control.int_info, extra.event, virq_reported_as_exception) } else { 0 };
     control.event = event;
     extra.event = event;
     control.tlb_control = TLB_KEEP;

@@ -108,8 +108,7 @@ fn segment(page: &impl StatePage, offset: usize) -> Segment {
 }
 
 fn put_segment(page: &mut impl StatePage, offset: usize, segment: &Segment) {
-    let head =
-        u64::from(segment.selector) | u64::from(segment.attributes) << 16 | u64::from(segment.limit) << 32;
+    let head = u64::from(segment.selector) | u64::from(segment.attributes) << 16 | u64::from(segment.limit) << 32;
     page.set(offset, head);
     page.set(offset + 8, segment.base);
 }
@@ -168,13 +167,7 @@ struct Plan {
 
 impl Plan {
     #[inline]
-    fn read(
-        page: &impl StatePage,
-        groups: Groups,
-        vmcb: &Vmcb,
-        extra: &Extra,
-        limits: &Limits,
-    ) -> Option<Self> {
+    fn read(page: &impl StatePage, groups: Groups, vmcb: &Vmcb, extra: &Extra, limits: &Limits) -> Option<Self> {
         let save = &vmcb.save;
         let pick = |group: Groups, offset: usize, present: u64| {
             if groups.contains(group) { page.get(offset) } else { present }

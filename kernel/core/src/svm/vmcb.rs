@@ -257,10 +257,8 @@ impl Vmcb {
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't.
     #[inline]
     pub fn set_window(&mut self, open: bool) {
-        const IRQ: u64 = VirtualInterrupt::PENDING
-            .union(VirtualInterrupt::PRIORITY)
-            .union(VirtualInterrupt::IGNORE_TPR)
-            .bits();
+        const IRQ: u64 =
+            VirtualInterrupt::PENDING.union(VirtualInterrupt::PRIORITY).union(VirtualInterrupt::IGNORE_TPR).bits();
         const INTERCEPT: u32 = Intercepts::VINTR.bits() as u32;
         if open {
             self.control.interrupt |= IRQ;

@@ -81,8 +81,7 @@ fn a_service_that_is_condemned_while_it_replies_does_not_live_on() {
     system.call_id(0, memory, lease.to_word(), words(1));
     // The killer finds the turn taken, and leaves the rest to whoever has it.
     let kernel = Rc::clone(&system.kernel);
-    *system.machine.at_take_back.borrow_mut() =
-        Some(Box::new(move || assert!(kernel.service(MEMORY).doom())));
+    *system.machine.at_take_back.borrow_mut() = Some(Box::new(move || assert!(kernel.service(MEMORY).doom())));
     assert_eq!(system.reply(0, Status::Ok, words(3)), At::User(VMM));
     assert_eq!(system.got(0).words, words(3), "it was answered before");
     assert_ne!(system.id(MEMORY), memory);
@@ -141,12 +140,9 @@ fn a_vmm_that_dies_takes_its_vm_with_it() {
 
 #[test]
 fn a_reply_that_is_no_resume_faults_the_vmm() {
-    for (status, reply) in [
-        (Status::Ok, words(3)),
-        (Status::Busy, words(0)),
-        (Status::Ok, words(1 << 16)),
-        (Status::Ok, words(4 << 8)),
-    ] {
+    for (status, reply) in
+        [(Status::Ok, words(3)), (Status::Busy, words(0)), (Status::Ok, words(1 << 16)), (Status::Ok, words(4 << 8))]
+    {
         let mut system = System::new(1);
         let vm = system.vm(VMM, VmKind::Plain, 1, 64);
         system.run(VMM, VcpuId { vm, index: 0 });

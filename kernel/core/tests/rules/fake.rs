@@ -140,9 +140,8 @@ impl Machine for Fake {
     ) -> Result<(), Status> {
         let mut nested = self.nested.borrow_mut();
         let large = pages == 512 && gfn.0.is_multiple_of(512) && frame.0.is_multiple_of(512);
-        let overlaps = |(&(of, at), &(_, n)): (&(u64, u64), &(Frame, u64))| {
-            of == root.0 && at < gfn.0 + pages && gfn.0 < at + n
-        };
+        let overlaps =
+            |(&(of, at), &(_, n)): (&(u64, u64), &(Frame, u64))| of == root.0 && at < gfn.0 + pages && gfn.0 < at + n;
         if nested.iter().any(overlaps) {
             return Err(Status::State);
         }
@@ -158,13 +157,7 @@ impl Machine for Fake {
         }
         Ok(())
     }
-    fn nested_unmap(
-        &self,
-        root: Frame,
-        from: Gfn,
-        end: Gfn,
-        _: &mut dyn TablePool,
-    ) -> Result<Option<Removed>, Status> {
+    fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, _: &mut dyn TablePool) -> Result<Option<Removed>, Status> {
         let mut nested = self.nested.borrow_mut();
         let found = nested.range((root.0, from.0)..(root.0, end.0)).next().map(|(key, value)| (*key, *value));
         let Some(((_, gfn), (frame, pages))) = found else { return Ok(None) };
@@ -181,14 +174,7 @@ impl Machine for Fake {
         assert!(self.nested.borrow().keys().all(|(of, _)| *of != root.0), "still mapped");
         pool.give_back(root);
     }
-    fn window_map(
-        &self,
-        slot: usize,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        _: &mut dyn TablePool,
-    ) -> Result<(), Status> {
+    fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, _: &mut dyn TablePool) -> Result<(), Status> {
         for n in 0..pages {
             let old = self.window.borrow_mut().insert((slot, gfn.0 + n), (Frame(frame.0 + n), 1));
             assert!(old.is_none(), "something is mapped there");

@@ -25,11 +25,8 @@ fn counts(system: &mut System) -> FrameCounts {
 
 /// Asserts that a request is refused and changes no count.
 #[track_caller]
-fn refused<R: caisson_proto::wire::Request + std::fmt::Debug>(
-    system: &mut System,
-    request: &R,
-    status: Status,
-) where
+fn refused<R: caisson_proto::wire::Request + std::fmt::Debug>(system: &mut System, request: &R, status: Status)
+where
     R::Reply: std::fmt::Debug + PartialEq,
 {
     let before = counts(system);
@@ -97,19 +94,15 @@ fn tables_are_donated_within_bounds() {
 fn making_a_vcpu_is_refused() {
     let mut system = System::new(1);
     let vm = system.vm(VMM, VmKind::Plain, 1, 64);
-    let create = |vm, index, cpu, frame| VcpuCreate {
-        vcpu: VcpuId { vm, index },
-        cpu: CpuId(cpu),
-        frame: Frame(frame),
-    };
+    let create =
+        |vm, index, cpu, frame| VcpuCreate { vcpu: VcpuId { vm, index }, cpu: CpuId(cpu), frame: Frame(frame) };
     refused(&mut system, &create(NOBODY, 0, 0, 200), Status::Dead);
     refused(&mut system, &create(vm, 0, 0, 200), Status::State);
     refused(&mut system, &create(vm, 1, 1, 200), Status::Range);
     refused(&mut system, &create(vm, 1, 0, 64), Status::State);
     refused(&mut system, &create(vm, 1, 0, FRAMES as u64 - 6), Status::Range);
     let handler = system.id(VMM);
-    let poor =
-        system.as_service(MEMORY, &VmCreate { handler, kind: VmKind::Plain, root: Frame(300) }).unwrap().vm;
+    let poor = system.as_service(MEMORY, &VmCreate { handler, kind: VmKind::Plain, root: Frame(300) }).unwrap().vm;
     refused(&mut system, &create(poor, 0, 0, 301), Status::Exhausted);
     assert!(system.as_service(MEMORY, &create(vm, MAX_VCPUS as u8 - 1, 0, 200)).is_ok());
 }
@@ -133,8 +126,7 @@ fn mapping_is_refused() {
     refused(&mut system, &map(vm, 0, 520, 5), Status::State);
     refused(&mut system, &map(vm, 0, 515, 2), Status::State);
     let handler = system.id(VMM);
-    let poor =
-        system.as_service(MEMORY, &VmCreate { handler, kind: VmKind::Plain, root: Frame(300) }).unwrap().vm;
+    let poor = system.as_service(MEMORY, &VmCreate { handler, kind: VmKind::Plain, root: Frame(300) }).unwrap().vm;
     refused(&mut system, &map(poor, 0, 1024, 1), Status::Exhausted);
     system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
     refused(&mut system, &map(vm, 100, 1024, 1), Status::State);
@@ -246,10 +238,7 @@ fn a_change_under_way_refuses_commits_in_its_range() {
     let begin = |start, end| InvalidateBegin { vm, start: Gfn(start), end: Gfn(end) };
     assert_eq!(system.as_service(NOTIFIER, &InvalidateEnd { vm }).err(), Some(Status::State));
     assert_eq!(system.as_service(NOTIFIER, &begin(5, 5)).err(), Some(Status::Range));
-    assert_eq!(
-        system.as_service(NOTIFIER, &InvalidateBegin { vm: NOBODY, ..begin(0, 1) }).err(),
-        Some(Status::Dead)
-    );
+    assert_eq!(system.as_service(NOTIFIER, &InvalidateBegin { vm: NOBODY, ..begin(0, 1) }).err(), Some(Status::Dead));
     system.as_service(NOTIFIER, &begin(8, 16)).unwrap();
     refused(&mut system, &map(vm, 15, 512, 1), Status::Stale);
     system.as_service(MEMORY, &map(vm, 16, 512, 1)).unwrap();

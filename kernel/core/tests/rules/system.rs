@@ -238,8 +238,7 @@ impl System {
         self.as_service(MEMORY, &TablesDonate { vm, frame: Frame(first + 1), count: 32 }).unwrap();
         for index in 0..vcpus {
             let frame = Frame(first + 40 + u64::from(index) * VCPU_FRAMES);
-            let create =
-                VcpuCreate { vcpu: VcpuId { vm, index }, cpu: CpuId(u16::from(index) % cpus), frame };
+            let create = VcpuCreate { vcpu: VcpuId { vm, index }, cpu: CpuId(u16::from(index) % cpus), frame };
             self.as_service(MEMORY, &create).unwrap();
         }
         vm

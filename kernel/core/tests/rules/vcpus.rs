@@ -45,11 +45,7 @@ fn a_vcpu_runs_once() {
     let vm = system.vm(VMM, VmKind::Plain, 1, 64);
     let vcpu = VcpuId { vm, index: 0 };
     system.machine.refuse.set(true);
-    assert_eq!(
-        system.as_service(VMM, &VcpuRun { vcpu }),
-        Err(Status::Range),
-        "the processor refuses its state"
-    );
+    assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::Range), "the processor refuses its state");
     system.machine.refuse.set(false);
     system.run(VMM, vcpu);
     assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::State));
@@ -85,10 +81,7 @@ fn a_cpuid_table_comes_in_one_page() {
     assert!(system.ask_lending(0, &load(most), Some(PAGE)).is_ok());
     assert_eq!(system.ask_lending(0, &load(most + 1), Some(PAGE)), Err(Status::Range));
     assert_eq!(system.ask_lending(0, &load(1), Some(Lease { pages: 2, ..PAGE })), Err(Status::Range));
-    assert_eq!(
-        system.ask_lending(0, &load(1), Some(Lease { page: NOT_THERE, ..PAGE })),
-        Err(Status::BadLease)
-    );
+    assert_eq!(system.ask_lending(0, &load(1), Some(Lease { page: NOT_THERE, ..PAGE })), Err(Status::BadLease));
     assert_eq!(system.ask_lending(0, &load(1), None), Err(Status::BadLease));
     system.reply(0, Status::Ok, [0; 8]);
     system.run(VMM, vcpu);

@@ -86,9 +86,7 @@ pub fn supported(quirks: &Quirks) -> Result<Features, Unsupported> {
 
 /// Collects the bits whose CPUID bit is set.
 fn collect(always: u64, bits: &[(u32, u32, u64)]) -> u64 {
-    bits.iter()
-        .filter(|(register, bit, _)| register >> bit & 1 == 1)
-        .fold(always, |all, (_, _, value)| all | value)
+    bits.iter().filter(|(register, bit, _)| register >> bit & 1 == 1).fold(always, |all, (_, _, value)| all | value)
 }
 
 fn allowed_cr4() -> u64 {

@@ -233,8 +233,7 @@ impl Vcpu {
     /// Makes the next entry begin without translations: after a change of nested tables, and when the vCPU comes
     /// from another CPU or another vCPU of its VM was here.
     pub fn flush(&mut self, features: &Features) {
-        self.parts().vmcb.control.tlb_control =
-            if features.flush_by_asid { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
+        self.parts().vmcb.control.tlb_control = if features.flush_by_asid { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
     }
 
     /// Puts the FPU, XCR0, debug addresses and TSC_AUX into this CPU, after the vCPU that was here before it gave

@@ -197,8 +197,7 @@ impl Fake {
             }
             KernelCall::VmInfo(VmInfo { slot }) => {
                 let rest = self.vms.iter().enumerate().skip(usize::from(slot));
-                let (slot, vm) =
-                    rest.filter_map(|(n, vm)| Some((n, vm.as_ref()?))).next().ok_or(Status::NotFound)?;
+                let (slot, vm) = rest.filter_map(|(n, vm)| Some((n, vm.as_ref()?))).next().ok_or(Status::NotFound)?;
                 VmReport {
                     vm: vm.id,
                     handler: vm.handler,
@@ -299,8 +298,7 @@ impl Fake {
             }
             KernelCall::BatchInfo(BatchInfo { slot: 0 }) => {
                 let (&batch, &vm) = self.batches.first_key_value().ok_or(Status::NotFound)?;
-                BatchReport { batch: BatchId(batch), vm, kind: VmKind::Plain, frames: 0, owed: 0, next: 1 }
-                    .encode()
+                BatchReport { batch: BatchId(batch), vm, kind: VmKind::Plain, frames: 0, owed: 0, next: 1 }.encode()
             }
             other => panic!("{other:?} isn't memory's"),
         })

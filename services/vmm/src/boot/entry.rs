@@ -21,10 +21,7 @@ const BOOT_DS: u16 = 0x18;
 
 /// The descriptors of [`BOOT_CS`] and [`BOOT_DS`]: flat, 64-bit code and data.
 pub fn gdt() -> Vec<u8> {
-    [0_u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
-        .iter()
-        .flat_map(|entry| entry.to_le_bytes())
-        .collect()
+    [0_u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().flat_map(|entry| entry.to_le_bytes()).collect()
 }
 
 /// Page tables at `at` that map the first 4 GiB to themselves: one page of level 4, one of level 3, four of

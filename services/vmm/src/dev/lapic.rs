@@ -371,9 +371,7 @@ impl Lapic {
             reg::ICR if x2 => return Ok(self.icr),
             reg::ICR => self.icr as u32,
             reg::ICR_HIGH if !x2 => (self.icr >> 32) as u32,
-            reg::LVT..reg::INITIAL => {
-                self.lvt.get(usize::from(register - reg::LVT)).copied().ok_or(Refused)?
-            }
+            reg::LVT..reg::INITIAL => self.lvt.get(usize::from(register - reg::LVT)).copied().ok_or(Refused)?,
             reg::INITIAL => self.timer.initial(),
             reg::CURRENT => self.timer.current(now),
             reg::DIVIDE => self.timer.divide(),
@@ -396,8 +394,7 @@ impl Lapic {
             reg::EOI if x2 && value != 0 => return Err(Refused),
             reg::EOI => return Ok(self.end()),
             reg::ICR => {
-                self.icr =
-                    if x2 { value } else { self.icr & !0xffff_ffff | value & 0xffff_ffff } & !(1 << 12);
+                self.icr = if x2 { value } else { self.icr & !0xffff_ffff | value & 0xffff_ffff } & !(1 << 12);
                 let wide = if x2 { self.icr } else { self.icr & 0xffff_ffff | self.icr >> 56 << 32 };
                 return Ok(Effect::Send(wide));
             }

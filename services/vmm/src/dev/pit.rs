@@ -163,9 +163,7 @@ impl Pit {
     pub fn read(&mut self, port: u16, now: u64) -> u8 {
         let rate = self.rate;
         match port {
-            0x40..=0x42 => {
-                self.channels.get_mut(usize::from(port - 0x40)).map_or(0xff, |c| c.read(rate, now))
-            }
+            0x40..=0x42 => self.channels.get_mut(usize::from(port - 0x40)).map_or(0xff, |c| c.read(rate, now)),
             0x61 => {
                 let [.., third] = &self.channels;
                 // The refresh bit toggles every 15 µs: each 18 input ticks.

@@ -6,12 +6,7 @@ use caisson_vmm::Event;
 pub fn log(event: Event) {
     match event {
         Event::Loaded { entry, kernel_end, initrd } => {
-            defmt::info!(
-                "guest: entry {=u64:#x}, kernel to {=u64:#x}, initrd {=u64:#x}",
-                entry,
-                kernel_end,
-                initrd
-            );
+            defmt::info!("guest: entry {=u64:#x}, kernel to {=u64:#x}, initrd {=u64:#x}", entry, kernel_end, initrd);
         }
         Event::Started { vcpu, vector } => {
             defmt::info!("guest: vCPU {=u8} starts at page {=u8:#x}", vcpu, vector);

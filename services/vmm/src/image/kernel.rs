@@ -140,8 +140,7 @@ impl Platform for OnKernel {
         let Some(page) = self.page(vcpu).copied() else { return };
         let bytes = state.as_mut_bytes();
         for offset in groups.iter().flat_map(words) {
-            if let (Some(target), Ok(word)) = (bytes.get_mut(offset..offset + WORD), page.get::<u64>(offset))
-            {
+            if let (Some(target), Ok(word)) = (bytes.get_mut(offset..offset + WORD), page.get::<u64>(offset)) {
                 target.copy_from_slice(&word.to_ne_bytes());
             }
         }

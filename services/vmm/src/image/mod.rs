@@ -99,15 +99,10 @@ fn start() -> ! {
     let output = Outward::find(RingUse::ConsoleOut);
     let platform = OnKernel::new(vm, memory, output);
     let facts = Facts { tsc_khz: info().tsc_khz, xsave: true };
-    let vmm =
-        Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
+    let vmm = Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
     let vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
-    let mut image = Image {
-        vmm,
-        input: Inward::find(RingUse::ConsoleIn),
-        waiting: ([0; 64], 0, 0),
-        scratch: VcpuState::default(),
-    };
+    let mut image =
+        Image { vmm, input: Inward::find(RingUse::ConsoleIn), waiting: ([0; 64], 0, 0), scratch: VcpuState::default() };
     image.vmm.start();
     image.feed();
     caisson_rt::serve(&mut image)

@@ -48,13 +48,7 @@ impl CodePages {
 
     /// Whether the bytes at `rip` are `expected`, by what is remembered.
     #[inline]
-    pub fn matches<const N: usize>(
-        &self,
-        platform: &impl Platform,
-        ram: &Ram,
-        rip: u64,
-        expected: [u8; N],
-    ) -> bool {
+    pub fn matches<const N: usize>(&self, platform: &impl Platform, ram: &Ram, rip: u64, expected: [u8; N]) -> bool {
         let mut bytes = [0; N];
         let Some(physical) = self.find(rip) else { return false };
         rip & 0xfff <= 0x1000 - N as u64
@@ -68,12 +62,7 @@ impl CodePages {
     ///
     /// # Errors
     /// [`PageFault`] if not even the first byte can be fetched.
-    pub fn fetch(
-        &mut self,
-        platform: &mut impl Platform,
-        ram: &mut Ram,
-        state: &VcpuState,
-    ) -> Result<Code, PageFault> {
+    pub fn fetch(&mut self, platform: &mut impl Platform, ram: &mut Ram, state: &VcpuState) -> Result<Code, PageFault> {
         let paging = Paging::of(state);
         let [_, code_segment, ..] = state.segments;
         let bits = code_bits(state);

@@ -69,10 +69,7 @@ impl Paging {
     fn fault(&self, linear: u64, access: Access, present: bool) -> PageFault {
         let write = u32::from(access == Access::Write) << 1;
         let fetch = access == Access::Fetch && self.efer & EFER_NXE != 0;
-        PageFault {
-            linear,
-            code: u32::from(present) | write | u32::from(self.user) << 2 | u32::from(fetch) << 4,
-        }
+        PageFault { linear, code: u32::from(present) | write | u32::from(self.user) << 2 | u32::from(fetch) << 4 }
     }
 
     /// The guest-physical address of a linear one. A write sets the dirty bit, any access the accessed bits.
@@ -133,8 +130,7 @@ impl Paging {
                 continue;
             }
             let forbidden = if self.user { rights & USER == 0 } else { false };
-            let protected =
-                access == Access::Write && rights & WRITABLE == 0 && (self.user || self.cr0 & CR0_WP != 0);
+            let protected = access == Access::Write && rights & WRITABLE == 0 && (self.user || self.cr0 & CR0_WP != 0);
             if forbidden || protected {
                 return Err(self.fault(linear, access, true));
             }

@@ -255,11 +255,7 @@ impl Machine {
         self.state(vcpu.into()).gpr[1] = msr.into();
         let resume = self.exit(vcpu, code::MSR, 0, 0);
         let state = self.state(vcpu.into());
-        if state.rip == CODE {
-            Err(resume.inject)
-        } else {
-            Ok(state.gpr[0] & 0xffff_ffff | state.gpr[2] << 32)
-        }
+        if state.rip == CODE { Err(resume.inject) } else { Ok(state.gpr[0] & 0xffff_ffff | state.gpr[2] << 32) }
     }
 
     pub fn outb(&mut self, port: u16, value: u8) -> Resume {

@@ -80,10 +80,7 @@ const MACHINES: &[Machine] = &[
         about: "two guests side by side, each with its own files",
         arguments: &["--vm", "@/a.toml", "--vm", "@/b.toml"],
         files: &[
-            (
-                "a.toml",
-                "vcpus = 1\nmemory = \"256M\"\ncmdline = \"console=ttyS0 quiet reboot=k panic=-1 who=first\"\n",
-            ),
+            ("a.toml", "vcpus = 1\nmemory = \"256M\"\ncmdline = \"console=ttyS0 quiet reboot=k panic=-1 who=first\"\n"),
             ("b.toml", "vcpus = 2\nmemory = \"384M\"\n"),
         ],
         script: Some("cat /proc/cmdline\nnproc\necho end=$((20+3))"),
@@ -118,9 +115,7 @@ const MACHINES: &[Machine] = &[
             ("bad.toml", "vcpus = 1\nmemory = \"256M\"\ncmdline = \"console=ttyS0 quiet panic=-1 bad\"\n"),
             ("good.toml", "vcpus = 1\nmemory = \"256M\"\n"),
         ],
-        script: Some(
-            "grep -q bad /proc/cmdline && echo c > /proc/sysrq-trigger\nsleep 3\necho alive=$((5*5))",
-        ),
+        script: Some("grep -q bad /proc/cmdline && echo c > /proc/sysrq-trigger\nsleep 3\necho alive=$((5*5))"),
         status: 2,
         stdout: &["good| alive=25\n"],
         last: &["exit status 2", "\"bad\" crashed"],
@@ -181,18 +176,8 @@ const MACHINES: &[Machine] = &[
     refused("bad-vcpus", "nine vCPUs", &["--vcpus", "9"], &["1 to 8"]),
     refused("bad-icount", "--icount with two CPUs", &["--icount", "--cpus", "2"], &["one CPU only"]),
     refused("bad-memory", "a guest with too little memory", &["--memory", "32M"], &["at least 64M"]),
-    refused(
-        "bad-fit",
-        "a guest that its kernel doesn't fit",
-        &["--memory", "64M"],
-        &["too little for its kernel"],
-    ),
-    refused(
-        "bad-machine",
-        "a VM that can't fit the machine",
-        &["--machine-memory", "512M"],
-        &["can't hold VM"],
-    ),
+    refused("bad-fit", "a guest that its kernel doesn't fit", &["--memory", "64M"], &["too little for its kernel"]),
+    refused("bad-machine", "a VM that can't fit the machine", &["--machine-memory", "512M"], &["can't hold VM"]),
     refused("bad-kernel", "a kernel that is none", &["--kernel", "@/text"], &["no bzImage"]),
     refused("no-kernel", "a kernel that isn't there", &["--kernel", "@/nothing"], &["No such file"]),
     refused(

@@ -153,11 +153,8 @@ pub fn miri(paths: &Paths) -> Outcome {
         command.output().is_ok_and(|output| output.status.success())
     };
     let there = || nightly(&["run", "nightly", "cargo", "miri", "--version"]);
-    if !there() && !(nightly(&["component", "add", "--toolchain", "nightly", "miri", "rust-src"]) && there())
-    {
-        return Outcome::skipped(
-            "no nightly toolchain with Miri; `rustup toolchain install nightly -c miri,rust-src`",
-        );
+    if !there() && !(nightly(&["component", "add", "--toolchain", "nightly", "miri", "rust-src"]) && there()) {
+        return Outcome::skipped("no nightly toolchain with Miri; `rustup toolchain install nightly -c miri,rust-src`");
     }
     let mut command = Command::new("rustup");
     command.current_dir(&paths.root).args(["run", "nightly", "cargo", "miri", "test"]);

@@ -9,9 +9,7 @@ pub fn holds(condition: &str) -> bool {
 
 fn inner(text: &str) -> bool {
     let arguments = |name: &str| {
-        text.strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix('('))
-            .and_then(|rest| rest.strip_suffix(')'))
+        text.strip_prefix(name).and_then(|rest| rest.strip_prefix('(')).and_then(|rest| rest.strip_suffix(')'))
     };
     if let Some(list) = arguments("all") {
         return split(list).into_iter().all(inner);
@@ -50,21 +48,14 @@ mod tests {
 
     #[test]
     fn conditions_are_understood() {
-        for yes in [
-            "(not(loom))",
-            "(target_os = \"none\")",
-            "(any(test, target_os=\"none\"))",
-            "(all())",
-            "(feature = \"x\")",
-        ] {
+        for yes in
+            ["(not(loom))", "(target_os = \"none\")", "(any(test, target_os=\"none\"))", "(all())", "(feature = \"x\")"]
+        {
             assert!(holds(yes), "{yes}");
         }
-        for no in [
-            "(test)",
-            "(all(test, not(loom)))",
-            "(not(target_os = \"none\"))",
-            "(any(loom, all(miri, not(test))))",
-        ] {
+        for no in
+            ["(test)", "(all(test, not(loom)))", "(not(target_os = \"none\"))", "(any(loom, all(miri, not(test))))"]
+        {
             assert!(!holds(no), "{no}");
         }
     }

@@ -74,8 +74,5 @@ fn size(folder: &Path) -> Result<usize, Failure> {
     if !source.is_dir() {
         return Ok(0);
     }
-    super::rust_files(&source)?
-        .iter()
-        .map(|path| super::read(path).map(|text| lines::count(&text).rust))
-        .sum()
+    super::rust_files(&source)?.iter().map(|path| super::read(path).map(|text| lines::count(&text).rust)).sum()
 }

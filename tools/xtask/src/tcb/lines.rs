@@ -25,8 +25,7 @@ enum Kind {
 pub fn count(source: &str) -> Count {
     let (chars, kinds) = classify(source);
     let kinds = without_tests(&chars, kinds);
-    let code: String =
-        chars.iter().zip(&kinds).map(|(&c, &kind)| if kind == Kind::Code { c } else { ' ' }).collect();
+    let code: String = chars.iter().zip(&kinds).map(|(&c, &kind)| if kind == Kind::Code { c } else { ' ' }).collect();
     let mut count = Count { unsafe_blocks: unsafe_uses(&code), ..Count::default() };
     let (mut has_code, mut has_text) = (false, false);
     let mut in_assembly = false;
@@ -73,8 +72,7 @@ pub fn count_assembly(source: &str) -> Count {
 pub fn modules(source: &str, of: &str, into: &mut BTreeSet<String>) {
     let (chars, kinds) = classify(source);
     let kinds = without_tests(&chars, kinds);
-    let code: String =
-        chars.iter().zip(&kinds).map(|(&c, &kind)| if kind == Kind::Code { c } else { ' ' }).collect();
+    let code: String = chars.iter().zip(&kinds).map(|(&c, &kind)| if kind == Kind::Code { c } else { ' ' }).collect();
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let path = format!("{of}::");
     for (at, _) in code.match_indices(&path) {
@@ -149,9 +147,7 @@ fn classify(source: &str) -> (Vec<char>, Vec<Kind>) {
                 }
                 Kind::Comment
             }
-            ('r', '"' | '#')
-                if !(i > 0 && (at(i - 1).is_alphanumeric() || at(i - 1) == '_') && at(i - 1) != 'b') =>
-            {
+            ('r', '"' | '#') if !(i > 0 && (at(i - 1).is_alphanumeric() || at(i - 1) == '_') && at(i - 1) != 'b') => {
                 let hashes = (i + 1..).take_while(|&j| at(j) == '#').count();
                 if at(i + 1 + hashes) == '"' {
                     i += 2 + hashes;
@@ -224,8 +220,7 @@ fn without_tests(chars: &[char], mut kinds: Vec<Kind>) -> Vec<Kind> {
 fn item_end(chars: &[char], kinds: &[Kind], start: usize) -> usize {
     let first: String =
         chars[start..].iter().skip_while(|c| c.is_whitespace()).take_while(|c| c.is_alphanumeric()).collect();
-    let item =
-        ["pub", "fn", "use", "mod", "struct", "enum", "impl", "static", "const", "unsafe", "extern", "let"];
+    let item = ["pub", "fn", "use", "mod", "struct", "enum", "impl", "static", "const", "unsafe", "extern", "let"];
     let comma_ends = !item.contains(&first.as_str());
     let mut depth = 0;
     for end in (start..chars.len()).filter(|&at| kinds[at] == Kind::Code) {
@@ -276,7 +271,8 @@ mod tests {
 
     #[test]
     fn instructions_are_told_from_rust() {
-        let source = "asm!(\n    \"mov rax, 1\",\n    // c\n    \"ret\",\n    options(noreturn)\n);\nlet s =\n    \"x\";\n";
+        let source =
+            "asm!(\n    \"mov rax, 1\",\n    // c\n    \"ret\",\n    options(noreturn)\n);\nlet s =\n    \"x\";\n";
         assert_eq!(count(source), Count { rust: 5, assembly: 2, unsafe_blocks: 0 });
         assert_eq!(count_assembly("# c\nmov rax, 1\n\n// d\nret\n").assembly, 2);
     }

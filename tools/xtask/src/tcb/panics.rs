@@ -31,15 +31,10 @@ pub struct Caller {
 
 /// A function that ends in a panic and returns to nobody. Names are demangled.
 fn is_panic(name: &str) -> bool {
-    [
-        "core::panicking::",
-        "core::option::unwrap_failed",
-        "core::option::expect_failed",
-        "core::result::unwrap_failed",
-    ]
-    .iter()
-    .chain(&["core::slice::index::slice_", "core::str::slice_error_fail", "core::cell::panic_already"])
-    .any(|part| name.contains(part))
+    ["core::panicking::", "core::option::unwrap_failed", "core::option::expect_failed", "core::result::unwrap_failed"]
+        .iter()
+        .chain(&["core::slice::index::slice_", "core::str::slice_error_fail", "core::cell::panic_already"])
+        .any(|part| name.contains(part))
 }
 
 /// Disassembles the kernel's code and lists calls of and jumps to panic functions.
@@ -65,8 +60,7 @@ pub fn reachable(kernel: &Path) -> Result<Panics, Failure> {
             if !direct {
                 continue;
             }
-            let Some(target) = functions.get(&instruction.near_branch_target()).filter(|name| is_panic(name))
-            else {
+            let Some(target) = functions.get(&instruction.near_branch_target()).filter(|name| is_panic(name)) else {
                 continue;
             };
             let caller = functions.range(..=instruction.ip()).next_back().map_or("?", |(_, name)| name);

@@ -10,13 +10,7 @@ use zerocopy::FromZeros;
 use crate::svm::cpuid::{Answer, Table};
 
 fn entry() -> impl Strategy<Value = CpuidEntry> {
-    let leaf = prop_oneof![
-        0..8u32,
-        Just(0x0b),
-        Just(0x0d),
-        0x4000_0000..0x4000_0003u32,
-        0x8000_0000..0x8000_0009u32
-    ];
+    let leaf = prop_oneof![0..8u32, Just(0x0b), Just(0x0d), 0x4000_0000..0x4000_0003u32, 0x8000_0000..0x8000_0009u32];
     (leaf, 0..4u32, 0..8u32, any::<[u32; 4]>()).prop_map(|(leaf, subleaf, flags, answer)| CpuidEntry {
         leaf,
         subleaf,
@@ -65,9 +59,7 @@ proptest! {
 
 #[test]
 fn is_bounded() {
-    let full = table(
-        &[CpuidEntry { leaf: 7, flags: CpuidEntry::SUBLEAF, ..CpuidEntry::default() }; CpuidEntry::MAX],
-    );
+    let full = table(&[CpuidEntry { leaf: 7, flags: CpuidEntry::SUBLEAF, ..CpuidEntry::default() }; CpuidEntry::MAX]);
     assert_eq!(full.look_up(7, 1, 0), Answer::Registers([0; 4]));
     assert_eq!(full.clone().add(CpuidEntry::default()), Err(Status::Exhausted));
 }

@@ -15,12 +15,7 @@ fn what_was_broken_off_comes_again() {
         (0x30, 0, false, 0),
         (VALID | INTERRUPT | 0x30, 0, false, VALID | INTERRUPT | 0x30),
         (VALID | NMI | 2, 0, false, VALID | NMI | 2),
-        (
-            VALID | EXCEPTION | ERROR_CODE | 14 | 2 << 32,
-            0,
-            false,
-            VALID | EXCEPTION | ERROR_CODE | 14 | 2 << 32,
-        ),
+        (VALID | EXCEPTION | ERROR_CODE | 14 | 2 << 32, 0, false, VALID | EXCEPTION | ERROR_CODE | 14 | 2 << 32),
         // An error code that isn't valid is stale.
         (VALID | EXCEPTION | 6 | 9 << 32, 0, false, VALID | EXCEPTION | 6),
         // Asked for by an instruction, which is executed again.
