@@ -13,6 +13,7 @@ macro_rules! number {
     ($($(#[$meta:meta])* $name:ident($int:ty) < $limit:expr;)*) => { $(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[cfg_attr(target_os = "none", derive(defmt::Format))]
         #[repr(transparent)]
         pub struct $name(pub $int);
 
@@ -53,6 +54,7 @@ macro_rules! generation_id {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, zerocopy::FromBytes, zerocopy::IntoBytes,
                  zerocopy::Immutable, zerocopy::KnownLayout)]
+        #[cfg_attr(target_os = "none", derive(defmt::Format))]
         #[repr(transparent)]
         pub struct $name(u32);
 

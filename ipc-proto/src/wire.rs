@@ -82,6 +82,7 @@ macro_rules! wire_enum {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(target_os = "none", derive(defmt::Format))]
         #[repr(u8)]
         pub enum $name { $($(#[$vmeta])* $variant = $value),+ }
 

@@ -17,6 +17,7 @@ pub const MAX_HEAP: u32 = 1 << 14;
 
 /// Why a bundle isn't booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(target_os = "none", derive(defmt::Format))]
 pub enum Fault {
     /// It is shorter than it says, or not a bundle of this version.
     Header,

@@ -6,6 +6,7 @@ use caisson_proto::kernel::FaultKind;
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(target_os = "none", derive(defmt::Format))]
 pub enum Event {
     /// A service was started.
     Started(ServiceId),
