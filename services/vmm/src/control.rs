@@ -23,7 +23,7 @@ impl<P: Platform> Vmm<P> {
     pub(crate) fn control_exit(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let Some(code) = self.fetch(exit, state) else { return self.unemulated(at, exit, state) };
         let Some(instruction) = code.decode() else { return fault(exit, UD, None) };
-        self.platform.fill(exit.vcpu, Groups::DEBUG, state);
+        self.fill(exit, Groups::DEBUG, state);
         let next = code.after(instruction.len());
         let (target, source) = (instruction.op0_register(), instruction.op1_register());
         let mut groups = Groups::CORE;
@@ -114,7 +114,7 @@ impl<P: Platform> Vmm<P> {
         if exit.rcx as u32 != 0 || value & 1 == 0 || value & !supported != 0 || avx_without_sse {
             return fault(exit, GP, Some(0));
         }
-        self.platform.fill(exit.vcpu, Groups::XCR0, state);
+        self.fill(exit, Groups::XCR0, state);
         state.xcr0 = value;
         Resume { groups: Groups::XCR0, ..done(next, exit.rax) }
     }

@@ -4,7 +4,7 @@ use caisson_proto::supervisor::CrashKind;
 use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState, code};
 
 use crate::insn::decode::Code;
-use crate::platform::{Event, Platform};
+use crate::platform::{DECODE, Event, Platform, filled};
 use crate::vcpu::Life;
 use crate::vmm::Vmm;
 
@@ -31,6 +31,7 @@ pub fn exception(vector: u8, error: Option<u32>) -> u64 {
 }
 
 impl<P: Platform> Vmm<P> {
+    #[inline]
     pub(crate) fn dispatch(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         match exit.code {
             code::MSR => self.msr_exit(at, exit, state),
@@ -80,8 +81,13 @@ impl<P: Platform> Vmm<P> {
 
     /// The bytes at the guest's rip, with CORE, SEGMENTS and CONTROL current.
     pub(crate) fn fetch(&mut self, exit: &Exit, state: &mut VcpuState) -> Option<Code> {
-        self.platform.fill(exit.vcpu, Groups::CORE | Groups::SEGMENTS | Groups::CONTROL, state);
+        self.fill(exit, DECODE, state);
         self.code.fetch(&mut self.platform, &mut self.ram, state).ok()
+    }
+
+    /// Makes groups of the scratch state current.
+    pub(crate) fn fill(&mut self, exit: &Exit, groups: Groups, state: &mut VcpuState) {
+        self.platform.fill(exit.vcpu, groups, filled(exit.code, exit.info1), state);
     }
 
     fn skip(&mut self, exit: &Exit, state: &mut VcpuState, usual: [u8; 2]) -> Resume {
@@ -119,7 +125,7 @@ impl<P: Platform> Vmm<P> {
         let offset = self.vcpus.get(at).map_or(0, |vcpu| vcpu.tsc_offset);
         let tsc = self.platform.now().wrapping_add(offset);
         if is_p {
-            self.platform.fill(exit.vcpu, Groups::TSC, state);
+            self.fill(exit, Groups::TSC, state);
             self.platform.set_gpr(exit.vcpu, RCX, state.tsc_aux & 0xffff_ffff);
         }
         self.platform.set_gpr(exit.vcpu, RDX, tsc >> 32);
@@ -131,7 +137,7 @@ impl<P: Platform> Vmm<P> {
         let error = matches!(vector, 8 | 10..=14 | 17 | 21).then_some(exit.info1 as u32);
         let mut resume = fault(exit, vector, error);
         if vector == PF {
-            self.platform.fill(exit.vcpu, Groups::CORE | Groups::CONTROL, state);
+            self.fill(exit, Groups::CORE | Groups::CONTROL, state);
             state.cr2 = exit.info2;
             resume.groups = Groups::CONTROL;
         }

@@ -32,22 +32,29 @@ const SHADOWS_A_MS: u64 = 50;
 impl<P: Platform> Vmm<P> {
     /// What every exit begins with. The event that the last reply should have injected and didn't.
     pub(crate) fn begin(&mut self, at: usize, exit: &Exit) -> u64 {
-        self.sync_eoi(at);
         let Some(vcpu) = self.vcpus.get_mut(at) else { return 0 };
         vcpu.kicked = false;
         let injected = core::mem::take(&mut vcpu.injected);
-        let timers = vcpu.apic.timer.due() != 0 || (at == 0 && self.pit.due() != 0);
-        if timers {
-            let now = self.platform.now();
-            vcpu.apic.tick(now);
-            if at == 0 && self.pit.expire(now) {
-                self.pulse_timer();
-            }
+        if vcpu.eoi_armed {
+            self.sync_eoi(at);
         }
-        if exit.code == code::TIMER {
-            self.flush_console();
+        // A deadline that passes elsewhere brings a TIMER exit of its own.
+        if matches!(exit.code, code::TIMER | code::HLT) {
+            self.tick(at);
         }
         if exit.flags.contains(ExitFlags::INJECTED) { 0 } else { injected }
+    }
+
+    /// Lets the timers of a vCPU fire that are due; vCPU 0 has the machine's.
+    fn tick(&mut self, at: usize) {
+        let now = self.platform.now();
+        if let Some(vcpu) = self.vcpus.get_mut(at) {
+            vcpu.apic.tick(now);
+        }
+        if at == 0 && self.pit.expire(now) {
+            self.pulse_timer();
+        }
+        self.flush_console();
     }
 
     /// What every exit ends with: pending INIT, the next interrupt, the deadline.
@@ -55,12 +62,23 @@ impl<P: Platform> Vmm<P> {
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }
+        let pic = at == 0 && self.pics.asserts();
+        let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
+        // Most exits end here: nothing to tell the guest, nothing that changes what it was told.
+        if vcpu.life == Life::Running && vcpu.is_undisturbed() && !pic && resume.inject == 0 {
+            if !vcpu.eoi_armed && vcpu.apic.may_skip_eoi() {
+                self.arm_eoi(at);
+            }
+            resume.deadline = self.deadline(at);
+            return resume;
+        }
+        self.disturb(at, exit, state, resume)
+    }
+
+    /// The end of an exit at which something is pending, or at which the vCPU doesn't run on.
+    fn disturb(&mut self, at: usize, exit: &Exit, state: &mut VcpuState, mut resume: Resume) -> Resume {
         if self.vcpus.get(at).is_some_and(|vcpu| vcpu.init) {
             resume = self.take_init(at, state);
-        }
-        if self.vcpus.get(at).is_some_and(|vcpu| matches!(vcpu.life, Life::Halted { .. })) {
-            // Before the decision to park: room on the console may raise an interrupt.
-            self.flush_console();
         }
         if exit.flags.contains(ExitFlags::EVENT_PENDING | ExitFlags::INJECTED) {
             // Two events can't be injected; the one that was broken off comes first.
@@ -273,7 +291,7 @@ impl<P: Platform> Vmm<P> {
     /// The guest may have ended its interrupt by the shared word.
     fn sync_eoi(&mut self, at: usize) {
         let Some(vcpu) = self.vcpus.get_mut(at) else { return };
-        let (true, Some(word)) = (vcpu.eoi_armed, vcpu.eoi.at) else { return };
+        let Some(word) = vcpu.eoi.at else { return };
         let mut flag = [0];
         if self.ram.read(&mut self.platform, word, &mut flag).is_ok() && flag[0] & 1 == 0 {
             vcpu.eoi_armed = false;

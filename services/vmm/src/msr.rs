@@ -78,7 +78,7 @@ impl<P: Platform> Vmm<P> {
     /// MSRs that are in the state page. The kernel normally lets the guest have them without an exit.
     fn read_register_msr(&mut self, msr: u32, exit: &Exit, state: &mut VcpuState) -> Result<u64, Protection> {
         let groups = group_of(msr).ok_or(Protection)?;
-        self.platform.fill(exit.vcpu, groups, state);
+        self.fill(exit, groups, state);
         Ok(match msr {
             FS_BASE => state.segments[4].base,
             GS_BASE => state.segments[5].base,
@@ -143,7 +143,7 @@ impl<P: Platform> Vmm<P> {
         if (is_address && !is_canonical(value)) || bad_pat || bad_aux {
             return Err(Protection);
         }
-        self.platform.fill(exit.vcpu, groups, state);
+        self.fill(exit, groups, state);
         match msr {
             FS_BASE => state.segments[4].base = value,
             GS_BASE => state.segments[5].base = value,
@@ -153,7 +153,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     fn write_efer(&mut self, value: u64, exit: &Exit, state: &mut VcpuState) -> Result<Groups, Protection> {
-        self.platform.fill(exit.vcpu, Groups::CONTROL, state);
+        self.fill(exit, Groups::CONTROL, state);
         let changes_mode = (value ^ state.efer) & EFER_LME != 0 && state.cr0 & CR0_PG != 0;
         if value & !(self.efer_bits() | EFER_LMA) != 0 || changes_mode {
             return Err(Protection);
@@ -171,7 +171,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     fn write_tsc(&mut self, at: usize, value: u64, exit: &Exit, state: &mut VcpuState) -> Groups {
-        self.platform.fill(exit.vcpu, Groups::TSC, state);
+        self.fill(exit, Groups::TSC, state);
         let offset = value.wrapping_sub(self.platform.now());
         let Some(vcpu) = self.vcpus.get_mut(at) else { return Groups::empty() };
         vcpu.tsc_offset = offset;

@@ -3,7 +3,7 @@
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa};
 use caisson_proto::supervisor::ExitKind;
-use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
+use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState, code};
 
 /// The vmm's surroundings: system calls in the image, a fake in tests.
 pub trait Platform {
@@ -29,8 +29,8 @@ pub trait Platform {
     fn run(&mut self, vcpu: u8);
 
     /// Copy `groups` of a vCPU's registers into `state`; with [`Groups::CORE`], all general-purpose registers. The
-    /// vCPU is the one whose exit is being handled.
-    fn fill(&mut self, vcpu: u8, groups: Groups, state: &mut VcpuState);
+    /// vCPU is the one whose exit is being handled; `current` of its groups were filled at the exit.
+    fn fill(&mut self, vcpu: u8, groups: Groups, current: Groups, state: &mut VcpuState);
 
     /// Copy `groups` from `state` to a vCPU's state page; with [`Groups::CORE`], all general-purpose registers. The
     /// vCPU is stopped or the one whose exit is being handled.
@@ -61,6 +61,19 @@ pub trait Platform {
     /// Something worth a line in the log happened.
     fn log(&mut self, event: Event);
 }
+
+/// What the kernel fills of a state page at an exit at least, so that nobody need ask for it: what decoding takes.
+pub const fn filled(code: u16, info1: u64) -> Groups {
+    const STRING: u64 = 1 << 2;
+    match code {
+        code::NPF | 0x00..=0x3f | code::CR0_SEL_WRITE => DECODE,
+        code::IOIO if info1 & STRING != 0 => DECODE,
+        _ => Groups::empty(),
+    }
+}
+
+/// What decoding an instruction takes.
+pub const DECODE: Groups = Groups::CORE.union(Groups::SEGMENTS).union(Groups::CONTROL);
 
 /// What is worth a line in the log. Each kind is reported a bounded number of times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -85,6 +85,12 @@ impl Vcpu {
         }
     }
 
+    /// Whether no interrupt, NMI or INIT waits for it.
+    #[inline]
+    pub fn is_undisturbed(&self) -> bool {
+        self.apic.is_quiet() && !self.init && !self.nmi
+    }
+
     /// Whether nothing but INIT or an NMI can wake it.
     pub fn is_dead(&self) -> bool {
         let deaf = matches!(self.life, Life::Waiting | Life::Halted { interrupts_on: false });

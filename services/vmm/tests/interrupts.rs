@@ -76,6 +76,8 @@ fn a_window_inside_a_shadow_waits_for_its_end() {
     tsc_deadline(&mut machine, 0xec, 1000);
     machine.fake().time.set(1 << 40);
     let shadow = ExitFlags::INTERRUPTS_ON | ExitFlags::INJECTED | ExitFlags::SHADOW;
+    let resume = machine.exit_with(0, code::TIMER, 0, 0, shadow);
+    assert_eq!((resume.inject, resume.window), (0, true));
     let resume = machine.exit_with(0, code::VINTR, 0, 0, shadow);
     assert_eq!((resume.inject, resume.window), (0, false));
     assert!(resume.deadline.wrapping_sub(1 << 40) < KHZ / 10, "soon");

@@ -43,7 +43,12 @@ impl Chip {
         (1..=8).map(move |n| lowest.wrapping_add(n) & 7)
     }
 
+    #[inline]
     fn pending(&self) -> Option<u8> {
+        if self.irr & !self.mask == 0 { None } else { self.first_by_priority() }
+    }
+
+    fn first_by_priority(&self) -> Option<u8> {
         for input in self.order() {
             let bit = 1 << input;
             let blocked = self.isr & bit != 0 && !(self.special_mask && self.mask & bit != 0);

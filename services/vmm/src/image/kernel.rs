@@ -135,8 +135,11 @@ impl Platform for OnKernel {
         self.ask("to run a vCPU", &VcpuRun { vcpu: self.id(vcpu) });
     }
 
-    fn fill(&mut self, vcpu: u8, groups: Groups, state: &mut VcpuState) {
-        self.ask("registers", &VcpuRead { vcpu: self.id(vcpu), groups });
+    fn fill(&mut self, vcpu: u8, groups: Groups, current: Groups, state: &mut VcpuState) {
+        let missing = groups.difference(current);
+        if !missing.is_empty() {
+            self.ask("registers", &VcpuRead { vcpu: self.id(vcpu), groups: missing });
+        }
         let Some(page) = self.page(vcpu).copied() else { return };
         let bytes = state.as_mut_bytes();
         for offset in groups.iter().flat_map(words) {

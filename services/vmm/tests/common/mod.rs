@@ -77,7 +77,7 @@ impl Platform for Fake {
     fn run(&mut self, vcpu: u8) {
         self.runs.push(vcpu);
     }
-    fn fill(&mut self, vcpu: u8, groups: Groups, state: &mut VcpuState) {
+    fn fill(&mut self, vcpu: u8, groups: Groups, _: Groups, state: &mut VcpuState) {
         self.filled.push((vcpu, groups));
         copy(&self.states[usize::from(vcpu)], state, groups);
     }
