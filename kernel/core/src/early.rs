@@ -124,6 +124,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn a_frame_is_usable_and_given_once(
             holes in proptest::collection::vec((1_u64..64, 1_u64..64), 1..8),

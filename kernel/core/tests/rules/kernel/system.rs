@@ -18,7 +18,7 @@ use caisson_proto::vcpu::{Action, Resume};
 use caisson_proto::wire::{Field, Reply, Request, Words};
 use zerocopy::FromZeros;
 
-use crate::fake::{Fake, exit};
+use super::fake::{Fake, exit};
 
 pub const SUPERVISOR: usize = 0;
 pub const VMM: usize = 1;

@@ -7,8 +7,8 @@ use caisson_proto::addr::{Tsc, VcpuId, VmId};
 use caisson_proto::kernel::{FaultKind, ServiceKill, TimerSet, VcpuKick, VcpuRun, VcpuStop, VmKind};
 use caisson_proto::vcpu::{Action, Exit, code};
 
-use crate::fake::KHZ;
-use crate::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SUPERVISOR, System, VMM, words};
+use super::fake::KHZ;
+use super::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SUPERVISOR, System, VMM, words};
 
 fn vcpu(vm: VmId, index: usize) -> Context {
     Context::vcpu(vm.index(), index)
@@ -27,7 +27,7 @@ fn crowd() -> (System, VmId) {
 
 fn exit_of(system: &System, cpu: usize) -> Exit {
     assert_eq!(system.got(cpu).sender, sender::VCPU);
-    Exit::from_words(&system.got(cpu).words)
+    Exit::from_words(&system.got(cpu).words).unwrap()
 }
 
 #[test]

@@ -10,8 +10,8 @@ use caisson_proto::kernel::{
 };
 use caisson_proto::vcpu::{Action, CpuidEntry, Groups, code};
 
-use crate::fake::NOT_THERE;
-use crate::system::{At, MEMORY, OTHER_VMM, System, VMM};
+use super::fake::NOT_THERE;
+use super::system::{At, MEMORY, OTHER_VMM, System, VMM};
 
 const PAGE: Lease = Lease { page: VPage(0x400), pages: 1, write: false };
 

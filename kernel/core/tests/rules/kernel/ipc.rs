@@ -4,8 +4,8 @@ use caisson_proto::abi::{Lease, Status, Syscall, sender};
 use caisson_proto::addr::{ServiceId, VPage};
 use caisson_proto::kernel::{FaultKind, ServiceState};
 
-use crate::fake::NOT_THERE;
-use crate::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SUPERVISOR, System, VMM, words};
+use super::fake::NOT_THERE;
+use super::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SUPERVISOR, System, VMM, words};
 
 const LENT: Lease = Lease { page: VPage(0x400), pages: 2, write: true };
 

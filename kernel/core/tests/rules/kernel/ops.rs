@@ -6,7 +6,7 @@ use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, Sequence, Ticket, Tsc, Vcp
 use caisson_proto::kernel::*;
 use caisson_proto::layout;
 
-use crate::system::{At, FRAMES, KERNEL_FRAMES, MEMORY, NOTIFIER, SUPERVISOR, System, VMM};
+use super::system::{At, FRAMES, KERNEL_FRAMES, MEMORY, NOTIFIER, SUPERVISOR, System, VMM};
 
 const NOBODY: VmId = VmId::new(9, 0);
 
