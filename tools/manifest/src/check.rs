@@ -103,11 +103,11 @@ fn resources(system: &System, service: &Service) -> Result<(), Error> {
         ));
     }
     let room = layout::STACK_TOP - layout::INFO - 2 * 4096;
-    if service.stack.0 == 0 || service.stack.0 % 4096 != 0 || service.stack.0 > room {
+    if service.stack.0 == 0 || !service.stack.0.is_multiple_of(4096) || service.stack.0 > room {
         return Err(wrong!("stack of \"{name}\" is {}: give a multiple of 4K up to {}K", service.stack, room >> 10));
     }
     let room = layout::RINGS - layout::HEAP;
-    if service.heap.0 % 4096 != 0 || service.heap.0 > room {
+    if !service.heap.0.is_multiple_of(4096) || service.heap.0 > room {
         return Err(wrong!("heap of \"{name}\" is {}: give a multiple of 4K up to {}M", service.heap, room >> 20));
     }
     if service.heap.0 > 0 && !service.per_vm && !caps.contains(Caps::SILICON) {

@@ -88,7 +88,7 @@ pub fn check_memory(name: &str, memory: Size) -> Result<u64, Error> {
     if memory.0 < MIN_MEMORY {
         return Err(wrong!("VM \"{name}\" has {memory} of memory; it needs at least {}", Size(MIN_MEMORY)));
     }
-    if memory.0 % MEMORY_STEP != 0 {
+    if !memory.0.is_multiple_of(MEMORY_STEP) {
         return Err(wrong!("VM \"{name}\" has {memory} of memory; give a multiple of {}", Size(MEMORY_STEP)));
     }
     Ok(memory.0)

@@ -153,7 +153,9 @@ pub fn miri(paths: &Paths) -> Outcome {
         command.output().is_ok_and(|output| output.status.success())
     };
     let there = || nightly(&["run", "nightly", "cargo", "miri", "--version"]);
-    if !there() && !(nightly(&["component", "add", "--toolchain", "nightly", "miri", "rust-src"]) && there()) {
+    let get = || nightly(&["component", "add", "--toolchain", "nightly", "miri", "rust-src"]);
+    let has_miri = there() || (get() && there());
+    if !has_miri {
         return Outcome::skipped("no nightly toolchain with Miri; `rustup toolchain install nightly -c miri,rust-src`");
     }
     let mut command = Command::new("rustup");

@@ -1,0 +1,123 @@
+//! Images and bundles: what is written is what a reader finds, and what can't be an image is refused.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use caisson_manifest::bundle::{Contents, write};
+use caisson_manifest::image::{Image, Segment, image};
+use caisson_manifest::plan::plan;
+use caisson_manifest::system::System;
+use caisson_proto::bundle::{Header, MAGIC, RingRecord, ServiceRecord, name};
+use caisson_proto::kernel::Access;
+use caisson_proto::layout::IMAGE;
+use proptest::prelude::*;
+use zerocopy::FromBytes;
+
+const PAGE: usize = 4096;
+
+/// A program header: flags (4 read, 2 write, 1 execute), address, bytes in the file, bytes in memory.
+type Load = (u32, u64, Vec<u8>, u64);
+
+/// A little ELF program (System V ABI, ELF-64: header of 64 bytes, program headers of 56).
+fn elf(kind: u16, entry: u64, loads: &[Load]) -> Vec<u8> {
+    let mut out = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    out.extend(kind.to_le_bytes());
+    out.extend(62u16.to_le_bytes());
+    out.extend(1u32.to_le_bytes());
+    [entry, 64, 0].iter().for_each(|word| out.extend(word.to_le_bytes()));
+    out.extend(0u32.to_le_bytes());
+    [64u16, 56, loads.len() as u16, 64, 0, 0].iter().for_each(|half| out.extend(half.to_le_bytes()));
+    let mut at = 64 + 56 * loads.len() as u64;
+    for (flags, address, bytes, memory) in loads {
+        out.extend(1u32.to_le_bytes());
+        out.extend(flags.to_le_bytes());
+        [at, *address, *address, bytes.len() as u64, *memory, 4096].iter().for_each(|w| out.extend(w.to_le_bytes()));
+        at += bytes.len() as u64;
+    }
+    loads.iter().for_each(|(_, _, bytes, _)| out.extend(bytes));
+    out
+}
+
+fn code() -> Load {
+    (5, IMAGE, vec![0x90; 100], 100)
+}
+
+#[test]
+fn segments_become_whole_pages() {
+    let data = (6, IMAGE + 0x1010, vec![7; 10], 0x2000);
+    let image = image("p", &elf(2, IMAGE + 4, &[data, code()])).unwrap();
+    assert_eq!(image.entry, IMAGE + 4);
+    let [text, data] = image.segments.as_slice() else { panic!("two segments") };
+    assert_eq!((text.page, text.pages, text.contents.len()), (IMAGE >> 12, 1, PAGE));
+    assert_eq!(text.access, Access::READ | Access::EXECUTE);
+    assert_eq!((data.page, data.pages, data.contents.len()), ((IMAGE >> 12) + 1, 3, PAGE));
+    assert_eq!(&data.contents[0xf..0x1b], &[0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0]);
+}
+
+#[test]
+fn what_cannot_be_an_image_is_explained() {
+    let says = |bytes: &[u8], part: &str| {
+        let error = image("p", bytes).unwrap_err().to_string();
+        assert!(error.starts_with("p: ") && error.contains(part), "{error:?} lacks {part:?}");
+    };
+    let whole = elf(2, IMAGE, &[code()]);
+    says(b"no program", "not a readable ELF");
+    says(&elf(3, IMAGE, &[code()]), "relocation-model=static");
+    says(&elf(2, IMAGE, &[(7, IMAGE, vec![1], 1)]), "both writable and executable");
+    says(&elf(2, IMAGE, &[(5, IMAGE - 4096, vec![1], 1)]), "outside 0x400000");
+    says(&elf(2, IMAGE, &[(5, u64::MAX, vec![1], 2)]), "outside");
+    says(&elf(2, IMAGE, &[code(), (6, IMAGE + 200, vec![1], 1)]), "share the page at 0x400000");
+    says(&elf(2, IMAGE + 4096, &[code()]), "entry point");
+    says(&elf(2, IMAGE, &[]), "0 segments");
+    let many: Vec<Load> = (0..5).map(|at| (5, IMAGE + at * 4096, vec![1], 1)).collect();
+    says(&elf(2, IMAGE, &many), "5 segments; 1 to 4");
+    says(&whole[..whole.len() - 1], "outside the file");
+}
+
+proptest! {
+    /// A file of the user's own building can't make the reader panic.
+    #[test]
+    fn no_bytes_are_fatal(at in 0usize..160, value: u8) {
+        let mut bytes = elf(2, IMAGE, &[code()]);
+        bytes[at % 120] = value;
+        let _ = image("p", &bytes);
+    }
+}
+
+#[test]
+fn a_reader_finds_what_was_written() {
+    let text = include_str!("../../../board/qemu/system.toml");
+    let system = System::parse(Path::new("system.toml"), text).unwrap();
+    let plan = plan(&system, &["a", "b"]).unwrap();
+    let segment = Segment { page: 0x400, pages: 3, contents: vec![5; PAGE], access: Access::READ | Access::WRITE };
+    let program = Arc::new(Image { entry: 0x40_0010, segments: vec![segment] });
+    let kernel: Arc<[u8]> = vec![9; PAGE + 1].into();
+    let contents: Vec<Contents> = plan
+        .services
+        .iter()
+        .map(|service| Contents {
+            image: program.clone(),
+            files: service.vm.map_or(vec![], |vm| vec![vec![vm as u8 + 1; 3].into(), kernel.clone(), Arc::from([])]),
+        })
+        .collect();
+    let bundle = write(&plan, &contents).unwrap();
+    assert_eq!(bundle.len() % PAGE, 0);
+    let (header, rest) = Header::read_from_prefix(&bundle).unwrap();
+    assert_eq!((header.magic, header.services, header.pages), (MAGIC, 7, (bundle.len() / PAGE) as u64));
+    let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 7).unwrap();
+    let (rings, _) = <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).unwrap();
+    assert_eq!(rings.len(), plan.rings.len());
+    let at = |page: u64, bytes: usize| &bundle[page as usize * PAGE..][..bytes];
+    assert_eq!(name(&records[0].name), "supervisor");
+    let segment = records[0].segments[0];
+    assert_eq!((segment.page, segment.file_pages, segment.pages, segment.access), (0x400, 1, 3, 3));
+    assert_eq!(at(segment.bundle_page, PAGE), &[5; PAGE]);
+    assert_eq!(records[0].entry, 0x40_0010);
+    assert_eq!(records[6].segments[0].bundle_page, segment.bundle_page, "the same image is there once");
+    let [a, b] = [records[2], records[3]];
+    assert_eq!((name(&a.name), name(&b.name)), ("vmm-a", "vmm-b"));
+    assert_eq!((at(a.files[0].bundle_page, 3), at(b.files[0].bundle_page, 3)), (&[1; 3][..], &[2; 3][..]));
+    assert_eq!(a.files[1].bundle_page, b.files[1].bundle_page, "the same kernel is there once");
+    assert_eq!((at(a.files[1].bundle_page, PAGE + 1), a.files[1].bytes), (&[9; PAGE + 1][..], PAGE as u64 + 1));
+    assert_eq!((a.files[2].bytes, a.files[3].bytes), (0, 0));
+}
