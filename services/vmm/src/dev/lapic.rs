@@ -3,6 +3,7 @@
 //! Registers are numbered as x2APIC does: MMIO offset divided by 16 (section 16.11).
 
 use super::lapic_timer::Timer;
+use super::vectors::Vectors;
 
 /// APIC_BASE: this is the boot processor.
 pub const BASE_BSP: u64 = 1 << 8;
@@ -64,44 +65,6 @@ const ESR_BAD_VECTOR: u32 = 1 << 6;
 const LVT_BITS: [u32; 6] = [0x0007_00ff, 0x0001_07ff, 0x0001_07ff, 0x0001_a7ff, 0x0001_a7ff, 0x0001_00ff];
 /// LVT index of LINT0.
 const LINT0: usize = 3;
-
-/// A set of 256 vectors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vectors([u64; 4]);
-
-impl Vectors {
-    #[inline]
-    fn set(&mut self, vector: u8) {
-        if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
-            *word |= 1 << (vector & 63);
-        }
-    }
-    #[inline]
-    fn clear(&mut self, vector: u8) {
-        if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
-            *word &= !(1 << (vector & 63));
-        }
-    }
-    /// Whether it contains `vector`.
-    #[inline]
-    pub fn has(&self, vector: u8) -> bool {
-        self.0.get(usize::from(vector >> 6)).is_some_and(|word| word >> (vector & 63) & 1 == 1)
-    }
-    /// The highest vector in it.
-    #[inline]
-    pub fn highest(&self) -> Option<u8> {
-        let (index, word) = self.0.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
-        Some((index as u32 * 64 + 63 - word.leading_zeros()) as u8)
-    }
-    /// Whether it is empty.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.0 == [0; 4]
-    }
-    fn register(&self, index: u16) -> u32 {
-        self.0.get(usize::from(index / 2)).map_or(0, |word| (word >> (32 * (index & 1))) as u32)
-    }
-}
 
 /// What a register write asks of the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,3 +9,4 @@ pub mod power;
 pub mod pvclock;
 pub mod rtc;
 pub mod uart;
+pub mod vectors;
