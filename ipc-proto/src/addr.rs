@@ -106,30 +106,20 @@ impl Field for VcpuId {
     }
 }
 
-impl Frame {
-    /// The address of the frame's first byte.
-    pub const fn spa(self) -> Spa {
-        Spa(self.0 << 12)
-    }
+macro_rules! page_of_address {
+    ($($page:ident $page_of:ident $address:ident $address_of:ident;)*) => { $(
+        impl $page {
+            /// The address of its first byte.
+            pub const fn $address_of(self) -> $address { $address(self.0 << 12) }
+        }
+
+        impl $address {
+            /// What this address lies in.
+            pub const fn $page_of(self) -> $page { $page(self.0 >> 12) }
+        }
+    )* };
 }
 
-impl Gfn {
-    /// The address of the frame's first byte.
-    pub const fn gpa(self) -> Gpa {
-        Gpa(self.0 << 12)
-    }
-}
-
-impl Gpa {
-    /// The frame that this address lies in.
-    pub const fn gfn(self) -> Gfn {
-        Gfn(self.0 >> 12)
-    }
-}
-
-impl Spa {
-    /// The frame that this address lies in.
-    pub const fn frame(self) -> Frame {
-        Frame(self.0 >> 12)
-    }
+page_of_address! {
+    Frame frame Spa spa;
 }

@@ -161,10 +161,7 @@ replies! {
         pub client: u64,
     }
     /// The new id after a restart.
-    pub struct Restarted {
-        /// The new generation's id.
-        pub id: ServiceId,
-    }
+    pub struct Restarted { pub id: ServiceId }
     /// The machine.
     pub struct Machine {
         /// CPUs that run.
@@ -213,10 +210,7 @@ replies! {
         pub leaked: u64,
     }
     /// A new VM.
-    pub struct VmCreated {
-        /// Its id.
-        pub vm: VmId,
-    }
+    pub struct VmCreated { pub vm: VmId }
     /// What a VM is.
     pub struct VmReport {
         /// Its id.
@@ -258,114 +252,100 @@ replies! {
         /// The slot after this one: where to look on.
         pub next: u16,
     }
-    /// Accepted: it is done when the ticket is.
-    pub struct Accepted {
-        /// What to wait for. Ticket 0 is always done.
-        pub ticket: Ticket,
-    }
-    /// How far tickets are.
-    pub struct TicketState {
-        /// Whether the one asked about is done.
-        pub done: bool,
-    }
-    /// The invalidation sequence of a VM.
-    pub struct SequenceNow {
-        /// To be given back with the commit.
-        pub sequence: Sequence,
-    }
+    /// Accepted: it is done when the ticket is. Ticket 0 is always done.
+    pub struct Accepted { pub ticket: Ticket }
+    /// Whether a ticket is done.
+    pub struct TicketState { pub done: bool }
+    /// The invalidation sequence of a VM, to be given back with the commit.
+    pub struct SequenceNow { pub sequence: Sequence }
 }
 
 requests! {
     /// Every kernel operation.
     pub enum KernelCall;
 
-    /// How the service in this slot fares. [`Caps::SUPERVISE`].
-    ServiceStatus = 1 { /** Slot in the manifest's order. */ slot: u16 } -> ServiceReport;
+    /// How the service in this slot of the manifest's order fares. [`Caps::SUPERVISE`].
+    ServiceStatus = 1 { slot: u16 } -> ServiceReport;
     /// Start a dead or unstarted service from its pristine image. [`Caps::SUPERVISE`].
-    /// `State` if it runs or a call into it is still being unwound.
-    ServiceRestart = 2 { /** The service; `Dead` if it is another generation by now. */ service: ServiceId } -> Restarted;
+    /// `Dead` if it is another generation by now, `State` if it runs or a call into it is still being unwound.
+    ServiceRestart = 2 { service: ServiceId } -> Restarted;
     /// End a running service. [`Caps::SUPERVISE`].
-    ServiceKill = 3 { /** The service. */ service: ServiceId } -> Done;
+    ServiceKill = 3 { service: ServiceId } -> Done;
     /// End the machine with this status. [`Caps::SUPERVISE`]. Doesn't return.
-    PowerOff = 4 { /** For the board: exit status. */ status: u8 } -> Done;
+    PowerOff = 4 { status: u8 } -> Done;
     /// What machine this is. No capability needed.
     MachineInfo = 5 {} -> Machine;
-    /// Ring this service's [`doorbell::TIMER`](crate::abi::doorbell::TIMER) at a time; 0 cancels. [`Caps::TIMER`].
-    TimerSet = 6 { /** When. */ at: Tsc } -> Done;
+    /// Ring this service's [`doorbell::TIMER`](crate::abi::doorbell::TIMER) at this time; 0 cancels. [`Caps::TIMER`].
+    TimerSet = 6 { at: Tsc } -> Done;
 
     /// The run of like frames that starts at a frame. [`Caps::FRAMES`].
-    FrameRuns = 16 { /** Where to look. */ from: Frame } -> FrameRun;
+    FrameRuns = 16 { from: Frame } -> FrameRun;
     /// How many frames are in each state. [`Caps::FRAMES`].
     FrameCount = 17 {} -> FrameCounts;
-    /// Make a VM, with one free frame for its first root. [`Caps::FRAMES`].
-    VmCreate = 18 {
-        /** The service that handles its exits. */ handler: ServiceId,
-        /** Its kind; `Unsupported` where the machine or the kernel can't. */ kind: VmKind,
-        /** A free frame. */ root: Frame,
-    } -> VmCreated;
+    /// Make a VM whose exits `handler` handles, with a free frame for its first root. [`Caps::FRAMES`].
+    /// `Unsupported` for a kind which the machine or the kernel can't run.
+    VmCreate = 18 { handler: ServiceId, kind: VmKind, root: Frame } -> VmCreated;
     /// Stop a VM for good. Its frames stay until they are unmapped. [`Caps::FRAMES`].
-    VmDestroy = 19 { /** The VM. */ vm: VmId } -> Done;
+    VmDestroy = 19 { vm: VmId } -> Done;
     /// Take back everything of a dying VM without pages: its tables and vCPUs' frames join a batch, its id dies.
     /// [`Caps::FRAMES`]. `Busy` while pages are mapped.
-    VmRelease = 20 { /** The VM. */ vm: VmId } -> Unmapped;
+    VmRelease = 20 { vm: VmId } -> Unmapped;
     /// What VM is in this slot or the next that has one. `NotFound` past the last. [`Caps::FRAMES`].
-    VmInfo = 21 { /** Where to look. */ slot: u16 } -> VmReport;
-    /// Give free frames to a VM for its nested tables. [`Caps::FRAMES`].
-    TablesDonate = 22 { /** The VM. */ vm: VmId, /** First of them. */ frame: Frame, /** At most 512. */ count: u64 } -> Done;
-    /// Give a vCPU its frames: [`VCPU_FRAMES`] free ones in a row. Its state page appears in the handler.
+    VmInfo = 21 { slot: u16 } -> VmReport;
+    /// Give `count` free frames in a row, at most 64 in stock, to a VM for its nested tables. [`Caps::FRAMES`].
+    TablesDonate = 22 { vm: VmId, frame: Frame, count: u64 } -> Done;
+    /// Give a vCPU, which runs on `cpu`, its frames: [`VCPU_FRAMES`] free ones from `frame` on. Its state page appears in the handler.
     /// [`Caps::FRAMES`].
-    VcpuCreate = 23 {
-        /** Which one. */ vcpu: VcpuId,
-        /** Where it runs. */ cpu: CpuId,
-        /** First of the frames. */ frame: Frame,
-    } -> Done;
-    /// Map free frames, zeroed by the kernel, into a VM and, for shared memory, into its handler at
+    VcpuCreate = 23 { vcpu: VcpuId, cpu: CpuId, frame: Frame } -> Done;
+    /// Map at most 512 free frames from `frame` on, zeroed by the kernel, into a view of a VM and, for shared memory, into its handler at
     /// [`GUEST`](crate::layout::GUEST). 512 aligned pages become one large page. [`Caps::FRAMES`].
-    /// `Exhausted` when tables are lacking: donate and try again. `Stale` if the sequence moved.
-    GuestMap = 24 {
-        /** The VM. */ vm: VmId,
-        /** Which nested root. */ view: u8,
-        /** Where. */ gfn: Gfn,
-        /** First free frame. */ frame: Frame,
-        /** How many, at most 512. */ pages: u64,
-        /** For the guest. */ access: Access,
-        /** Snapshot of the sequence from before the decision. */ sequence: Sequence,
-    } -> Done;
-    /// Unmap pages from a VM and its handler, complete the shootdown, put the frames into a batch. [`Caps::FRAMES`].
-    GuestUnmap = 25 {
-        /** The VM. */ vm: VmId,
-        /** Which nested root. */ view: u8,
-        /** Where. */ gfn: Gfn,
-        /** How far to look, in pages. At most 512 mapped pages are taken. */ pages: u64,
-    } -> Unmapped;
+    /// `sequence` is its snapshot from before the decision: `Stale` if it moved. `Exhausted` when tables are lacking:
+    /// donate and try again.
+    GuestMap = 24 { vm: VmId, view: u8, gfn: Gfn, frame: Frame, pages: u64, access: Access, sequence: Sequence } -> Done;
+    /// Unmap the first 512 pages that are mapped in a range from a VM and its handler, complete the shootdown, put
+    /// the frames into a batch. [`Caps::FRAMES`].
+    GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64 } -> Unmapped;
     /// The invalidation sequence of a VM, to snapshot. [`Caps::FRAMES`].
-    SequenceRead = 26 { /** The VM. */ vm: VmId } -> SequenceNow;
-    /// A range of a VM is about to change: commits inside it are refused until the end. [`Caps::WRITEBACK`].
-    InvalidateBegin = 27 { /** The VM. */ vm: VmId, /** First frame. */ start: Gfn, /** One past the last. */ end: Gfn } -> Done;
+    SequenceRead = 26 { vm: VmId } -> SequenceNow;
+    /// A VM is about to change from `start` to before `end`: commits inside it are refused until the end. [`Caps::WRITEBACK`].
+    InvalidateBegin = 27 { vm: VmId, start: Gfn, end: Gfn } -> Done;
     /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.
-    InvalidateEnd = 28 { /** The VM. */ vm: VmId } -> Done;
+    InvalidateEnd = 28 { vm: VmId } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.
     /// [`Caps::WRITEBACK`] or [`Caps::FRAMES`].
-    BatchInfo = 32 { /** Where to look. */ slot: u16 } -> BatchReport;
+    BatchInfo = 32 { slot: u16 } -> BatchReport;
     /// Write back what a batch is owed, on the CPUs that owe it. [`Caps::WRITEBACK`].
     /// The last acknowledgement frees the frames and rings the doorbells.
-    WriteBack = 33 { /** The batch. */ batch: BatchId } -> Accepted;
+    WriteBack = 33 { batch: BatchId } -> Accepted;
     /// Whether a ticket is done. [`Caps::WRITEBACK`].
-    TicketCheck = 34 { /** The ticket. */ ticket: Ticket } -> TicketState;
+    TicketCheck = 34 { ticket: Ticket } -> TicketState;
 
     /// Load every group from the state page and let a vCPU run. [`Caps::VCPUS`], of an own VM only.
-    VcpuRun = 48 { /** Which one. */ vcpu: VcpuId } -> Done;
+    VcpuRun = 48 { vcpu: VcpuId } -> Done;
     /// Make a vCPU exit with KICK, now or at its next entry. [`Caps::VCPUS`].
-    VcpuKick = 49 { /** Which one. */ vcpu: VcpuId } -> Done;
+    VcpuKick = 49 { vcpu: VcpuId } -> Done;
     /// Fill groups of the state page. [`Caps::VCPUS`]. `Busy` unless the vCPU is in its exit or stopped.
-    VcpuRead = 50 { /** Which one. */ vcpu: VcpuId, /** Which groups. */ groups: Groups } -> Done;
+    VcpuRead = 50 { vcpu: VcpuId, groups: Groups } -> Done;
     /// Load the CPUID table of a vCPU from one leased page of [`CpuidEntry`](crate::vcpu::CpuidEntry), used up to
     /// `count`. [`Caps::VCPUS`].
-    CpuidLoad = 51 { /** Which one. */ vcpu: VcpuId, /** Entries that count. */ count: u16 } -> Done;
+    CpuidLoad = 51 { vcpu: VcpuId, count: u16 } -> Done;
     /// Stop a vCPU; it is out of its guest when this returns. [`Caps::VCPUS`].
-    VcpuStop = 52 { /** Which one. */ vcpu: VcpuId } -> Done;
+    VcpuStop = 52 { vcpu: VcpuId } -> Done;
 }
 
 /// Frames that a vCPU takes: state page, VMCB, FPU area (two), MSR permission map (two), CPUID table.
 pub const VCPU_FRAMES: u64 = 7;
+
+/// What the supervisor tells the host when all is over, as one record on the console's system channel; also the
+/// machine's exit status.
+pub mod verdict {
+    /// Every VM was powered off.
+    pub const CLEAN: u8 = 0;
+    /// A guest crashed.
+    pub const GUEST_CRASHED: u8 = 2;
+    /// A service or the kernel faulted.
+    pub const FAULTED: u8 = 3;
+    /// A VM could not be set up.
+    pub const BAD_SETUP: u8 = 5;
+}

@@ -48,18 +48,7 @@ wire_enum! {
     }
 }
 
-/// What the supervisor tells the host when all is over, as one record on the console's system channel; also the
-/// machine's exit status.
-pub mod verdict {
-    /// Every VM was powered off.
-    pub const CLEAN: u8 = 0;
-    /// A guest crashed.
-    pub const GUEST_CRASHED: u8 = 2;
-    /// A service or the kernel faulted.
-    pub const FAULTED: u8 = 3;
-    /// A VM could not be set up.
-    pub const BAD_SETUP: u8 = 5;
-}
+pub use crate::kernel::verdict;
 
 /// What the supervisor posts to the console for the host, and the console sends as it is on the system channel:
 /// how a VM or a service ended. Little endian, 32 bytes.

@@ -5,12 +5,9 @@
 //! the groups that the exit code needs (see `kernel/core`), and loads just those that the reply names.
 //! The general-purpose registers are always current there: the world switch itself uses that page.
 
-use crate::abi::{MAX_VCPUS, MAX_VMCBS};
-use crate::wire::Words;
-
 bitflags::bitflags! {
     /// Groups of registers in the state page.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Groups: u32 {
         /// rax, rsp, rip, rflags and cpl. The other general-purpose registers need no group.
         const CORE = 1 << 0;
@@ -38,7 +35,7 @@ wire_flags!(Groups);
 
 bitflags::bitflags! {
     /// Facts about an exit.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct ExitFlags: u32 {
         /// RFLAGS.IF of the guest.
         const INTERRUPTS_ON = 1 << 0;
@@ -54,6 +51,7 @@ bitflags::bitflags! {
         const NEXT_RIP = 1 << 4;
     }
 }
+wire_flags!(ExitFlags);
 
 /// Exit codes: APM volume 2, appendix C, and codes of the kernel's own from 0xf000 up.
 pub mod code {
@@ -145,61 +143,38 @@ pub mod code {
     pub const TIMER: u16 = 0xf002;
 }
 
-/// What the kernel delivers to the vmm for an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// Index of the vCPU in the VM.
-    pub vcpu: u8,
-    /// Which of the vCPU's VMCB contexts was running.
-    pub context: u8,
-    /// See [`code`].
-    pub code: u16,
-    /// Facts about the moment of the exit.
-    pub flags: ExitFlags,
-    /// EXITINFO1.
-    pub info1: u64,
-    /// EXITINFO2.
-    pub info2: u64,
-    /// The guest's rip: at the instruction, for intercepts.
-    pub rip: u64,
-    /// The guest's rax.
-    pub rax: u64,
-    /// The guest's rcx.
-    pub rcx: u64,
-    /// The guest's rdx.
-    pub rdx: u64,
-    /// The next instruction's rip, or 0 (see [`ExitFlags::NEXT_RIP`]).
-    pub next_rip: u64,
-}
-
-impl Exit {
-    /// The words as the kernel delivers them.
-    #[inline]
-    pub const fn to_words(&self) -> Words {
-        let head =
-            self.vcpu as u64 | (self.context as u64) << 8 | (self.code as u64) << 16 | (self.flags.bits() as u64) << 32;
-        [head, self.info1, self.info2, self.rip, self.rax, self.rcx, self.rdx, self.next_rip]
-    }
-
-    /// The exit in words from the kernel.
-    #[inline]
-    pub const fn from_words(words: &Words) -> Self {
-        let [head, info1, info2, rip, rax, rcx, rdx, next_rip] = *words;
-        Self {
-            vcpu: head as u8 % MAX_VCPUS as u8,
-            context: (head >> 8) as u8 % MAX_VMCBS as u8,
-            code: (head >> 16) as u16,
-            flags: ExitFlags::from_bits_truncate((head >> 32) as u32),
+packed! {
+    /// What the kernel delivers to the vmm for an exit.
+    pub struct Exit {
+        head {
+            /// Index of the vCPU in the VM.
+            vcpu: u8 = 0, 3;
+            /// Which of the vCPU's VMCB contexts was running.
+            context: u8 = 8, 2;
+            /// See [`code`].
+            code: u16 = 16, 16;
+            /// Facts about the moment of the exit.
+            flags: ExitFlags = 32, 32;
+        }
+        words {
+            /// EXITINFO1.
             info1,
+            /// EXITINFO2.
             info2,
+            /// The guest's rip: at the instruction, for intercepts.
             rip,
+            /// The guest's rax.
             rax,
+            /// The guest's rcx.
             rcx,
+            /// The guest's rdx.
             rdx,
+            /// The next instruction's rip, or 0 (see [`ExitFlags::NEXT_RIP`]).
             next_rip,
         }
     }
 }
+const _: () = assert!(crate::abi::MAX_VCPUS == 1 << 3 && crate::abi::MAX_VIEWS == 1 << 2);
 
 wire_enum! {
     /// What becomes of the vCPU.
@@ -213,85 +188,40 @@ wire_enum! {
     }
 }
 
-/// The vmm's reply to an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resume {
-    /// Whether it runs.
-    pub action: Action,
-    /// Which VMCB context runs next.
-    pub context: u8,
-    /// Which view the guest sees next.
-    pub view: u8,
-    /// Leave with VINTR as soon as the guest can take an interrupt.
-    pub window: bool,
-    /// Forget the interrupt shadow: the instruction was emulated.
-    pub clear_shadow: bool,
-    /// Groups to load from the state page. With [`Groups::CORE`], `rip` and `rax` here are ignored.
-    pub groups: Groups,
-    /// The guest's rip.
-    pub rip: u64,
-    /// The guest's rax.
-    pub rax: u64,
-    /// Event to inject, in EVENTINJ's format (APM volume 2, section 15.20); 0 for none.
-    pub inject: u64,
-    /// Leave with TIMER at this point of the machine's TSC; 0 for never.
-    pub deadline: u64,
+packed! {
+    /// The vmm's reply to an exit.
+    pub struct Resume {
+        head {
+            /// Whether it runs.
+            action: Action = 0, 8;
+            /// Which VMCB context runs next.
+            context: u8 = 8, 2;
+            /// Which view the guest sees next.
+            view: u8 = 16, 2;
+            /// Leave with VINTR as soon as the guest can take an interrupt.
+            window: bool = 24, 1;
+            /// Forget the interrupt shadow: the instruction was emulated.
+            clear_shadow: bool = 25, 1;
+            /// Groups to load from the state page. With [`Groups::CORE`], `rip` and `rax` here are ignored.
+            groups: Groups = 32, 32;
+        }
+        words {
+            /// The guest's rip.
+            rip,
+            /// The guest's rax.
+            rax,
+            /// Event to inject, in EVENTINJ's format (APM volume 2, section 15.20); 0 for none.
+            inject,
+            /// Leave with TIMER at this point of the machine's TSC; 0 for never.
+            deadline,
+        }
+    }
 }
 
 impl Resume {
     /// Run on at `rip` with `rax`, and nothing else.
-    pub const fn at(rip: u64, rax: u64) -> Self {
-        Self {
-            action: Action::Run,
-            context: 0,
-            view: 0,
-            window: false,
-            clear_shadow: false,
-            groups: Groups::empty(),
-            rip,
-            rax,
-            inject: 0,
-            deadline: 0,
-        }
-    }
-
-    /// The words as the vmm replies them.
-    #[inline]
-    pub const fn to_words(&self) -> Words {
-        let head = self.action as u64
-            | (self.context as u64) << 8
-            | (self.view as u64) << 16
-            | (self.window as u64) << 24
-            | (self.clear_shadow as u64) << 25
-            | (self.groups.bits() as u64) << 32;
-        [head, self.rip, self.rax, self.inject, self.deadline, 0, 0, 0]
-    }
-
-    /// The reply in words from a vmm.
-    ///
-    /// # Errors
-    /// [`Malformed`](crate::wire::Malformed) if they aren't canonical.
-    #[inline]
-    pub fn from_words(words: &Words) -> Result<Self, crate::wire::Malformed> {
-        use crate::wire::{Field, Malformed};
-        let [head, rip, rax, inject, deadline, spare @ ..] = *words;
-        let resume = Self {
-            action: Action::from_word(head & 0xff).ok_or(Malformed)?,
-            context: (head >> 8) as u8,
-            view: (head >> 16) as u8,
-            window: head >> 24 & 1 == 1,
-            clear_shadow: head >> 25 & 1 == 1,
-            groups: Groups::from_bits((head >> 32) as u32).ok_or(Malformed)?,
-            rip,
-            rax,
-            inject,
-            deadline,
-        };
-        let in_range = usize::from(resume.context) < MAX_VMCBS
-            && usize::from(resume.view) < crate::abi::MAX_VIEWS
-            && head >> 26 & 0x3f == 0
-            && spare == [0; 3];
-        if in_range { Ok(resume) } else { Err(Malformed) }
+    pub fn at(rip: u64, rax: u64) -> Self {
+        Self { rip, rax, ..Self::default() }
     }
 }
 

@@ -18,42 +18,56 @@ pub trait Field: Sized + Copy {
     fn from_word(word: u64) -> Option<Self>;
 }
 
+/// Fields in a row, a word each.
+pub trait Fields: Sized {
+    /// Writes them to the beginning of `words`.
+    fn put(&self, words: &mut [u64]);
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`Malformed`] if a field is out of range or a spare word isn't zero.
+    fn take(words: &[u64]) -> Result<Self, Malformed>;
+}
+
 /// A request: its operation number, its fields and the type of the reply to it.
-pub trait Request: Sized {
+pub trait Request: Fields {
     /// The operation, in the low 16 bits of word 0; the other bits of word 0 are zero.
     const OP: u16;
     /// What answers it.
     type Reply: Reply;
     /// The words that carry this request.
-    fn encode(&self) -> Words;
-    /// The request in `words`, whose operation has been matched already.
+    fn encode(&self) -> Words {
+        let mut words = [u64::from(Self::OP), 0, 0, 0, 0, 0, 0, 0];
+        self.put(&mut words[1..]);
+        words
+    }
+    /// The request in `words`.
     ///
     /// # Errors
-    /// [`Malformed`] if a field is out of range or a spare word isn't zero.
-    fn decode(words: &Words) -> Result<Self, Malformed>;
+    /// [`Malformed`] if it is another one, a field is out of range or a spare word isn't zero.
+    fn decode(words: &Words) -> Result<Self, Malformed> {
+        if words[0] == u64::from(Self::OP) { Self::take(&words[1..]) } else { Err(Malformed) }
+    }
 }
 
 /// A reply: fields only, from word 0 on. The status travels beside it.
-pub trait Reply: Sized {
+pub trait Reply: Fields {
     /// The words that carry this reply.
-    fn encode(&self) -> Words;
+    fn encode(&self) -> Words {
+        let mut words = [0; 8];
+        self.put(&mut words);
+        words
+    }
     /// The reply in `words`.
     ///
     /// # Errors
     /// [`Malformed`] if a field is out of range or a spare word isn't zero.
-    fn decode(words: &Words) -> Result<Self, Malformed>;
-}
-
-impl Field for u64 {
-    fn to_word(self) -> u64 {
-        self
-    }
-    fn from_word(word: u64) -> Option<Self> {
-        Some(word)
+    fn decode(words: &Words) -> Result<Self, Malformed> {
+        Self::take(words)
     }
 }
 
-macro_rules! narrow_field {
+macro_rules! number_field {
     ($($t:ty),*) => { $(
         impl Field for $t {
             fn to_word(self) -> u64 { u64::from(self) }
@@ -61,18 +75,14 @@ macro_rules! narrow_field {
         }
     )* };
 }
-narrow_field!(u8, u16, u32);
+number_field!(u8, u16, u32, u64);
 
 impl Field for bool {
     fn to_word(self) -> u64 {
         u64::from(self)
     }
     fn from_word(word: u64) -> Option<Self> {
-        match word {
-            0 => Some(false),
-            1 => Some(true),
-            _ => None,
-        }
+        if word < 2 { Some(word == 1) } else { None }
     }
 }
 
@@ -89,6 +99,11 @@ macro_rules! wire_enum {
         impl $name {
             /// Every value, in the order of the wire numbers' declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+        }
+
+        /// The first one.
+        impl Default for $name {
+            fn default() -> Self { Self::ALL[0] }
         }
 
         impl $crate::wire::Field for $name {
@@ -115,31 +130,79 @@ macro_rules! wire_flags {
     };
 }
 
+/// Declares a struct of [`Fields`](wire::Fields). What isn't said of a field, its struct's text says.
+#[macro_export]
+macro_rules! fields {
+    ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ty),* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+
+        impl $crate::wire::Fields for $name {
+            fn put(&self, words: &mut [u64]) {
+                let fields: &[u64] = &[$($crate::wire::Field::to_word(self.$field)),*];
+                words.iter_mut().zip(fields).for_each(|(word, field)| *word = *field);
+            }
+            fn take(words: &[u64]) -> Result<Self, $crate::wire::Malformed> {
+                let mut rest = words.iter().copied();
+                let fields = Self {
+                    $($field: rest.next().and_then($crate::wire::Field::from_word).ok_or($crate::wire::Malformed)?),*
+                };
+                if rest.all(|word| word == 0) { Ok(fields) } else { Err($crate::wire::Malformed) }
+            }
+        }
+    };
+}
+
+/// Declares a struct of words whose first one packs several fields, each with its lowest bit and its width.
+#[macro_export]
+macro_rules! packed {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        head { $($(#[$hmeta:meta])* $head:ident : $ty:ty = $low:literal, $bits:literal;)* }
+        words { $($(#[$wmeta:meta])* $word:ident,)* }
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name { $($(#[$hmeta])* pub $head: $ty,)* $($(#[$wmeta])* pub $word: u64,)* }
+
+        impl $name {
+            /// The words that stand for it.
+            #[inline]
+            pub fn to_words(&self) -> $crate::wire::Words {
+                let head = 0 $(| $crate::wire::Field::to_word(self.$head) << $low)*;
+                let mut words = [head, 0, 0, 0, 0, 0, 0, 0];
+                words[1..].iter_mut().zip([$(self.$word),*]).for_each(|(word, field)| *word = field);
+                words
+            }
+
+            /// What the words stand for.
+            ///
+            /// # Errors
+            /// [`Malformed`](crate::wire::Malformed) if they aren't canonical.
+            #[inline]
+            pub fn from_words(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
+                use $crate::wire::{Field, Malformed};
+                const USED: u64 = 0 $(| ((1 << $bits) - 1) << $low)*;
+                let mut rest = words.iter().copied();
+                let head = rest.next().filter(|head| head & !USED == 0).ok_or(Malformed)?;
+                let value = Self {
+                    $($head: Field::from_word(head >> $low & ((1 << $bits) - 1)).ok_or(Malformed)?,)*
+                    $($word: rest.next().ok_or(Malformed)?,)*
+                };
+                if rest.all(|word| word == 0) { Ok(value) } else { Err(Malformed) }
+            }
+        }
+    };
+}
+
 /// Declares reply structs: fields from word 0 on.
 #[macro_export]
 macro_rules! replies {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty),* $(,)? })*) => { $(
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+        $crate::fields! { $(#[$meta])* $name { $($(#[$fmeta])* $field: $ty),* } }
 
-        impl $crate::wire::Reply for $name {
-            #[allow(unused_mut, unused_assignments)] // a reply may have no field
-            fn encode(&self) -> $crate::wire::Words {
-                let mut words = [0; 8];
-                let mut _at = 0;
-                $( words[_at] = $crate::wire::Field::to_word(self.$field); _at += 1; )*
-                words
-            }
-            fn decode(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
-                let mut _rest = words.iter().copied();
-                let reply = Self { $( $field: _rest
-                    .next()
-                    .and_then($crate::wire::Field::from_word)
-                    .ok_or($crate::wire::Malformed)? ),* };
-                if _rest.all(|word| word == 0) { Ok(reply) } else { Err($crate::wire::Malformed) }
-            }
-        }
+        impl $crate::wire::Reply for $name {}
     )* };
 }
 
@@ -151,30 +214,11 @@ macro_rules! requests {
         $($(#[$meta:meta])* $name:ident = $op:literal { $($(#[$fmeta:meta])* $field:ident : $ty:ty),* $(,)? } -> $reply:ty;)*
     ) => {
         $(
-            $(#[$meta])*
-            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-            pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+            $crate::fields! { $(#[$meta])* $name { $($(#[$fmeta])* $field: $ty),* } }
 
             impl $crate::wire::Request for $name {
                 const OP: u16 = $op;
                 type Reply = $reply;
-                #[allow(unused_mut, unused_assignments)] // a request may have no field
-                fn encode(&self) -> $crate::wire::Words {
-                    let mut words = [0; 8];
-                    words[0] = $op;
-                    let mut _at = 1;
-                    $( words[_at] = $crate::wire::Field::to_word(self.$field); _at += 1; )*
-                    words
-                }
-                fn decode(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
-                    let mut _rest = words.iter().copied();
-                    if _rest.next() != Some($op) { return Err($crate::wire::Malformed); }
-                    let request = Self { $( $field: _rest
-                        .next()
-                        .and_then($crate::wire::Field::from_word)
-                        .ok_or($crate::wire::Malformed)? ),* };
-                    if _rest.all(|word| word == 0) { Ok(request) } else { Err($crate::wire::Malformed) }
-                }
             }
         )*
 
@@ -186,8 +230,6 @@ macro_rules! requests {
         ),* }
 
         impl $all {
-            /// How many operations the interface has.
-            pub const COUNT: usize = [$($op),*].len();
             /// Number and name of every operation.
             pub const OPERATIONS: &'static [(u16, &'static str)] = &[$(($op, stringify!($name))),*];
 

@@ -36,5 +36,5 @@ pub(crate) fn early_epitaph(trap: &Trap) -> ! {
         trap.error,
         trap.address()
     );
-    power_off(caisson_proto::supervisor::verdict::FAULTED)
+    power_off(caisson_proto::kernel::verdict::FAULTED)
 }

@@ -4,7 +4,7 @@ use caisson_core::bundle::Fault;
 use caisson_core::event::Event;
 use caisson_hw::Trap;
 use caisson_proto::kernel::FaultKind;
-use caisson_proto::supervisor::verdict;
+use caisson_proto::kernel::verdict;
 
 /// Logs an event.
 pub fn event(event: Event) {

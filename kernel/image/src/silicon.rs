@@ -225,7 +225,7 @@ impl Machine for Silicon {
         match (guests::vcpu(vcpu), svm_cpu(caisson_hw::this_cpu())) {
             (Some(mut frames), Some(svm)) => frames.exit(guests::index(vcpu), code, svm),
             // A vCPU that is scheduled has frames, and this CPU runs guests.
-            _ => Exit::from_words(&[0; 8]),
+            _ => Exit::default(),
         }
     }
 

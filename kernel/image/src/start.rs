@@ -26,7 +26,7 @@ fn start(boot: &BootInfo) -> ! {
         Err(error) => {
             caisson_hw::log::epitaph();
             defmt::error!("this machine can't run Caisson: {}", error);
-            caisson_hw::power_off(caisson_proto::supervisor::verdict::BAD_SETUP)
+            caisson_hw::power_off(caisson_proto::kernel::verdict::BAD_SETUP)
         }
     };
     defmt::info!("{=usize} CPUs, TSC at {=u64} kHz", boot.cpus.len(), caisson_hw::clock::tsc_khz());

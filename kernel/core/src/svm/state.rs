@@ -1,27 +1,22 @@
-//! Groups of registers between the state page and the VMCB, and the check of what a vmm wants to load: whatever
-//! VMRUN refuses (APM volume 2, section 15.5.1, "Canonicalization and Consistency Checks"; 15.25.4 for the PAT) is
-//! refused here, before anything is changed. A guest that stops the world switch can then only be the guest's doing.
+//! Groups of registers between the state page and the VMCB.
+//!
+//! The kernel checks only what would do harm outside the vCPU: a value that faults when the kernel itself loads it. What
+//! VMRUN refuses (APM volume 2, section 15.5.1, "Canonicalization and Consistency Checks") it refuses by itself; the
+//! vmm then gets [`INVALID`](caisson_proto::vcpu::code::INVALID), and nobody else suffers.
 
 use core::mem::offset_of;
 
 use caisson_proto::abi::Status;
-use caisson_proto::vcpu::{Groups, Resume, Segment, VcpuState};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use caisson_proto::vcpu::{Groups, Resume, VcpuState};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
 
-use super::events;
-use super::vmcb::{Vmcb, is_long_code};
+use super::{events, vmcb::Vmcb};
 
 /// What this machine accepts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bits of CR4 that may be set.
-    pub cr4: u64,
-    /// Bits of EFER that may be set.
-    pub efer: u64,
     /// Bits of XCR0 that may be set.
     pub xcr0: u64,
-    /// Physical address bits.
-    pub phys_bits: u32,
     /// See [`Quirks`](crate::boot::Quirks).
     pub few_error_codes: bool,
     /// See [`Quirks`](crate::boot::Quirks).
@@ -54,7 +49,7 @@ pub const ABSENT: u64 = u64::MAX;
 /// Groups whose registers the world switch leaves in the CPU.
 pub const RESIDENT: Groups = Groups::DEBUG.union(Groups::TSC).union(Groups::XCR0);
 
-/// The state page, shared with the vmm, which may write it at any time: each word is read once.
+/// The state page, shared with the vmm, which may write it at any time.
 pub trait StatePage {
     /// The word at this offset in [`VcpuState`].
     fn get(&self, offset: usize) -> u64;
@@ -62,77 +57,59 @@ pub trait StatePage {
     fn set(&mut self, offset: usize, word: u64);
 }
 
-macro_rules! word {
-    ($($path:tt)+) => { offset_of!(VcpuState, $($path)+) };
-}
-
-/// The registers that are copied as they are, in both directions.
-macro_rules! plain {
-    ($words:ident, $segments:ident) => {
-        $words!(CORE: rip);
-        $segments!(SEGMENTS: ldtr tr);
-        $segments!(TABLES: gdtr idtr);
-        $words!(CONTROL: cr2);
-        $words!(SYSCALL: star lstar cstar sfmask kernel_gs_base sysenter_cs sysenter_esp sysenter_eip);
-    };
-}
-
 /// Offset of a general-purpose register, by its encoding.
 pub const fn gpr(number: usize) -> usize {
     offset_of!(VcpuState, gpr) + number % 16 * 8
 }
 
-const SEGMENTS: usize = word!(segments);
-const DR: usize = word!(dr);
 /// EFER.SVME: set for the CPU, hidden from the vmm.
 pub const SVME: u64 = 1 << 12;
-const LME: u64 = 1 << 8;
-const LMA: u64 = 1 << 10;
-const PG: u64 = 1 << 31;
-const PE: u64 = 1;
-const CACHE_DISABLE: u64 = 1 << 30;
-const NOT_WRITE_THROUGH: u64 = 1 << 29;
-const PAE: u64 = 1 << 5;
-const CS_D: u16 = 1 << 10;
 /// Bits of RFLAGS that exist: 21:16, 14, 11:6, 4, 2, 0. Bit 1 is always set.
 const RFLAGS: u64 = 0x003f_7fd5;
 
-fn segment(page: &impl StatePage, offset: usize) -> Segment {
-    let head = page.get(offset);
-    Segment {
-        selector: head as u16,
-        attributes: (head >> 16) as u16 & 0xfff,
-        limit: (head >> 32) as u32,
-        base: page.get(offset + 8),
+/// The table of what lies where: calls with each word's offset in the state page and its place here. CPL, which isn't
+/// a word here, is left out.
+#[inline]
+fn each(groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, mut visit: impl FnMut(usize, &mut u64)) {
+    let (save, control) = (&mut vmcb.save, &mut vmcb.control);
+    macro_rules! words {
+        ($($group:ident: $($place:ident.$field:ident)+;)*) => { $(
+            if groups.contains(Groups::$group) { $( visit(offset_of!(VcpuState, $field), &mut $place.$field); )+ }
+        )* };
     }
-}
-
-fn put_segment(page: &mut impl StatePage, offset: usize, segment: &Segment) {
-    let head = u64::from(segment.selector) | u64::from(segment.attributes) << 16 | u64::from(segment.limit) << 32;
-    page.set(offset, head);
-    page.set(offset + 8, segment.base);
-}
-
-const fn check_control(cr0: u64, cr3: u64, cr4: u64, efer: u64, cs: u16, limits: &Limits) -> bool {
-    let long = efer & LME != 0 && cr0 & PG != 0;
-    let known = cr0 >> 32 == 0 && cr3 >> limits.phys_bits == 0;
-    let allowed = cr4 & !limits.cr4 == 0 && efer & !limits.efer == 0;
-    let cache = cr0 & NOT_WRITE_THROUGH == 0 || cr0 & CACHE_DISABLE != 0;
-    let active = (efer & LMA != 0) == long;
-    let code = !(is_long_code(efer, cs) && cs & CS_D != 0);
-    known && allowed && cache && active && code && (!long || cr4 & PAE != 0 && cr0 & PE != 0)
-}
-
-/// Whether every byte of a PAT is a memory type (APM volume 2, section 7.8.1).
-const fn check_pat(pat: u64) -> bool {
-    let mut at = 0;
-    while at < 64 {
-        if !matches!(pat >> at & 0xff, 0 | 1 | 4..=7) {
-            return false;
+    words! {
+        CORE: save.rip save.rflags;
+        CONTROL: save.cr0 save.cr2 save.cr3 save.cr4 save.efer;
+        DEBUG: save.dr6 save.dr7;
+        SYSCALL: save.star save.lstar save.cstar save.sfmask save.kernel_gs_base;
+        SYSCALL: save.sysenter_cs save.sysenter_esp save.sysenter_eip;
+        PAT: save.pat;
+        EVENTS: control.shadow;
+        TSC: control.tsc_offset extra.tsc_aux;
+        XCR0: extra.xcr0;
+    }
+    if groups.contains(Groups::CORE) {
+        visit(gpr(0), &mut save.rax);
+        visit(gpr(4), &mut save.rsp);
+    }
+    if groups.contains(Groups::DEBUG) {
+        let addresses = extra.dr.iter_mut().enumerate();
+        addresses.for_each(|(at, address)| visit(offset_of!(VcpuState, dr) + at * 8, address));
+    }
+    for (at, segment) in save.segments.iter_mut().enumerate() {
+        let (group, offset) = match at {
+            6 => (Groups::TABLES, offset_of!(VcpuState, gdtr)),
+            7 => (Groups::SEGMENTS, offset_of!(VcpuState, ldtr)),
+            8 => (Groups::TABLES, offset_of!(VcpuState, idtr)),
+            9 => (Groups::SEGMENTS, offset_of!(VcpuState, tr)),
+            _ => (Groups::SEGMENTS, offset_of!(VcpuState, segments) + at * 16),
+        };
+        if groups.contains(group) {
+            let [head, base]: &mut [u64; 2] = transmute_mut!(segment);
+            visit(offset, head);
+            visit(offset + 8, base);
         }
-        at += 8;
     }
-    true
 }
 
 /// Whether XSETBV accepts this value (APM volume 2, section 11.5.2).
@@ -150,106 +127,11 @@ const fn check_xcr0(xcr0: u64, mask: u64) -> bool {
         && (xcr0 & TILES == 0 || xcr0 & TILES == TILES)
 }
 
-/// Values that were read once, checked, and are to be written: those of the groups named, else what is there now.
-struct Plan {
-    cr0: u64,
-    cr3: u64,
-    cr4: u64,
-    efer: u64,
-    cs: Segment,
-    cpl: u64,
-    dr6: u64,
-    dr7: u64,
-    pat: u64,
-    tsc_aux: u64,
-    xcr0: u64,
-}
-
-impl Plan {
-    #[inline]
-    fn read(page: &impl StatePage, groups: Groups, vmcb: &Vmcb, extra: &Extra, limits: &Limits) -> Option<Self> {
-        let save = &vmcb.save;
-        let pick = |group: Groups, offset: usize, present: u64| {
-            if groups.contains(group) { page.get(offset) } else { present }
-        };
-        let efer = if groups.contains(Groups::CONTROL) { page.get(word!(efer)) } else { save.efer & !SVME };
-        let cs = if groups.contains(Groups::SEGMENTS) {
-            segment(page, SEGMENTS + size_of::<Segment>())
-        } else {
-            save.segments[1]
-        };
-        let plan = Self {
-            cr0: pick(Groups::CONTROL, word!(cr0), save.cr0),
-            cr3: pick(Groups::CONTROL, word!(cr3), save.cr3),
-            cr4: pick(Groups::CONTROL, word!(cr4), save.cr4),
-            efer,
-            cs,
-            cpl: pick(Groups::CORE, word!(cpl), save.cpl.into()),
-            dr6: pick(Groups::DEBUG, word!(dr6), save.dr6),
-            dr7: pick(Groups::DEBUG, word!(dr7), save.dr7),
-            pat: pick(Groups::PAT, word!(pat), save.pat),
-            tsc_aux: pick(Groups::TSC, word!(tsc_aux), extra.tsc_aux),
-            xcr0: pick(Groups::XCR0, word!(xcr0), extra.xcr0),
-        };
-        // What the guest itself did to its control registers isn't judged again unless the vmm touches them.
-        let control = !groups.intersects(Groups::CONTROL.union(Groups::SEGMENTS))
-            || check_control(plan.cr0, plan.cr3, plan.cr4, plan.efer, plan.cs.attributes, limits);
-        let good = control
-            && plan.cpl <= 3
-            && (plan.dr6 | plan.dr7 | plan.tsc_aux) >> 32 == 0
-            && check_pat(plan.pat)
-            && (!groups.contains(Groups::XCR0) || check_xcr0(plan.xcr0, limits.xcr0));
-        good.then_some(plan)
-    }
-
-    #[inline]
-    fn write(&self, page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) {
-        macro_rules! load {
-            ($group:ident: $($field:ident)+) => {
-                if groups.contains(Groups::$group) { $( vmcb.save.$field = page.get(word!($field)); )+ }
-            };
-        }
-        macro_rules! load_segments {
-            ($group:ident: $($field:ident)+) => {
-                if groups.contains(Groups::$group) { $( vmcb.save.$field = segment(page, word!($field)); )+ }
-            };
-        }
-        plain!(load, load_segments);
-        let save = &mut vmcb.save;
-        if groups.contains(Groups::CORE) {
-            save.rax = page.get(gpr(0));
-            save.rsp = page.get(gpr(4));
-            save.rflags = page.get(word!(rflags)) & RFLAGS | 2;
-            save.cpl = self.cpl as u8;
-        }
-        if groups.contains(Groups::SEGMENTS) {
-            for (at, target) in save.segments.iter_mut().enumerate() {
-                *target = segment(page, SEGMENTS + at * size_of::<Segment>());
-            }
-            save.segments[1] = self.cs;
-        }
-        if groups.contains(Groups::DEBUG) {
-            for (at, target) in extra.dr.iter_mut().enumerate() {
-                *target = page.get(DR + at * 8);
-            }
-        }
-        (save.cr0, save.cr3, save.cr4, save.efer) = (self.cr0, self.cr3, self.cr4, self.efer | SVME);
-        (save.dr6, save.dr7, save.pat) = (self.dr6, self.dr7, self.pat);
-        if groups.contains(Groups::EVENTS) {
-            vmcb.control.shadow = page.get(word!(shadow)) & 1;
-        }
-        if groups.contains(Groups::TSC) {
-            vmcb.control.tsc_offset = page.get(word!(tsc_offset));
-        }
-        (extra.tsc_aux, extra.xcr0) = (self.tsc_aux, self.xcr0);
-        extra.reload |= u64::from(groups.intersection(RESIDENT).bits());
-    }
-}
-
-/// Loads groups from the state page.
+/// Loads groups from the state page. What doesn't fit a register is cut off.
 ///
 /// # Errors
-/// [`Status::Range`] if the CPU would refuse them; nothing is loaded then.
+/// [`Status::Range`] for an XCR0 that XSETBV would refuse; nothing is loaded then.
+#[inline]
 pub fn load(
     page: &impl StatePage,
     groups: Groups,
@@ -257,16 +139,29 @@ pub fn load(
     extra: &mut Extra,
     limits: &Limits,
 ) -> Result<(), Status> {
-    let Some(plan) = Plan::read(page, groups, vmcb, extra, limits) else { return Err(Status::Range) };
-    plan.write(page, groups, vmcb, extra);
+    // Read once: the vmm may change it after the check.
+    let xcr0 = if groups.contains(Groups::XCR0) { page.get(offset_of!(VcpuState, xcr0)) } else { extra.xcr0 };
+    if groups.contains(Groups::XCR0) && !check_xcr0(xcr0, limits.xcr0) {
+        return Err(Status::Range);
+    }
+    each(groups, vmcb, extra, |offset, word| *word = page.get(offset));
+    if groups.contains(Groups::CORE) {
+        vmcb.save.cpl = page.get(offset_of!(VcpuState, cpl)) as u8 & 3;
+        vmcb.save.rflags = vmcb.save.rflags & RFLAGS | 2;
+    }
+    vmcb.save.efer |= SVME;
+    vmcb.control.shadow &= 1;
+    extra.xcr0 = xcr0;
+    extra.tsc_aux &= u64::from(u32::MAX);
+    extra.reload |= u64::from(groups.intersection(RESIDENT).bits());
     Ok(())
 }
 
 /// Applies a vmm's reply, its context and view excepted.
 ///
 /// # Errors
-/// [`Status::Busy`] if it injects while another event waits; [`Status::Range`] if the CPU would refuse the event or
-/// the groups; else as [`events::check`]. Nothing is changed then.
+/// [`Status::Busy`] if it injects while another event waits; else as [`events::check`] and [`load`]. Nothing is
+/// changed then.
 #[inline]
 pub fn resume(
     page: &impl StatePage,
@@ -278,23 +173,15 @@ pub fn resume(
     if resume.inject != 0 && extra.event != 0 {
         return Err(Status::Busy);
     }
-    if resume.groups.is_empty() {
-        if resume.inject != 0 {
-            let event = events::check(resume.inject, vmcb.long_code(), limits.few_error_codes)?;
-            inject(event, vmcb, extra);
-        }
-    } else {
-        let Some(plan) = Plan::read(page, resume.groups, vmcb, extra, limits) else {
-            return Err(Status::Range);
-        };
-        let long_code = is_long_code(plan.efer, plan.cs.attributes);
-        let event = events::check(resume.inject, long_code, limits.few_error_codes)?;
-        plan.write(page, resume.groups, vmcb, extra);
-        inject(event, vmcb, extra);
+    events::check(resume.inject, limits.few_error_codes)?;
+    if !resume.groups.is_empty() {
+        load(page, resume.groups, vmcb, extra, limits)?;
+    }
+    if resume.inject != 0 {
+        (extra.event, extra.fresh, vmcb.control.event) = (resume.inject, 1, resume.inject);
     }
     if !resume.groups.contains(Groups::CORE) {
-        vmcb.save.rip = resume.rip;
-        vmcb.save.rax = resume.rax;
+        (vmcb.save.rip, vmcb.save.rax) = (resume.rip, resume.rax);
     }
     if resume.clear_shadow {
         vmcb.control.shadow = 0;
@@ -303,58 +190,13 @@ pub fn resume(
     Ok(())
 }
 
-fn inject(event: u64, vmcb: &mut Vmcb, extra: &mut Extra) {
-    if event != 0 {
-        extra.event = event;
-        extra.fresh = 1;
-        vmcb.control.event = event;
-    }
-}
-
 /// Fills groups of the state page. The registers of [`RESIDENT`] are taken from `extra`.
-pub fn save(page: &mut impl StatePage, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
-    macro_rules! store {
-        ($group:ident: $($field:ident)+) => {
-            if groups.contains(Groups::$group) { $( page.set(word!($field), vmcb.save.$field); )+ }
-        };
-    }
-    macro_rules! store_segments {
-        ($group:ident: $($field:ident)+) => {
-            if groups.contains(Groups::$group) { $( put_segment(page, word!($field), &vmcb.save.$field); )+ }
-        };
-    }
-    plain!(store, store_segments);
-    store!(CORE: rflags);
-    store!(CONTROL: cr0 cr3 cr4);
-    store!(DEBUG: dr6 dr7);
-    store!(PAT: pat);
-    let (save, control) = (&vmcb.save, &vmcb.control);
+pub fn save(page: &mut impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) {
+    each(groups, vmcb, extra, |offset, word| page.set(offset, *word));
     if groups.contains(Groups::CORE) {
-        page.set(gpr(0), save.rax);
-        page.set(gpr(4), save.rsp);
-        page.set(word!(cpl), save.cpl.into());
-    }
-    if groups.contains(Groups::SEGMENTS) {
-        for (at, segment) in save.segments.iter().enumerate() {
-            put_segment(page, SEGMENTS + at * size_of::<Segment>(), segment);
-        }
+        page.set(offset_of!(VcpuState, cpl), vmcb.save.cpl.into());
     }
     if groups.contains(Groups::CONTROL) {
-        page.set(word!(efer), save.efer & !SVME);
-    }
-    if groups.contains(Groups::DEBUG) {
-        for (at, address) in extra.dr.iter().enumerate() {
-            page.set(DR + at * 8, *address);
-        }
-    }
-    if groups.contains(Groups::EVENTS) {
-        page.set(word!(shadow), control.shadow & 1);
-    }
-    if groups.contains(Groups::TSC) {
-        page.set(word!(tsc_offset), control.tsc_offset);
-        page.set(word!(tsc_aux), extra.tsc_aux);
-    }
-    if groups.contains(Groups::XCR0) {
-        page.set(word!(xcr0), extra.xcr0);
+        page.set(offset_of!(VcpuState, efer), vmcb.save.efer & !SVME);
     }
 }

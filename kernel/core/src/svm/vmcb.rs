@@ -5,82 +5,20 @@ use core::mem::offset_of;
 use caisson_proto::vcpu::Segment;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-bitflags::bitflags! {
-    /// Intercepts of instructions and events: the words at 0x00c (bits 31:0) and 0x010 (bits 63:32). Those that are
-    /// used; not RDTSC, RDTSCP, PAUSE, INVLPG and IRET, which are the guest's own.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Intercepts: u64 {
-        /// Physical interrupts.
-        const INTR = 1 << 0;
-        /// Physical NMIs.
-        const NMI = 1 << 1;
-        /// SMIs.
-        const SMI = 1 << 2;
-        /// INIT signals.
-        const INIT = 1 << 3;
-        /// The moment at which a virtual interrupt can be taken.
-        const VINTR = 1 << 4;
-        /// RDPMC.
-        const RDPMC = 1 << 15;
-        /// CPUID.
-        const CPUID = 1 << 18;
-        /// INVD.
-        const INVD = 1 << 22;
-        /// HLT.
-        const HLT = 1 << 24;
-        /// INVLPGA.
-        const INVLPGA = 1 << 26;
-        /// Port accesses that the I/O permission map names.
-        const IOIO = 1 << 27;
-        /// MSR accesses that the MSR permission map names.
-        const MSR = 1 << 28;
-        /// Task switches.
-        const TASK_SWITCH = 1 << 29;
-        /// FERR freeze.
-        const FERR_FREEZE = 1 << 30;
-        /// Shutdown.
-        const SHUTDOWN = 1 << 31;
-        /// VMRUN; the CPU refuses a VMCB without it.
-        const VMRUN = 1 << 32;
-        /// VMMCALL.
-        const VMMCALL = 1 << 33;
-        /// VMLOAD.
-        const VMLOAD = 1 << 34;
-        /// VMSAVE.
-        const VMSAVE = 1 << 35;
-        /// STGI.
-        const STGI = 1 << 36;
-        /// CLGI.
-        const CLGI = 1 << 37;
-        /// SKINIT.
-        const SKINIT = 1 << 38;
-        /// WBINVD and WBNOINVD.
-        const WBINVD = 1 << 41;
-        /// MONITOR and MONITORX.
-        const MONITOR = 1 << 42;
-        /// MWAIT and MWAITX.
-        const MWAIT = 1 << 43;
-        /// MWAIT with an armed monitor.
-        const MWAIT_ARMED = 1 << 44;
-        /// XSETBV.
-        const XSETBV = 1 << 45;
-    }
-}
+/// What is intercepted always, as bit numbers of the words at 0x00c and 0x010:
+/// 0 INTR, 1 NMI, 2 SMI, 3 INIT, 15 RDPMC, 18 CPUID, 22 INVD, 24 HLT, 26 INVLPGA, 27 ports that the I/O map names,
+/// 28 MSRs that the MSR map names, 29 task switches, 30 FERR freeze, 31 shutdown, 32 VMRUN (the CPU refuses a VMCB
+/// without it), 33 VMMCALL, 34 VMLOAD, 35 VMSAVE, 36 STGI, 37 CLGI, 38 SKINIT, 41 WBINVD and WBNOINVD, 42 MONITOR,
+/// 43 and 44 MWAIT, 45 XSETBV. Not RDTSC, RDTSCP, PAUSE, INVLPG and IRET, which are the guest's own.
+const INTERCEPTED: [u32; 26] =
+    [0, 1, 2, 3, 15, 18, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 41, 42, 43, 44, 45];
+/// The intercept of the moment at which a virtual interrupt can be taken.
+const VINTR: u32 = 1 << 4;
 
-bitflags::bitflags! {
-    /// Virtual interrupts: the quadword at 0x060.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct VirtualInterrupt: u64 {
-        /// An interrupt is pending.
-        const PENDING = 1 << 8;
-        /// The highest priority.
-        const PRIORITY = 0xf << 16;
-        /// Priority and TPR aren't compared.
-        const IGNORE_TPR = 1 << 20;
-        /// The guest's IF masks virtual interrupts only; the host's IF at VMRUN masks physical ones.
-        const MASKING = 1 << 24;
-    }
-}
+/// Virtual interrupts, in the quadword at 0x060: one is pending, of the highest priority, whatever the TPR says.
+const PENDING: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
+/// There, too: the guest's IF masks virtual interrupts only; the host's IF at VMRUN masks physical ones.
+pub const MASKING: u64 = 1 << 24;
 
 /// Nested paging is on: bit 0 of the quadword at 0x090.
 pub const NESTED_PAGING: u64 = 1;
@@ -103,11 +41,9 @@ pub struct Control {
     pub dr: u32,
     /// Exception intercepts, a bit a vector.
     pub exceptions: u32,
-    /// [`Intercepts`], low word first.
+    /// Intercepts of instructions and events, a bit each, low word first.
     pub intercepts: [u32; 2],
-    reserved_014: [u32; 10],
-    /// PAUSE filter threshold (bits 15:0) and count (bits 31:16).
-    pub pause: u32,
+    reserved_014: [u32; 11],
     /// I/O permission map: physical address of three frames.
     pub iopm: u64,
     /// MSR permission map: physical address of two frames.
@@ -118,7 +54,7 @@ pub struct Control {
     pub asid: u32,
     /// What VMRUN does to the TLB.
     pub tlb_control: u32,
-    /// [`VirtualInterrupt`], with the guest's TPR in bits 7:0.
+    /// Virtual interrupts, with the guest's TPR in bits 7:0.
     pub interrupt: u64,
     /// Bit 0: interrupt shadow.
     pub shadow: u64,
@@ -132,42 +68,23 @@ pub struct Control {
     pub int_info: u64,
     /// See [`NESTED_PAGING`].
     pub nested: u64,
-    /// Guest-physical address of the AVIC's registers.
-    pub avic_bar: u64,
-    /// Guest-physical address of the GHCB.
-    pub ghcb: u64,
+    reserved_098: [u64; 2],
     /// The event to inject.
     pub event: u64,
     /// Root of the nested page tables.
     pub n_cr3: u64,
-    /// Virtualisation of LBRs, VMLOAD and VMSAVE.
-    pub virtualize: u64,
-    /// What the CPU may keep from the last VMRUN; 0 for nothing.
-    pub clean: u64,
+    reserved_0b8: [u64; 2],
     /// The next instruction (CPUID 8000_000A EDX[3]).
     pub next_rip: u64,
-    /// How many instruction bytes follow (CPUID 8000_000A EDX[7]), and they.
-    pub fetched: [u8; 16],
-    reserved_0e0: [u64; 5],
-    /// Physical address of the encrypted save area.
-    pub vmsa: u64,
-    reserved_110: [u64; 94],
+    reserved_0d0: [u64; 102],
 }
 
 /// The state save area.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Save {
-    /// es cs ss ds fs gs.
-    pub segments: [Segment; 6],
-    /// Global descriptor table.
-    pub gdtr: Segment,
-    /// Local descriptor table.
-    pub ldtr: Segment,
-    /// Interrupt descriptor table.
-    pub idtr: Segment,
-    /// Task register.
-    pub tr: Segment,
+    /// es cs ss ds fs gs gdtr ldtr idtr tr.
+    pub segments: [Segment; 10],
     reserved_0a0: [u8; 43],
     /// Current privilege level.
     pub cpl: u8,
@@ -236,46 +153,31 @@ macro_rules! at {
 }
 
 at! {
-    Control.exceptions = 0x08; Control.intercepts = 0x0c; Control.pause = 0x3c; Control.iopm = 0x40;
-    Control.asid = 0x58; Control.tlb_control = 0x5c; Control.interrupt = 0x60; Control.exit_code = 0x70;
-    Control.int_info = 0x88; Control.nested = 0x90; Control.ghcb = 0xa0; Control.event = 0xa8;
-    Control.n_cr3 = 0xb0; Control.clean = 0xc0; Control.next_rip = 0xc8; Control.fetched = 0xd0;
-    Control.vmsa = 0x108;
-    Save.gdtr = 0x60; Save.ldtr = 0x70; Save.idtr = 0x80; Save.tr = 0x90; Save.cpl = 0xcb; Save.efer = 0xd0;
-    Save.cr4 = 0x148; Save.cr0 = 0x158; Save.rflags = 0x170; Save.rip = 0x178; Save.rsp = 0x1d8;
-    Save.rax = 0x1f8; Save.star = 0x200; Save.sysenter_eip = 0x238; Save.cr2 = 0x240; Save.pat = 0x268;
-    Vmcb.save = 0x400;
+    Control.intercepts = 0x0c; Control.iopm = 0x40; Control.asid = 0x58; Control.interrupt = 0x60;
+    Control.exit_code = 0x70; Control.int_info = 0x88; Control.nested = 0x90; Control.event = 0xa8;
+    Control.n_cr3 = 0xb0; Control.next_rip = 0xc8; Save.cpl = 0xcb; Save.efer = 0xd0; Save.cr4 = 0x148;
+    Save.cr0 = 0x158; Save.rflags = 0x170; Save.rip = 0x178; Save.rsp = 0x1d8; Save.rax = 0x1f8; Save.star = 0x200;
+    Save.sysenter_eip = 0x238; Save.cr2 = 0x240; Save.pat = 0x268; Vmcb.save = 0x400;
 }
 const _: () = assert!(size_of::<Vmcb>() == 4096);
 
 impl Vmcb {
-    /// Sets what is intercepted.
-    pub fn set_intercepts(&mut self, intercepts: Intercepts) {
-        self.control.intercepts = [intercepts.bits() as u32, (intercepts.bits() >> 32) as u32];
+    /// Sets what is intercepted always; the window is closed.
+    pub fn set_intercepts(&mut self) {
+        for bit in INTERCEPTED {
+            self.control.intercepts[bit as usize / 32] |= 1 << (bit % 32);
+        }
     }
 
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't.
     #[inline]
     pub fn set_window(&mut self, open: bool) {
-        const IRQ: u64 =
-            VirtualInterrupt::PENDING.union(VirtualInterrupt::PRIORITY).union(VirtualInterrupt::IGNORE_TPR).bits();
-        const INTERCEPT: u32 = Intercepts::VINTR.bits() as u32;
         if open {
-            self.control.interrupt |= IRQ;
-            self.control.intercepts[0] |= INTERCEPT;
-        } else if self.control.intercepts[0] & INTERCEPT != 0 {
-            self.control.interrupt &= !IRQ;
-            self.control.intercepts[0] &= !INTERCEPT;
+            self.control.interrupt |= PENDING;
+            self.control.intercepts[0] |= VINTR;
+        } else if self.control.intercepts[0] & VINTR != 0 {
+            self.control.interrupt &= !PENDING;
+            self.control.intercepts[0] &= !VINTR;
         }
     }
-
-    /// Whether the guest's code is 64-bit code: EFER.LMA and CS.L.
-    pub fn long_code(&self) -> bool {
-        is_long_code(self.save.efer, self.save.segments[1].attributes)
-    }
-}
-
-/// Whether code is 64-bit code, by EFER and the attributes of CS.
-pub const fn is_long_code(efer: u64, cs_attributes: u16) -> bool {
-    efer & 1 << 10 != 0 && cs_attributes & 1 << 9 != 0
 }

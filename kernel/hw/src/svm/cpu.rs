@@ -74,48 +74,11 @@ pub fn supported(quirks: &Quirks) -> Result<Features, Unsupported> {
         flush_by_asid: svm.edx & 1 << 6 != 0,
         tsc_aux: cpuid(0x8000_0001, 0).edx & 1 << 27 != 0 || cpuid(7, 0).ecx & 1 << 22 != 0,
         limits: Limits {
-            cr4: allowed_cr4(),
-            efer: allowed_efer(),
             xcr0: allowed_xcr0(),
-            phys_bits: (cpuid(0x8000_0008, 0).eax & 0xff).clamp(36, 52),
             few_error_codes: quirks.few_error_codes,
             virq_reported_as_exception: quirks.virq_reported_as_exception,
         },
     })
-}
-
-/// Collects the bits whose CPUID bit is set.
-fn collect(always: u64, bits: &[(u32, u32, u64)]) -> u64 {
-    bits.iter().filter(|(register, bit, _)| register >> bit & 1 == 1).fold(always, |all, (_, _, value)| all | value)
-}
-
-fn allowed_cr4() -> u64 {
-    let (basic, extended) = (cpuid(1, 0), cpuid(7, 0));
-    collect(
-        0x7ff,
-        &[
-            (extended.ecx, 2, 1 << 11),  // UMIP
-            (extended.ecx, 16, 1 << 12), // LA57
-            (extended.ebx, 0, 1 << 16),  // FSGSBASE
-            (basic.ecx, 17, 1 << 17),    // PCIDE
-            (basic.ecx, 26, 1 << 18),    // OSXSAVE
-            (extended.ebx, 7, 1 << 20),  // SMEP
-            (extended.ebx, 20, 1 << 21), // SMAP
-            (extended.ecx, 3, 1 << 22),  // PKE
-        ],
-    )
-}
-
-fn allowed_efer() -> u64 {
-    let extended = cpuid(0x8000_0001, 0);
-    collect(
-        1 << 0 | 1 << 8 | 1 << 10, // SCE, LME, LMA
-        &[
-            (extended.edx, 20, 1 << 11), // NXE
-            (extended.edx, 25, 1 << 14), // FFXSR
-            (extended.ecx, 17, 1 << 15), // TCE
-        ],
-    )
 }
 
 /// The components that the CPU has, that a vCPU's area holds, and that the kernel knows to be user state:

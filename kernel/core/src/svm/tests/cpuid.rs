@@ -45,6 +45,8 @@ fn model(entries: &[CpuidEntry], leaf: u32, subleaf: u32, osxsave: bool) -> Answ
 }
 
 proptest! {
+    #![proptest_config(super::cases(256))]
+
     #[test]
     fn answers_like_a_list(entries in prop::collection::vec(entry(), 0..=CpuidEntry::MAX), asked in prop::collection::vec((any::<prop::sample::Index>(), 0..5u32, any::<bool>()), 1..40)) {
         let table = table(&entries);

@@ -38,42 +38,23 @@ fn what_was_broken_off_comes_again() {
 fn what_may_be_injected() {
     let page_fault = VALID | EXCEPTION | ERROR_CODE | 14 | 4 << 32;
     let vc = VALID | EXCEPTION | ERROR_CODE | 29 | 1 << 32;
-    let overflow = VALID | EXCEPTION | 4;
-    for (word, long_code, few, expected) in [
-        (0, true, true, Ok(0)),
-        (VALID | 0x20, true, false, Ok(VALID | 0x20)),
-        (VALID | NMI | 77, true, false, Ok(VALID | NMI | 2)),
-        (VALID | SOFTWARE | 0x80, true, false, Ok(VALID | SOFTWARE | 0x80)),
-        (page_fault, true, true, Ok(page_fault)),
-        (vc, true, false, Ok(vc)),
-        (vc, true, true, Err(Status::Unsupported)),
-        (overflow, false, false, Ok(overflow)),
-        (overflow, true, false, Err(Status::Range)),
-        (0x20, true, false, Err(Status::Malformed)),
-        (VALID | 1 << 12, true, false, Err(Status::Malformed)),
-        (VALID | 0x20 | 1 << 32, true, false, Err(Status::Malformed)),
-        (VALID | ERROR_CODE | 0x20, true, false, Err(Status::Range)),
-        (VALID | 1 << 8 | 0x20, true, false, Err(Status::Range)),
-        (VALID | EXCEPTION | 2, true, false, Err(Status::Range)),
-        (VALID | EXCEPTION | 32, true, false, Err(Status::Range)),
-        (VALID | EXCEPTION | ERROR_CODE | 6, true, false, Err(Status::Range)),
+    for (word, few, expected) in [
+        (0, true, Ok(())),
+        (VALID | 0x20, false, Ok(())),
+        (VALID | NMI | 77, false, Ok(())),
+        (VALID | SOFTWARE | 0x80, false, Ok(())),
+        (page_fault, true, Ok(())),
+        (vc, false, Ok(())),
+        (vc, true, Err(Status::Unsupported)),
+        (0x20, false, Err(Status::Malformed)),
+        (VALID | 1 << 12, false, Err(Status::Malformed)),
     ] {
-        assert_eq!(check(word, long_code, few), expected, "{word:#x}");
+        assert_eq!(check(word, few), expected, "{word:#x}");
     }
 }
 
 proptest! {
-    /// QEMU's own rule (and the CPU's, as far as it goes): no type but 0, 2, 3, 4; no exception 2, or from 31 on.
-    #[test]
-    fn nothing_invalid_passes(word in any::<u64>(), valid in any::<bool>(), long_code in any::<bool>(), few in any::<bool>()) {
-        let word = word & !0x7fff_f000 | if valid { VALID } else { 0 };
-        if let Ok(event) = check(word, long_code, few) {
-            let vector = event & 0xff;
-            prop_assert!(event == 0 || event & VALID != 0);
-            prop_assert!([INTERRUPT, NMI, EXCEPTION, SOFTWARE].contains(&(event & 0x700)));
-            prop_assert!(event & 0x700 != EXCEPTION || vector < 31 && vector != 2);
-        }
-    }
+    #![proptest_config(super::cases(256))]
 
     /// What comes again is accepted again: nothing is lost or changed by breaking off twice.
     #[test]

@@ -71,7 +71,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(super::cases(64))]
+
     #[test]
     fn maps_what_a_map_does(steps in prop::collection::vec(step(), 1..16), tables in 4..30usize) {
         let (mut memory, mut pool) = (Memory::default(), Pool::new(tables));
