@@ -13,7 +13,7 @@ pub type Error = Status;
 
 bitflags::bitflags! {
     /// Classes of kernel operations; the manifest's `kernel = […]` names them in lower case.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Caps: u32 {
         /// See how services fare; restart and kill them; end the machine.
         const SUPERVISE = 1 << 0;

@@ -76,9 +76,3 @@ impl Bells {
         self.queued.load(Ordering::SeqCst) != 0
     }
 }
-
-impl Default for Bells {
-    fn default() -> Self {
-        Self::new()
-    }
-}

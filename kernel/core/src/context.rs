@@ -5,10 +5,10 @@
 
 use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
 use caisson_proto::addr::ServiceId;
-use caisson_proto::wire::Words;
+use caisson_proto::wire::{Field, Words};
 
 use crate::service::Caller;
-use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, settled};
+use crate::sync::{Atomic, AtomicU16, AtomicU32, AtomicU64, Ordering, settled};
 
 /// Contexts in all.
 pub const CONTEXTS: usize = MAX_SERVICES + MAX_VMS * MAX_VCPUS;
@@ -18,8 +18,17 @@ pub const WORDS: usize = CONTEXTS / 64;
 const _: () = assert!(MAX_SERVICES == 64 && CONTEXTS.is_multiple_of(64));
 
 /// A context's number: below [`MAX_SERVICES`] the doorbell activation of that slot, above a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Context(u16);
+
+impl Field for Context {
+    fn to_word(self) -> u64 {
+        self.0.into()
+    }
+    fn from_word(word: u64) -> Option<Self> {
+        Self::from_number(word as u16)
+    }
+}
 
 /// What a context stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,20 +74,20 @@ impl Context {
     }
 }
 
-/// Where a context is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Phase {
-    /// Doesn't run: a doorbell activation without bells, a vCPU that was stopped or never started.
-    Idle = 0,
-    /// Wants to run: enters its guest, or takes its doorbells.
-    Ready = 1,
-    /// Its call chain runs in services, or it is in its guest.
-    Running = 2,
-    /// Its call chain waits for its turn at a service that is busy elsewhere.
-    Waiting = 3,
-    /// A vCPU that waits for a kick or its deadline.
-    Parked = 4,
+caisson_proto::wire_enum! {
+    /// Where a context is in its life.
+    pub enum Phase {
+        /// Doesn't run: a doorbell activation without bells, a vCPU that was stopped or never started.
+        Idle = 0,
+        /// Wants to run: enters its guest, or takes its doorbells.
+        Ready = 1,
+        /// Its call chain runs in services, or it is in its guest.
+        Running = 2,
+        /// Its call chain waits for its turn at a service that is busy elsewhere.
+        Waiting = 3,
+        /// A vCPU that waits for a kick or its deadline.
+        Parked = 4,
+    }
 }
 
 /// Things that happened to a context and that its CPU hasn't seen yet.
@@ -121,7 +130,7 @@ pub enum Entry {
 /// The shared part of a context.
 #[derive(Debug)]
 pub struct ContextState {
-    phase: AtomicU8,
+    phase: Atomic<Phase>,
     /// The CPU that it runs on.
     pub home: AtomicU16,
     /// See [`pending`].
@@ -130,13 +139,10 @@ pub struct ContextState {
     pub deadline: AtomicU64,
     /// Odd while the vCPU is in its guest; moves at each entry and exit.
     world: AtomicU32,
-    /// 1 if translations were removed that the vCPU's CPU may still have.
-    stale: AtomicU8,
-    /// The call that waits for its turn: target's id, words, lease, and the caller's slot.
-    waiting_for: AtomicU32,
-    caller: AtomicU32,
-    words: [AtomicU64; 8],
-    lease: AtomicU64,
+    /// Whether translations were removed that the vCPU's CPU may still have.
+    stale: Atomic<bool>,
+    /// The call that waits for its turn. Only the context's own CPU locks it.
+    pub call: spin::Mutex<Stashed>,
 }
 
 /// A call on hold.
@@ -157,16 +163,18 @@ impl ContextState {
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {
-            phase: AtomicU8::new(Phase::Idle as u8),
+            phase: Atomic::new(Phase::Idle as u64),
             home: AtomicU16::new(0),
             pending: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
             world: AtomicU32::new(0),
-            stale: AtomicU8::new(0),
-            waiting_for: AtomicU32::new(0),
-            caller: AtomicU32::new(0),
-            words: [const { AtomicU64::new(0) }; 8],
-            lease: AtomicU64::new(0),
+            stale: Atomic::new(0),
+            call: spin::Mutex::new(Stashed {
+                target: ServiceId::new(0, 0),
+                caller: Caller::None,
+                words: [0; 8],
+                lease: 0,
+            }),
         }
     }
 
@@ -174,62 +182,34 @@ impl ContextState {
     #[cfg(loom)]
     pub fn new() -> Self {
         Self {
-            phase: AtomicU8::new(Phase::Idle as u8),
+            phase: Atomic::new(Phase::Idle as u64),
             home: AtomicU16::new(0),
             pending: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
             world: AtomicU32::new(0),
-            stale: AtomicU8::new(0),
-            waiting_for: AtomicU32::new(0),
-            caller: AtomicU32::new(0),
-            words: core::array::from_fn(|_| AtomicU64::new(0)),
-            lease: AtomicU64::new(0),
+            stale: Atomic::new(0),
+            call: spin::Mutex::new(Stashed {
+                target: ServiceId::new(0, 0),
+                caller: Caller::None,
+                words: [0; 8],
+                lease: 0,
+            }),
         }
     }
 
     /// Its phase.
     pub fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::SeqCst) {
-            1 => Phase::Ready,
-            2 => Phase::Running,
-            3 => Phase::Waiting,
-            4 => Phase::Parked,
-            _ => Phase::Idle,
-        }
+        self.phase.get()
     }
 
     /// Moves to `phase`.
     pub fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::SeqCst);
+        self.phase.swap(phase);
     }
 
     /// Moves from one phase to another unless something else did.
     pub fn change_phase(&self, from: Phase, to: Phase) -> bool {
-        self.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
-
-    /// Puts a call on hold. Only the context's own CPU does this.
-    pub fn stash(&self, call: &Stashed) {
-        self.waiting_for.store(call.target.bits(), Ordering::Relaxed);
-        self.caller.store(call.caller.sender(), Ordering::Relaxed);
-        for (slot, word) in self.words.iter().zip(call.words) {
-            slot.store(word, Ordering::Relaxed);
-        }
-        self.lease.store(call.lease, Ordering::Relaxed);
-    }
-
-    /// The call on hold.
-    pub fn stashed(&self) -> Stashed {
-        let mut words = [0; 8];
-        for (word, slot) in words.iter_mut().zip(&self.words) {
-            *word = slot.load(Ordering::Relaxed);
-        }
-        Stashed {
-            target: ServiceId::from_bits(self.waiting_for.load(Ordering::Relaxed)),
-            caller: Caller::from_sender(self.caller.load(Ordering::Relaxed)),
-            words,
-            lease: self.lease.load(Ordering::Relaxed),
-        }
+        self.phase.change(from, to)
     }
 
     /// Whether the vCPU is in its guest now.
@@ -259,7 +239,7 @@ impl ContextState {
     /// Its translations are stale from now on. If [`world`](Self::world) is odd after this, it may use them until
     /// `world` moves; its next entry flushes.
     pub fn make_stale(&self) {
-        self.stale.store(1, Ordering::SeqCst);
+        self.stale.swap(true);
         settled();
     }
 
@@ -272,8 +252,7 @@ impl ContextState {
             self.leave();
             return Entry::Pending;
         }
-        let flush = self.stale.load(Ordering::SeqCst) != 0 && self.stale.swap(0, Ordering::SeqCst) != 0;
-        Entry::Entered { flush }
+        Entry::Entered { flush: self.stale.get() && self.stale.swap(false) }
     }
 
     /// The vCPU's CPU has left the guest.
@@ -288,11 +267,5 @@ impl ContextState {
         self.phase() == Phase::Parked
             && self.pending.load(Ordering::SeqCst) != 0
             && self.change_phase(Phase::Parked, Phase::Ready)
-    }
-}
-
-impl Default for ContextState {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -6,9 +6,10 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::{MAX_VCPUS, Status};
+use caisson_proto::abi::{MAX_VCPUS, Status, doorbell};
 use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{FaultKind, ServiceState, VmState};
+use caisson_proto::kernel::{Caps, FaultKind, ServiceReport, ServiceState, VmState};
+use caisson_proto::wire::Field;
 
 use crate::context::{Context, Phase, pending};
 use crate::cpu::UserFrame;
@@ -16,88 +17,70 @@ use crate::event::Event;
 use crate::here::Here;
 use crate::ipc::Next;
 use crate::machine::Machine;
-use crate::service::Epitaph;
+use crate::service::plain;
 
 impl<M: Machine> Here<'_, M> {
     /// The service in user mode raised an exception.
     #[allow(clippy::too_many_arguments)] // one fact each
     pub fn exception(&self, frame: &mut UserFrame, vector: u8, error: u64, rip: u64, rsp: u64, address: u64) -> Next {
-        let slot = usize::from(self.local.service.get());
-        let epitaph = Epitaph {
-            state: ServiceState::Faulted,
-            fault: FaultKind::Exception,
-            code: u64::from(vector) << 32 | error & 0xffff_ffff,
-            rip,
-            address,
-            rsp,
-            client: u64::from(self.service(slot).caller().sender()),
-        };
-        self.end_service(frame, slot, epitaph)
+        let code = u64::from(vector) << 32 | error & 0xffff_ffff;
+        let report = ServiceReport { fault: FaultKind::Exception, code, rip, address, rsp, ..self.faulted() };
+        self.end_service(frame, report)
     }
 
-    /// The service broke the rules.
+    /// The service in user mode broke the rules.
     #[cold]
     pub(crate) fn blame(&self, slot: usize, fault: FaultKind, frame: &mut UserFrame) -> Next {
-        let service = self.service(slot);
         let code = match fault {
-            FaultKind::Overrun => u64::from(service.budget_ms.load(Ordering::Relaxed)),
+            FaultKind::Overrun => u64::from(self.service(slot).budget_ms.load(Ordering::Relaxed)),
             _ => frame.words[0],
         };
-        let epitaph = Epitaph {
-            state: ServiceState::Faulted,
-            fault,
-            code,
-            rip: frame.rip,
-            address: frame.rax,
-            rsp: frame.rsp,
-            client: u64::from(service.caller().sender()),
-        };
-        self.end_service(frame, slot, epitaph)
+        let UserFrame { rip, rax: address, rsp, .. } = *frame;
+        self.end_service(frame, ServiceReport { fault, code, rip, address, rsp, ..self.faulted() })
+    }
+
+    /// The report of the service in user mode, which faulted, without the fault.
+    fn faulted(&self) -> ServiceReport {
+        let service = self.service(self.local.service.get().into());
+        ServiceReport { client: service.caller.get().to_word(), ..plain(service.id.get(), ServiceState::Faulted) }
     }
 
     /// The service ends itself.
     #[cold]
     pub(crate) fn exit_service(&self, slot: usize, frame: &mut UserFrame) -> Next {
         let [code, rip, address, rsp, client, ..] = frame.words;
-        let epitaph = Epitaph { state: ServiceState::Exited, fault: FaultKind::None, code, rip, address, rsp, client };
-        self.end_service(frame, slot, epitaph)
+        let plain = plain(self.service(slot).id.get(), ServiceState::Exited);
+        self.end_service(frame, ServiceReport { code, rip, address, rsp, client, ..plain })
     }
 
     /// A condemned service ends, now that the chain is back at it.
     #[cold]
     pub(crate) fn die(&self, frame: &mut UserFrame, slot: usize) -> Next {
-        self.end_service(frame, slot, Epitaph::plain(ServiceState::Killed))
+        self.end_service(frame, plain(self.service(slot).id.get(), ServiceState::Killed))
     }
 
     /// Ends a service whose turn the present context has, and answers its caller in its place.
-    fn end_service(&self, frame: &mut UserFrame, slot: usize, epitaph: Epitaph) -> Next {
-        let service = self.service(slot);
-        let caller = service.caller();
-        self.bury(slot, epitaph);
+    fn end_service(&self, frame: &mut UserFrame, report: ServiceReport) -> Next {
+        let caller = self.service(report.id.index()).caller.get();
+        self.bury(report);
         let Some(context) = self.local.context.get() else { return Next::Pick };
         self.answer(frame, context, caller, Status::Died, &[0; 8])
     }
 
     /// Ends a service whose turn this CPU has; passes the turn on.
-    fn bury(&self, slot: usize, epitaph: Epitaph) {
-        let service = self.service(slot);
-        let id = service.id();
-        self.settle(slot, service);
-        service.bury(epitaph);
-        self.machine.log(match epitaph.state {
-            ServiceState::Faulted => Event::Faulted {
-                service: id,
-                kind: epitaph.fault,
-                code: epitaph.code,
-                rip: epitaph.rip,
-                address: epitaph.address,
-            },
-            ServiceState::Exited => Event::Exited(id, epitaph.code),
+    fn bury(&self, report: ServiceReport) {
+        let ServiceReport { id, state, fault: kind, code, rip, address, .. } = report;
+        let service = self.service(id.index());
+        self.settle(id.index(), service);
+        service.bury(report);
+        self.machine.log(match state {
+            ServiceState::Faulted => Event::Faulted { service: id, kind, code, rip, address },
+            ServiceState::Exited => Event::Exited(id, code),
             _ => Event::Killed(id),
         });
         self.orphan(id);
         self.pass_turn(service);
-        self.ring_supervisor();
+        self.ring_all(Caps::SUPERVISE, doorbell::SERVICE_DIED);
     }
 
     /// Stops every VM that a dead service handled. Under the table lock, so that none is released meanwhile and its
@@ -105,7 +88,7 @@ impl<M: Machine> Here<'_, M> {
     fn orphan(&self, handler: ServiceId) {
         let _stay = self.tables();
         for (slot, vm) in self.vms.iter().enumerate() {
-            if vm.state() == Some(VmState::Alive) && vm.handler() == handler {
+            if vm.state() == Some(VmState::Alive) && vm.handler.get() == handler {
                 vm.dying();
                 self.stop_vcpus(slot);
             }
@@ -114,10 +97,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Asks every vCPU of a VM to stop.
     pub(crate) fn stop_vcpus(&self, vm: usize) {
-        for index in 0..MAX_VCPUS {
-            let context = Context::vcpu(vm, index);
-            self.kick(context, pending::STOP);
-        }
+        (0..MAX_VCPUS).for_each(|index| self.kick(Context::vcpu(vm, index), pending::STOP));
     }
 
     /// Whether no vCPU of a VM runs or will run.
@@ -128,7 +108,7 @@ impl<M: Machine> Here<'_, M> {
     /// Kills a service: now if it is idle, else when the chain that it is in comes back to it.
     pub(crate) fn kill(&self, slot: usize) {
         let service = self.service(slot);
-        if service.doom() {
+        if !service.doomed.swap(true) {
             self.kill_idle(slot);
         }
     }
@@ -138,7 +118,7 @@ impl<M: Machine> Here<'_, M> {
     pub(crate) fn kill_idle(&self, slot: usize) {
         let service = self.service(slot);
         if service.turn.try_enter() {
-            if service.is_alive() && service.is_doomed() {
+            if service.alive.get() && service.doomed.get() {
                 self.reap(slot);
             } else {
                 self.pass_turn(service);
@@ -148,7 +128,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Ends a condemned service that runs for nobody, and whose turn this CPU has.
     pub(crate) fn reap(&self, slot: usize) {
-        self.bury(slot, Epitaph::plain(ServiceState::Killed));
+        self.bury(plain(self.service(slot).id.get(), ServiceState::Killed));
     }
 
     /// Starts a dead service from its pristine image; its activation has the turn until its first message.
@@ -158,8 +138,8 @@ impl<M: Machine> Here<'_, M> {
     /// dead.
     pub fn restart(&self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
-        let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler().index() == slot;
-        if service.is_alive() || self.vms.iter().any(handles) {
+        let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
+        if service.alive.get() || self.vms.iter().any(handles) {
             return Err(Status::State);
         }
         if !service.turn.try_enter() {
@@ -167,8 +147,8 @@ impl<M: Machine> Here<'_, M> {
         }
         let entry = self.machine.reset_service(slot);
         service.revive(entry, caisson_proto::layout::STACK_TOP);
-        self.machine.log(Event::Started(service.id()));
+        self.machine.log(Event::Started(service.id.get()));
         self.ring(slot, 0);
-        Ok(service.id())
+        Ok(service.id.get())
     }
 }

@@ -99,29 +99,20 @@ pub struct FrameTable {
 
 impl FrameTable {
     /// A table over entries that are all zero.
-    pub fn new(entries: &'static [AtomicU64]) -> Self {
-        let counts = [const { AtomicU64::new(0) }; STATES];
-        counts[FrameState::Leaked as usize].store(entries.len() as u64, Ordering::Relaxed);
+    pub const fn new(entries: &'static [AtomicU64]) -> Self {
+        let mut counts = [const { AtomicU64::new(0) }; STATES];
+        counts[FrameState::Leaked as usize] = AtomicU64::new(entries.len() as u64);
         Self { entries, counts }
     }
 
     /// How many frames it describes.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.entries.len() as u64
-    }
-
-    /// Whether it describes none.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// Frames in each state, in the order of [`FrameState::ALL`].
     pub fn counts(&self) -> [u64; STATES] {
-        let mut counts = [0; STATES];
-        for (count, cell) in counts.iter_mut().zip(&self.counts) {
-            *count = cell.load(Ordering::Relaxed);
-        }
-        counts
+        self.counts.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// What a frame is; frames of paid batches are free. `None` outside memory.
@@ -149,7 +140,7 @@ impl FrameTable {
 
     /// Boot only: declares a range of RAM to be free or the kernel's.
     pub fn declare(&self, first: Frame, pages: u64, to: Frames) {
-        let pages = pages.min(self.len().saturating_sub(first.0));
+        let pages = pages.min(self.size().saturating_sub(first.0));
         for frame in first.0..first.0 + pages {
             let entry = self.entries.get(frame as usize).map(|entry| entry.load(Ordering::Relaxed));
             self.count(Frames::decode(entry.unwrap_or(0)).state(), to.state(), 1);
@@ -229,7 +220,7 @@ mod tests {
     #[test]
     fn a_frame_is_free_again_exactly_when_its_batch_is_paid() {
         let table = table(8);
-        let batches = Batches::new();
+        let mut batches = Batches::new();
         let vm = VmId::new(3, 1);
         table.declare(Frame(0), 8, Frames::Free { clean: true });
         table.own(Frame(0), 8, vm);

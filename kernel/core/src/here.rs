@@ -3,7 +3,6 @@
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::doorbell;
 use caisson_proto::addr::CpuId;
 use caisson_proto::kernel::Caps;
 use spin::MutexGuard;
@@ -76,19 +75,26 @@ impl<M: Machine> Here<'_, M> {
         service.bells.ring(bits);
         let context = Context::doorbell(slot);
         let state = self.context(context);
-        if service.is_alive() && service.bells.queue() {
+        if service.alive.get() && service.bells.queue() {
             state.home.store(self.local.cpu.0, Ordering::SeqCst);
             state.set_phase(Phase::Ready);
             self.wake(context);
         }
     }
 
-    /// Rings the supervisor, who is whoever has the capability.
-    pub fn ring_supervisor(&self) {
-        for slot in 0..self.service_count() {
-            if self.service(slot).caps().contains(Caps::SUPERVISE) {
-                self.ring(slot, doorbell::SERVICE_DIED);
-            }
+    /// Rings every service that has one of these capabilities.
+    pub(crate) fn ring_all(&self, caps: Caps, bits: u64) {
+        let has = |slot: &usize| self.service(*slot).caps.get().intersects(caps);
+        (0..self.service_count()).filter(has).for_each(|slot| self.ring(slot, bits));
+    }
+
+    /// Completes when a vCPU that is in its guest has left it once.
+    pub(crate) fn expel(&self, context: Context) {
+        let state = self.context(context);
+        let world = state.world();
+        while world & 1 == 1 && state.world() == world {
+            self.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
+            self.machine.relax();
         }
     }
 }

@@ -58,13 +58,15 @@ impl<M: Machine> Here<'_, M> {
             return Next::User;
         }
         let id = ServiceId::new(target as u16, (frame.rax >> 32) as u16);
-        if self.service(target).id() != id {
-            return self.refuse_dead(frame, target);
+        if self.service(target).id.get() != id {
+            frame.rax = Status::Dead as u64;
+            frame.words = id_words(self.service(target).id.get());
+            return Next::User;
         }
         let Some(context) = self.local.context.get() else { return Next::Pick };
         service.rip.store(frame.rip, Ordering::Relaxed);
         service.rsp.store(frame.rsp, Ordering::Relaxed);
-        let caller = Caller::Service(service.id());
+        let caller = Caller::Service(service.id.get());
         let call = Stashed { target: id, caller, words: frame.words, lease: frame.rbx };
         self.send(frame, context, &call)
     }
@@ -79,18 +81,11 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    fn refuse_dead(&self, frame: &mut UserFrame, target: usize) -> Next {
-        frame.rax = Status::Dead as u64;
-        frame.words = [u64::from(self.service(target).id().bits()), 0, 0, 0, 0, 0, 0, 0];
-        Next::User
-    }
-
     /// Puts a call on hold: its service is busy elsewhere. The CPU runs something else.
     #[cold]
     pub(crate) fn wait_turn(&self, context: Context, call: &Stashed) -> Next {
-        let state = self.context(context);
-        state.stash(call);
-        state.set_phase(Phase::Waiting);
+        *self.context(context).call.lock() = *call;
+        self.context(context).set_phase(Phase::Waiting);
         self.local.context.set(None);
         self.local.service.set(NO_SERVICE);
         Next::Pick
@@ -101,14 +96,14 @@ impl<M: Machine> Here<'_, M> {
     pub(crate) fn deliver(&self, frame: &mut UserFrame, context: Context, call: &Stashed) -> Next {
         let (id, caller) = (call.target, call.caller);
         let target = self.service(id.index());
-        let gone = target.id() != id || !target.is_alive();
-        if gone || target.is_doomed() {
+        let gone = target.id.get() != id || !target.alive.get();
+        if gone || target.doomed.get() {
             if gone {
                 self.pass_turn(target)
             } else {
                 self.reap(id.index())
             }
-            let now = target.id();
+            let now = target.id.get();
             return self.answer(frame, context, caller, Status::Dead, &id_words(now));
         }
         frame.rbx = 0;
@@ -121,9 +116,9 @@ impl<M: Machine> Here<'_, M> {
                 }
             }
         }
-        target.serve(caller, context);
+        target.caller.set(caller);
         frame.words = call.words;
-        frame.rax = u64::from(caller.sender()) << 32;
+        frame.rax = caller.to_word() << 32;
         frame.rip = target.rip.load(Ordering::Relaxed);
         frame.rsp = target.rsp.load(Ordering::Relaxed);
         self.local.service.set(id.index() as u16);
@@ -137,7 +132,7 @@ impl<M: Machine> Here<'_, M> {
         let Caller::Service(from) = caller else { return Err(Status::BadLease) };
         let lease = Lease::from_word(word).map_err(|_| Status::BadLease)?.ok_or(Status::BadLease)?;
         let lent = self.machine.lend(from.index(), to, lease)?;
-        self.service(to).borrows.store(1, Ordering::Relaxed);
+        self.service(to).borrows.set(true);
         Ok(lent.to_word())
     }
 
@@ -156,18 +151,18 @@ impl<M: Machine> Here<'_, M> {
             return self.blame(slot, FaultKind::Protocol, frame);
         };
         let Some(context) = self.local.context.get() else { return Next::Pick };
-        let caller = service.caller();
+        let caller = service.caller.get();
         if caller == Caller::Vcpu && (status != Status::Ok || !self.apply(context, &frame.words)) {
             return self.blame(slot, FaultKind::Protocol, frame);
         }
-        if service.is_doomed() {
+        if service.doomed.get() {
             return self.die(frame, slot);
         }
         service.rip.store(frame.rip, Ordering::Relaxed);
         service.rsp.store(frame.rsp, Ordering::Relaxed);
         self.settle(slot, service);
         self.pass_turn(service);
-        if service.is_doomed() {
+        if service.doomed.get() {
             self.kill_idle(slot);
         }
         let words = frame.words;
@@ -177,11 +172,11 @@ impl<M: Machine> Here<'_, M> {
     /// Takes back what was lent to a service and forgets its caller.
     #[inline]
     pub(crate) fn settle(&self, slot: usize, service: &Service) {
-        if service.borrows.load(Ordering::Relaxed) != 0 {
-            service.borrows.store(0, Ordering::Relaxed);
+        if service.borrows.get() {
+            service.borrows.set(false);
             self.machine.take_back(slot);
         }
-        service.served();
+        service.caller.set(Caller::None);
     }
 
     /// Gives an answer to whoever waits for it.
@@ -198,7 +193,7 @@ impl<M: Machine> Here<'_, M> {
             Caller::Service(id) => {
                 let service = self.service(id.index());
                 self.local.service.set(id.index() as u16);
-                if service.is_doomed() {
+                if service.doomed.get() {
                     return self.die(frame, id.index());
                 }
                 frame.rax = status as u64;

@@ -1,8 +1,9 @@
-//! The kernel's state: one instance a self.machine.
+//! The kernel's state: one instance a machine.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS};
+use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS, Status};
+use caisson_proto::addr::BatchId;
 use caisson_proto::bundle::ServiceRecord;
 use spin::Mutex;
 
@@ -10,6 +11,7 @@ use crate::batches::Batches;
 use crate::context::{CONTEXTS, Context, ContextState};
 use crate::frames::FrameTable;
 use crate::service::Service;
+use crate::sync::Atomic;
 use crate::vms::{Books, Vm};
 use crate::woken::Woken;
 
@@ -21,12 +23,12 @@ pub struct Shared {
     /// VMs that ran here since this CPU last wrote back, by slot. Only this CPU clears its row.
     pub ran: AtomicU64,
     /// Somebody wants this CPU to write back.
-    pub flush_wanted: AtomicU32,
+    pub flush_wanted: Atomic<bool>,
 }
 
 impl Shared {
     const fn new() -> Self {
-        Self { woken: Woken::new(), ran: AtomicU64::new(0), flush_wanted: AtomicU32::new(0) }
+        Self { woken: Woken::new(), ran: AtomicU64::new(0), flush_wanted: Atomic::new(0) }
     }
 }
 
@@ -35,14 +37,23 @@ const _: () = assert!(MAX_VMS <= 64, "a CPU's row is one word");
 /// What changes under the table lock.
 #[derive(Debug)]
 pub struct Tables {
-    /// Frames; absent until boot has declared memory.
-    pub frames: Option<FrameTable>,
+    /// Frames; none until boot has declared memory.
+    pub frames: FrameTable,
+    /// Batches.
+    pub batches: Batches,
     /// VMs, by slot.
     pub books: [Books; MAX_VMS],
     /// Tickets given so far.
     pub tickets: u64,
     /// Batch that each of the last tickets is for: number of the ticket and batch.
-    pub open_tickets: heapless::Vec<(u64, caisson_proto::addr::BatchId), 64>,
+    pub open_tickets: heapless::Vec<(u64, BatchId), 64>,
+}
+
+impl Tables {
+    /// The books of the VM in a slot, beside frames and batches.
+    pub(crate) fn of(&mut self, slot: usize) -> Result<(&FrameTable, &mut Batches, &mut Books), Status> {
+        Ok((&self.frames, &mut self.batches, self.books.get_mut(slot).ok_or(Status::Dead)?))
+    }
 }
 
 /// Everything.
@@ -56,8 +67,6 @@ pub struct Kernel {
     pub cpus: [Shared; MAX_CPUS],
     /// VMs, by slot.
     pub vms: [Vm; MAX_VMS],
-    /// Batches.
-    pub batches: Batches,
     pub(crate) tables: Mutex<Tables>,
     service_count: AtomicU32,
     cpu_count: AtomicU32,
@@ -71,9 +80,9 @@ impl Kernel {
             contexts: [const { ContextState::new() }; CONTEXTS],
             cpus: [const { Shared::new() }; MAX_CPUS],
             vms: [const { Vm::new() }; MAX_VMS],
-            batches: Batches::new(),
             tables: Mutex::new(Tables {
-                frames: None,
+                frames: FrameTable::new(&[]),
+                batches: Batches::new(),
                 books: [const { Books::new() }; MAX_VMS],
                 tickets: 0,
                 open_tickets: heapless::Vec::new(),
@@ -85,24 +94,21 @@ impl Kernel {
 
     /// Boot: takes the services' authority from the bundle.
     pub fn configure<'a>(&self, records: impl Iterator<Item = &'a ServiceRecord>, cpus: usize) {
-        let mut count = 0;
         for (slot, (service, record)) in self.services.iter().zip(records).enumerate() {
             service.configure(slot, record);
-            count = slot as u32 + 1;
+            self.service_count.store(slot as u32 + 1, Ordering::Release);
         }
-        self.service_count.store(count, Ordering::Release);
         self.cpu_count.store(cpus as u32, Ordering::Release);
     }
 
     /// Boot: takes the frame table.
     pub fn adopt_frames(&self, frames: FrameTable) {
-        self.tables.lock().frames = Some(frames);
+        self.tables.lock().frames = frames;
     }
 
-    /// For boards that watch over the rules: looks at the frame table, unless somebody is changing it or there is
-    /// none.
+    /// For boards that watch over the rules: looks at the frame table, unless somebody is changing it.
     pub fn inspect<R>(&self, look: impl FnOnce(&FrameTable) -> R) -> Option<R> {
-        self.tables.try_lock()?.frames.as_ref().map(look)
+        self.tables.try_lock().map(|tables| look(&tables.frames))
     }
 
     /// Services in the manifest.
@@ -125,11 +131,5 @@ impl Kernel {
     #[inline]
     pub fn service(&self, slot: usize) -> &Service {
         &self.services[slot % MAX_SERVICES]
-    }
-}
-
-impl Default for Kernel {
-    fn default() -> Self {
-        Self::new()
     }
 }

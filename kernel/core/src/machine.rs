@@ -19,6 +19,9 @@ pub trait TablePool {
     fn give_back(&mut self, frame: Frame);
 }
 
+/// Where an operation takes tables from.
+pub type Pool<'a> = &'a mut dyn TablePool;
+
 /// A mapping that was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Removed {
@@ -87,40 +90,27 @@ pub trait Machine {
         frame: Frame,
         pages: u64,
         access: Access,
-        pool: &mut dyn TablePool,
+        pool: Pool,
     ) -> Result<(), Status>;
     /// Removes the first mapping in a range that ends before `end`.
     ///
     /// # Errors
     /// [`Status::Exhausted`] if a large page reaches out of the range and can't be split for lack of a table.
-    fn nested_unmap(
-        &self,
-        root: Frame,
-        from: Gfn,
-        end: Gfn,
-        pool: &mut dyn TablePool,
-    ) -> Result<Option<Removed>, Status>;
+    fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status>;
     /// Gives every table below and with an empty root back to the pool.
-    fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool);
+    fn nested_drop(&self, root: Frame, pool: Pool);
     /// Maps guest frames in the window of the guest's handler.
     ///
     /// # Errors
     /// As [`nested_map`](Self::nested_map).
-    fn window_map(
-        &self,
-        slot: usize,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        pool: &mut dyn TablePool,
-    ) -> Result<(), Status>;
+    fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Result<(), Status>;
     /// Removes them. Other CPUs may use them until [`flush_translations`](Self::flush_translations).
     ///
     /// # Errors
     /// [`Status::Exhausted`] if a large page must be split and there is no table.
-    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool) -> Result<(), Status>;
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Result<(), Status>;
     /// Gives back every table that the guest's window took.
-    fn window_drop(&self, slot: usize, pool: &mut dyn TablePool);
+    fn window_drop(&self, slot: usize, pool: Pool);
 
     /// Takes the seven adopted frames of a vCPU from `first` on and sets reset state; its state page appears in the
     /// handler's space, and `root` is its view.
@@ -134,7 +124,7 @@ pub trait Machine {
         first: Frame,
         asid: u32,
         root: Frame,
-        pool: &mut dyn TablePool,
+        pool: Pool,
     ) -> Result<(), Status>;
     /// Forgets a vCPU; its state page disappears from the handler.
     fn vcpu_drop(&self, vcpu: Context, handler: usize);

@@ -136,7 +136,7 @@ impl<M: Machine> Here<'_, M> {
             }
             state.set_phase(Phase::Running);
             self.local.context.set(Some(context));
-            return self.deliver(frame, context, &state.stashed());
+            return self.deliver(frame, context, &{ *state.call.lock() });
         }
         match context.kind() {
             Kind::Doorbell(slot) => self.activate(frame, slot, context),
@@ -157,7 +157,7 @@ impl<M: Machine> Here<'_, M> {
         self.context(context).set_phase(Phase::Running);
         self.local.context.set(Some(context));
         // In this order: the first message is not for a service that isn't alive yet.
-        let alive = service.is_alive();
+        let alive = service.alive.get();
         let fresh = alive && service.bells.take_fresh();
         let bells = if fresh { 0 } else { service.bells.take() };
         let caller = if fresh { Caller::Start } else { Caller::Doorbell };
@@ -165,7 +165,7 @@ impl<M: Machine> Here<'_, M> {
             return self.answer(frame, context, Caller::None, caisson_proto::abi::Status::Ok, &[0; 8]);
         }
         let words = [bells, 0, 0, 0, 0, 0, 0, 0];
-        let call = Stashed { target: service.id(), caller, words, lease: 0 };
+        let call = Stashed { target: service.id.get(), caller, words, lease: 0 };
         if fresh {
             return self.deliver(frame, context, &call);
         }
@@ -201,7 +201,7 @@ impl<M: Machine> Here<'_, M> {
     #[inline]
     pub fn vm_exit(&self, frame: &mut UserFrame, context: Context, exit: &Exit) -> Next {
         let handler = match context.kind() {
-            Kind::Vcpu(vm, _) => self.vms.get(vm).map(crate::vms::Vm::handler),
+            Kind::Vcpu(vm, _) => self.vms.get(vm).map(|vm| vm.handler.get()),
             Kind::Doorbell(_) => None,
         };
         let Some(target) = handler else { return Next::Pick };
@@ -312,13 +312,13 @@ impl<M: Machine> Here<'_, M> {
         // The timer is armed from `seen_at`; it has to move on although the service did not.
         self.local.seen_at.set(now);
         self.local.running_for.set(self.local.running_for.get() + now.saturating_sub(began));
-        service.is_doomed() || self.local.running_for.get() > budget
+        service.doomed.get() || self.local.running_for.get() > budget
     }
 
     /// Ends the service in user mode because [`tick`](Self::tick) said so.
     pub fn overrun(&self, frame: &mut UserFrame) -> Next {
         let slot = usize::from(self.local.service.get());
-        if self.service(slot).is_doomed() {
+        if self.service(slot).doomed.get() {
             return self.die(frame, slot);
         }
         self.blame(slot, FaultKind::Overrun, frame)

@@ -103,12 +103,6 @@ const fn halves(state: u64) -> (u32, u32) {
     ((state >> 32) as u32, state as u32)
 }
 
-impl Default for Turn {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

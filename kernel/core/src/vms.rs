@@ -1,6 +1,6 @@
 //! The VM table: what the exit path reads without a lock, and what kernel operations change under the table lock.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use caisson_proto::abi::{MAX_VCPUS, MAX_VIEWS, MAX_VMS, Status};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
@@ -9,6 +9,7 @@ use heapless::Vec;
 
 use crate::invalidation::Invalidation;
 use crate::machine::TablePool;
+use crate::sync::Atomic;
 
 /// Table frames that a VM keeps in stock at the most.
 pub const STOCK: usize = 64;
@@ -19,88 +20,64 @@ pub const TABLES_PER_MAP: usize = 12;
 /// What the exit path reads.
 #[derive(Debug)]
 pub struct Vm {
-    id: AtomicU32,
-    handler: AtomicU32,
-    state: AtomicU8,
-    /// Roots of its views as frame numbers; 0 for none.
-    pub roots: [AtomicU64; MAX_VIEWS],
+    /// The id of the VM here, or the next one to be.
+    pub id: Atomic<VmId>,
+    /// The service that handles its exits.
+    pub handler: Atomic<ServiceId>,
+    /// 0 for an unused slot, else 1 + [`VmState`].
+    state: Atomic<u8>,
+    /// Roots of its views; frame 0 for none.
+    roots: [Atomic<Frame>; MAX_VIEWS],
     /// vCPUs that exist, a bit each.
     pub vcpus: AtomicU32,
 }
-
-const ABSENT: u8 = 0;
-const ALIVE: u8 = 1;
-const DYING: u8 = 2;
 
 impl Vm {
     /// An unused slot.
     pub const fn new() -> Self {
         Self {
-            id: AtomicU32::new(0),
-            handler: AtomicU32::new(0),
-            state: AtomicU8::new(ABSENT),
-            roots: [const { AtomicU64::new(0) }; MAX_VIEWS],
+            id: Atomic::new(0),
+            handler: Atomic::new(0),
+            state: Atomic::new(0),
+            roots: [const { Atomic::new(0) }; MAX_VIEWS],
             vcpus: AtomicU32::new(0),
         }
-    }
-
-    /// The id of the VM here, or the next one to be.
-    pub fn id(&self) -> VmId {
-        VmId::from_bits(self.id.load(Ordering::Acquire))
-    }
-
-    /// The service that handles its exits.
-    #[inline]
-    pub fn handler(&self) -> ServiceId {
-        ServiceId::from_bits(self.handler.load(Ordering::Acquire))
     }
 
     /// Its state; `None` for an unused slot.
     #[inline]
     pub fn state(&self) -> Option<VmState> {
-        match self.state.load(Ordering::Acquire) {
-            ALIVE => Some(VmState::Alive),
-            DYING => Some(VmState::Dying),
-            _ => None,
-        }
+        VmState::ALL.get(usize::from(self.state.get()).checked_sub(1)?).copied()
     }
 
     /// The root of a view.
     pub fn root(&self, view: u8) -> Option<Frame> {
-        let root = self.roots.get(usize::from(view))?.load(Ordering::Acquire);
-        (root != 0).then_some(Frame(root))
+        self.roots.get(usize::from(view)).map(Atomic::get).filter(|root| root.0 != 0)
     }
 
     /// Begins a VM here. Under the table lock.
     pub fn begin(&self, slot: usize, handler: ServiceId, root: Frame) -> VmId {
-        let id = VmId::new(slot as u16, self.id().generation());
-        self.id.store(id.bits(), Ordering::Release);
-        self.handler.store(handler.bits(), Ordering::Release);
+        let id = VmId::new(slot as u16, self.id.get().generation());
+        self.id.set(id);
+        self.handler.set(handler);
         self.vcpus.store(0, Ordering::Release);
         for (view, cell) in self.roots.iter().enumerate() {
-            cell.store(if view == 0 { root.0 } else { 0 }, Ordering::Release);
+            cell.set(if view == 0 { root } else { Frame(0) });
         }
-        self.state.store(ALIVE, Ordering::Release);
+        self.state.set(1 + VmState::Alive as u8);
         id
     }
 
     /// Its vCPUs run no more; its pages are to be taken back.
     pub fn dying(&self) {
-        self.state.store(DYING, Ordering::Release);
+        self.state.set(1 + VmState::Dying as u8);
     }
 
     /// The slot is unused; its next holder has another generation.
     pub fn end(&self) {
-        let id = self.id();
-        self.state.store(ABSENT, Ordering::Release);
-        let next = VmId::new(id.index() as u16, (id.generation() + 1) & 0x7fff);
-        self.id.store(next.bits(), Ordering::Release);
-    }
-}
-
-impl Default for Vm {
-    fn default() -> Self {
-        Self::new()
+        let id = self.id.get();
+        self.state.set(0);
+        self.id.set(VmId::new(id.index() as u16, (id.generation() + 1) & 0x7fff));
     }
 }
 
@@ -109,7 +86,11 @@ impl Default for Vm {
 /// # Errors
 /// [`Status::Dead`] if the slot is unused or has another generation.
 pub fn find(vms: &[Vm; MAX_VMS], id: VmId) -> Result<(usize, &Vm), Status> {
-    vms.iter().enumerate().nth(id.index()).filter(|(_, vm)| vm.state().is_some() && vm.id() == id).ok_or(Status::Dead)
+    vms.iter()
+        .enumerate()
+        .nth(id.index())
+        .filter(|(_, vm)| vm.state().is_some() && vm.id.get() == id)
+        .ok_or(Status::Dead)
 }
 
 /// The part of a VM that only kernel operations use.
@@ -143,12 +124,6 @@ impl Books {
             invalidation: Invalidation::new(),
             stock: Vec::new(),
         }
-    }
-}
-
-impl Default for Books {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

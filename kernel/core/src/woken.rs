@@ -48,9 +48,3 @@ impl Woken {
             .is_some_and(|word| word.load(Ordering::SeqCst) >> (context.index() % 64) & 1 == 1)
     }
 }
-
-impl Default for Woken {
-    fn default() -> Self {
-        Self::new()
-    }
-}

@@ -100,7 +100,7 @@ impl Machine for Silicon {
     }
 
     fn reset_service(&self, slot: usize) -> u64 {
-        spaces::reset(slot, KERNEL.service(slot).id().bits())
+        spaces::reset(slot, KERNEL.service(slot).id.get().bits())
     }
 
     fn adopt(&self, frame: Frame) {

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::kernel::TimerSet;
+use caisson_proto::kernel::{MachineInfo, TimerSet};
 use caisson_proto::wire::Done;
 
 use super::{Answer, Call, ok};
@@ -10,17 +10,17 @@ use crate::context::Context;
 use crate::machine::Machine;
 
 impl<M: Machine> Call<'_, M> {
-    pub(super) fn machine_info(&self) -> Answer {
-        let mut facts = self.here.machine.facts();
-        facts.services = self.here.service_count() as u16;
-        facts.frames = self.here.tables().frames.as_ref().map_or(0, |frames| frames.len());
+    pub(super) fn machine_info(&self, _: &MachineInfo) -> Answer {
+        let mut facts = self.machine.facts();
+        facts.services = self.service_count() as u16;
+        facts.frames = self.tables().frames.size();
         ok(facts)
     }
 
     pub(super) fn timer_set(&self, request: &TimerSet) -> Answer {
-        self.service.timer.store(request.at.0, Ordering::SeqCst);
+        self.caller.timer.store(request.at.0, Ordering::SeqCst);
         if request.at.0 != 0 {
-            self.here.await_deadline(Context::doorbell(self.slot), request.at.0);
+            self.await_deadline(Context::doorbell(self.slot), request.at.0);
         }
         ok(Done {})
     }

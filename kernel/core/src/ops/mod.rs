@@ -8,6 +8,8 @@ mod memory;
 mod supervise;
 mod vcpus;
 
+use core::ops::Deref;
+
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::kernel::{Caps, FaultKind, KernelCall};
 use caisson_proto::wire::{Reply, Words};
@@ -26,8 +28,15 @@ type Answer = Result<Words, Status>;
 struct Call<'a, M: Machine> {
     here: Here<'a, M>,
     slot: usize,
-    service: &'a Service,
+    caller: &'a Service,
     lease: Option<Lease>,
+}
+
+impl<'a, M: Machine> Deref for Call<'a, M> {
+    type Target = Here<'a, M>;
+    fn deref(&self) -> &Here<'a, M> {
+        &self.here
+    }
 }
 
 /// The words of a reply.
@@ -37,89 +46,57 @@ fn ok<R: Reply>(reply: R) -> Answer {
 
 impl<M: Machine> Here<'_, M> {
     /// A call to the kernel.
-    pub(crate) fn kernel_call(&self, frame: &mut UserFrame, slot: usize, service: &Service) -> Next {
+    pub(crate) fn kernel_call(&self, frame: &mut UserFrame, slot: usize, caller: &Service) -> Next {
         let (Ok(call), Ok(lease)) = (KernelCall::decode(&frame.words), Lease::from_word(frame.rbx)) else {
             return self.blame(slot, FaultKind::Protocol, frame);
         };
-        frame.rbx = 0;
-        let op = frame.words[0];
-        let answer = if service.caps().intersects(needed(&call)) || needed(&call).is_empty() {
-            Call { here: *self, slot, service, lease }.invoke(&call)
+        let needed = needed(&call);
+        let answer = if needed.is_empty() || caller.caps.get().intersects(needed) {
+            Call { here: *self, slot, caller, lease }.invoke(&call)
         } else {
             Err(Status::Denied)
         };
-        match answer {
-            Ok(words) => {
-                frame.rax = Status::Ok as u64;
-                frame.words = words;
-            }
-            Err(status) => {
-                if matches!(status, Status::Denied | Status::BadLease | Status::TooWeak) {
-                    self.machine.log(Event::Refused(service.id(), op, status));
-                }
-                frame.rax = status as u64;
-                frame.words = [0; 8];
-            }
+        if let Err(status @ (Status::Denied | Status::BadLease | Status::TooWeak)) = answer {
+            self.machine.log(Event::Refused(caller.id.get(), frame.words[0], status));
         }
+        frame.rax = answer.err().unwrap_or(Status::Ok) as u64;
+        frame.words = answer.unwrap_or_default();
+        frame.rbx = 0;
         Next::User
     }
 }
 
-/// The capabilities of which the caller needs one.
-const fn needed(call: &KernelCall) -> Caps {
-    use KernelCall as K;
-    match call {
-        K::ServiceStatus(_) | K::ServiceRestart(_) | K::ServiceKill(_) | K::PowerOff(_) => Caps::SUPERVISE,
-        K::MachineInfo(_) => Caps::empty(),
-        K::TimerSet(_) => Caps::TIMER,
-        K::FrameRuns(_)
-        | K::FrameCount(_)
-        | K::VmCreate(_)
-        | K::VmDestroy(_)
-        | K::VmRelease(_)
-        | K::VmInfo(_)
-        | K::TablesDonate(_)
-        | K::VcpuCreate(_)
-        | K::GuestMap(_)
-        | K::GuestUnmap(_)
-        | K::SequenceRead(_) => Caps::FRAMES,
-        K::InvalidateBegin(_) | K::InvalidateEnd(_) | K::WriteBack(_) | K::TicketCheck(_) => Caps::WRITEBACK,
-        K::BatchInfo(_) => Caps::WRITEBACK.union(Caps::FRAMES),
-        K::VcpuRun(_) | K::VcpuKick(_) | K::VcpuRead(_) | K::CpuidLoad(_) | K::VcpuStop(_) => Caps::VCPUS,
-    }
+/// The table of operations: the capabilities of which the caller needs one, and the method that does it.
+macro_rules! operations {
+    ($($caps:expr => { $($request:ident $method:ident,)+ })+) => {
+        const fn needed(call: &KernelCall) -> Caps {
+            match call { $($(KernelCall::$request(_))|+ => $caps,)+ }
+        }
+
+        impl<M: Machine> Call<'_, M> {
+            fn invoke(&self, call: &KernelCall) -> Answer {
+                match call { $($(KernelCall::$request(request) => self.$method(request),)+)+ }
+            }
+        }
+    };
 }
 
-impl<M: Machine> Call<'_, M> {
-    fn invoke(&self, call: &KernelCall) -> Answer {
-        use KernelCall as K;
-        match call {
-            K::ServiceStatus(request) => self.service_status(request),
-            K::ServiceRestart(request) => self.service_restart(request),
-            K::ServiceKill(request) => self.service_kill(request),
-            K::PowerOff(request) => self.power_off(request),
-            K::MachineInfo(_) => self.machine_info(),
-            K::TimerSet(request) => self.timer_set(request),
-            K::FrameRuns(request) => self.frame_runs(request),
-            K::FrameCount(_) => self.frame_count(),
-            K::VmCreate(request) => self.vm_create(request),
-            K::VmDestroy(request) => self.vm_destroy(request),
-            K::VmRelease(request) => self.vm_release(request),
-            K::VmInfo(request) => self.vm_info(request),
-            K::TablesDonate(request) => self.tables_donate(request),
-            K::VcpuCreate(request) => self.vcpu_create(request),
-            K::GuestMap(request) => self.guest_map(request),
-            K::GuestUnmap(request) => self.guest_unmap(request),
-            K::SequenceRead(request) => self.sequence_read(request),
-            K::InvalidateBegin(request) => self.invalidate_begin(request),
-            K::InvalidateEnd(request) => self.invalidate_end(request),
-            K::BatchInfo(request) => self.batch_info(request),
-            K::WriteBack(request) => self.write_back(request),
-            K::TicketCheck(request) => self.ticket_check(request),
-            K::VcpuRun(request) => self.vcpu_run(request),
-            K::VcpuKick(request) => self.vcpu_kick(request),
-            K::VcpuRead(request) => self.vcpu_read(request),
-            K::CpuidLoad(request) => self.cpuid_load(request),
-            K::VcpuStop(request) => self.vcpu_stop(request),
-        }
+operations! {
+    Caps::empty() => { MachineInfo machine_info, }
+    Caps::TIMER => { TimerSet timer_set, }
+    Caps::SUPERVISE => {
+        ServiceStatus service_status, ServiceRestart service_restart, ServiceKill service_kill, PowerOff power_off,
+    }
+    Caps::FRAMES => {
+        FrameRuns frame_runs, FrameCount frame_count, VmCreate vm_create, VmDestroy vm_destroy, VmRelease vm_release,
+        VmInfo vm_info, TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
+        GuestUnmap guest_unmap, SequenceRead sequence_read,
+    }
+    Caps::WRITEBACK => {
+        InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, TicketCheck ticket_check,
+    }
+    Caps::WRITEBACK.union(Caps::FRAMES) => { BatchInfo batch_info, }
+    Caps::VCPUS => {
+        VcpuRun vcpu_run, VcpuKick vcpu_kick, VcpuRead vcpu_read, CpuidLoad cpuid_load, VcpuStop vcpu_stop,
     }
 }

@@ -10,49 +10,35 @@ use crate::machine::Machine;
 use crate::service::Service;
 
 impl<M: Machine> Call<'_, M> {
+    fn in_slot(&self, slot: usize) -> Result<&Service, Status> {
+        if slot < self.service_count() { Ok(self.service(slot)) } else { Err(Status::NotFound) }
+    }
+
     fn target(&self, id: ServiceId) -> Result<&Service, Status> {
-        if id.index() >= self.here.service_count() {
-            return Err(Status::NotFound);
-        }
-        let service = self.here.service(id.index());
-        if service.id() == id { Ok(service) } else { Err(Status::Dead) }
+        let service = self.in_slot(id.index())?;
+        if service.id.get() == id { Ok(service) } else { Err(Status::Dead) }
     }
 
     pub(super) fn service_status(&self, request: &ServiceStatus) -> Answer {
-        if usize::from(request.slot) >= self.here.service_count() {
-            return Err(Status::NotFound);
-        }
-        let service = self.here.service(usize::from(request.slot));
-        let epitaph = *service.epitaph.lock();
-        ok(ServiceReport {
-            id: service.id(),
-            state: epitaph.state,
-            fault: epitaph.fault,
-            code: epitaph.code,
-            rip: epitaph.rip,
-            address: epitaph.address,
-            rsp: epitaph.rsp,
-            client: epitaph.client,
-        })
+        let service = self.in_slot(request.slot.into())?;
+        ok(ServiceReport { id: service.id.get(), ..*service.epitaph.lock() })
     }
 
     pub(super) fn service_restart(&self, request: &ServiceRestart) -> Answer {
         self.target(request.service)?;
-        let id = self.here.restart(request.service.index())?;
-        ok(Restarted { id })
+        ok(Restarted { id: self.restart(request.service.index())? })
     }
 
     pub(super) fn service_kill(&self, request: &ServiceKill) -> Answer {
-        let service = self.target(request.service)?;
-        if !service.is_alive() || request.service.index() == self.slot {
+        if !self.target(request.service)?.alive.get() || request.service.index() == self.slot {
             return Err(Status::State);
         }
-        self.here.kill(request.service.index());
+        self.kill(request.service.index());
         ok(Done {})
     }
 
     pub(super) fn power_off(&self, request: &PowerOff) -> Answer {
-        self.here.machine.power_off(request.status);
+        self.machine.power_off(request.status);
         ok(Done {})
     }
 }

@@ -5,7 +5,7 @@
 use core::sync::atomic::Ordering;
 
 use caisson_proto::abi::{MAX_VCPUS, Status};
-use caisson_proto::addr::{CpuId, VcpuId};
+use caisson_proto::addr::VcpuId;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmState};
 use caisson_proto::vcpu::{CpuidEntry, Groups};
 use caisson_proto::wire::Done;
@@ -18,8 +18,8 @@ use crate::vms;
 impl<M: Machine> Call<'_, M> {
     /// The context of a vCPU that exists and whose VM the caller handles.
     fn own_vcpu(&self, id: VcpuId) -> Result<Context, Status> {
-        let (slot, vm) = vms::find(&self.here.kernel.vms, id.vm)?;
-        if vm.handler() != self.service.id() {
+        let (slot, vm) = vms::find(&self.vms, id.vm)?;
+        if vm.handler.get() != self.caller.id.get() {
             return Err(Status::Denied);
         }
         let index = usize::from(id.index);
@@ -32,70 +32,62 @@ impl<M: Machine> Call<'_, M> {
         Ok(Context::vcpu(slot, index))
     }
 
-    /// Whether a vCPU's registers stand still: it is stopped or parked, or the caller is handling its exit.
-    fn stands_still(&self, context: Context) -> bool {
-        match self.here.context(context).phase() {
-            Phase::Idle | Phase::Parked => true,
-            Phase::Running => self.here.local.context.get() == Some(context),
-            Phase::Ready | Phase::Waiting => false,
+    /// Such a vCPU if its registers stand still: it is stopped or parked, or the caller is handling its exit.
+    fn still_vcpu(&self, id: VcpuId) -> Result<Context, Status> {
+        let context = self.own_vcpu(id)?;
+        match self.context(context).phase() {
+            Phase::Idle | Phase::Parked => Ok(context),
+            Phase::Running if self.local.context.get() == Some(context) => Ok(context),
+            Phase::Running | Phase::Ready | Phase::Waiting => Err(Status::Busy),
         }
     }
 
     pub(super) fn vcpu_run(&self, request: &VcpuRun) -> Answer {
-        let _stays = self.here.tables();
+        let _stays = self.tables();
         let context = self.own_vcpu(request.vcpu)?;
-        let state = self.here.context(context);
+        let state = self.context(context);
         if state.phase() != Phase::Idle {
             return Err(Status::State);
         }
-        self.here.machine.vcpu_load(context, Groups::all())?;
+        self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.set_phase(Phase::Ready);
-        self.here.wake(context);
+        self.wake(context);
         ok(Done {})
     }
 
     pub(super) fn vcpu_kick(&self, request: &VcpuKick) -> Answer {
         let context = self.own_vcpu(request.vcpu)?;
-        self.here.kick(context, pending::KICK);
+        self.kick(context, pending::KICK);
         ok(Done {})
     }
 
     pub(super) fn vcpu_read(&self, request: &VcpuRead) -> Answer {
-        let _stays = self.here.tables();
-        let context = self.own_vcpu(request.vcpu)?;
-        if !self.stands_still(context) {
-            return Err(Status::Busy);
-        }
-        self.here.machine.vcpu_save(context, request.groups);
+        let _stays = self.tables();
+        let context = self.still_vcpu(request.vcpu)?;
+        self.machine.vcpu_save(context, request.groups);
         ok(Done {})
     }
 
     pub(super) fn cpuid_load(&self, request: &CpuidLoad) -> Answer {
-        let _stays = self.here.tables();
-        let context = self.own_vcpu(request.vcpu)?;
+        let _stays = self.tables();
+        self.own_vcpu(request.vcpu)?;
         let lease = self.lease.ok_or(Status::BadLease)?;
         if lease.pages != 1 || usize::from(request.count) > CpuidEntry::MAX {
             return Err(Status::Range);
         }
-        if !self.stands_still(context) {
-            return Err(Status::Busy);
-        }
-        self.here.machine.vcpu_cpuid(context, lease, request.count)?;
+        let context = self.still_vcpu(request.vcpu)?;
+        self.machine.vcpu_cpuid(context, lease, request.count)?;
         ok(Done {})
     }
 
     pub(super) fn vcpu_stop(&self, request: &VcpuStop) -> Answer {
         let context = self.own_vcpu(request.vcpu)?;
-        let state = self.here.context(context);
-        if self.here.local.context.get() == Some(context) {
+        if self.local.context.get() == Some(context) {
             return Err(Status::State);
         }
-        self.here.kick(context, pending::STOP);
-        while state.in_guest() {
-            self.here.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
-            self.here.machine.relax();
-        }
+        self.kick(context, pending::STOP);
+        self.expel(context);
         ok(Done {})
     }
 }

@@ -56,7 +56,7 @@ proptest! {
         let entries: Vec<AtomicU64> = (0..N).map(|_| AtomicU64::new(0)).collect();
         let table = FrameTable::new(entries.leak());
         table.declare(Frame(0), N, Frames::Free { clean: true });
-        let batches = Batches::new();
+        let mut batches = Batches::new();
         let mut model = vec![Is::Free; N as usize];
         let mut debts: BTreeMap<u32, u64> = BTreeMap::new();
         for step in steps {
@@ -193,7 +193,7 @@ fn close(model: &mut [Is], debts: &mut BTreeMap<u32, u64>, paid: &BTreeSet<u32>)
 
 #[test]
 fn room_is_known_before_anything_is_unmapped() {
-    let batches = Batches::new();
+    let mut batches = Batches::new();
     for n in 0..MAX_BATCHES as u16 {
         assert_eq!(batches.check_room(VmKind::Plain), Ok(()));
         batches.open(vm(n), VmKind::Sev, &[1]).unwrap();

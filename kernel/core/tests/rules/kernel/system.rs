@@ -117,7 +117,7 @@ impl System {
     }
 
     pub fn id(&self, slot: usize) -> ServiceId {
-        self.kernel.service(slot).id()
+        self.kernel.service(slot).id.get()
     }
 
     /// Goes on on a CPU.
