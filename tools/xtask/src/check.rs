@@ -2,6 +2,7 @@
 
 mod machines;
 mod steps;
+mod terminal;
 
 use std::time::Instant;
 
@@ -52,6 +53,7 @@ const STEPS: &[Step] = &[
     Step { name: "tcb", about: "ring 0 keeps to its bounds", run: steps::tcb },
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
+    Step { name: "terminal", about: "a guest's shell at a terminal: keys, Ctrl-C, Ctrl-A N and X", run: terminal::run },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },
 ];
 

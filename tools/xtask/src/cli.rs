@@ -129,8 +129,9 @@ pub struct MachineArgs {
     pub icount: bool,
 }
 
-/// Reads well on a serial console, ends through the keyboard controller, and reboots at once after a panic.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
+/// Reads well on a serial console, knows that there is no PCI, ends through the keyboard controller, and reboots
+/// at once after a panic.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet pci=off reboot=k panic=-1";
 
 /// How to run.
 #[derive(Clone, Debug, Args)]

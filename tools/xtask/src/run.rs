@@ -124,6 +124,7 @@ impl<'a> Session<'a> {
                 Ok(Event::Closed) => open -= 1,
                 Ok(Event::Keys(bytes)) => {
                     if self.typed(qemu, &bytes) {
+                        self.say("");
                         return Ok(Failure::new(Status::Clean, "you left"));
                     }
                 }

@@ -58,7 +58,19 @@ impl Screen {
             return Some("there is one guest only".into());
         }
         self.current = (self.current + 1) % self.names.len();
-        let _ = write(&[CLEAR, &self.recent[self.current]].concat());
+        // The terminal answered these when they were new.
+        let mut recent = Vec::new();
+        let mut rest = self.recent[self.current].as_slice();
+        while let Some((&byte, after)) = rest.split_first() {
+            match QUERIES.iter().find(|query| rest.starts_with(query)) {
+                Some(query) => rest = &rest[query.len()..],
+                None => {
+                    recent.push(byte);
+                    rest = after;
+                }
+            }
+        }
+        let _ = write(&[CLEAR, &recent].concat());
         None
     }
 

@@ -230,7 +230,7 @@ fn check(paths: &Paths, machine: &Machine) -> Outcome {
 }
 
 /// This program, copied: building tests may replace the original.
-fn program() -> Result<&'static tempfile::TempPath, String> {
+pub fn program() -> Result<&'static tempfile::TempPath, String> {
     static PROGRAM: OnceLock<Result<tempfile::TempPath, String>> = OnceLock::new();
     let copy = || {
         let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?.into_temp_path();
