@@ -67,11 +67,11 @@ impl<'a> Bundle<'a> {
         let (rings, _) =
             <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).map_err(|_| Fault::Header)?;
         for (slot, service) in services.iter().enumerate() {
-            check_authority(slot, service, services)?;
-            check_image(slot, service, header.pages)?;
+            let fault = CHECKS.iter().find(|(sound, _)| !sound(service, services, header.pages));
+            fault.map_or(Ok(()), |(_, fault)| Err(fault(slot)))?;
         }
-        for (number, ring) in rings.iter().enumerate() {
-            check_ring(ring, count).ok_or(Fault::Ring(number))?;
+        if let Some(number) = rings.iter().position(|ring| !ring_is_sound(ring, count)) {
+            return Err(Fault::Ring(number));
         }
         let supervisors = services.iter().filter(|it| it.caps & Caps::SUPERVISE.bits() != 0);
         if supervisors.count() != 1 {
@@ -86,41 +86,43 @@ impl<'a> Bundle<'a> {
     }
 }
 
-fn check_authority(slot: usize, service: &ServiceRecord, all: &[ServiceRecord]) -> Result<(), Fault> {
-    if Caps::from_bits(service.caps).is_none() || (service.interrupt > 15 && service.interrupt != u16::MAX) {
-        return Err(Fault::Authority(slot));
-    }
-    for target in 0..64 {
-        let may = service.may_call >> target & 1 == 1;
-        if may && all.get(target).is_none_or(|target| target.rank <= service.rank) {
-            return Err(Fault::Downhill(slot));
-        }
-    }
-    Ok(())
+/// Whether a record, among all, is sound in a bundle of so many pages.
+type Check = fn(&ServiceRecord, &[ServiceRecord], u64) -> bool;
+
+/// What is asked of each service, and the fault if it isn't so.
+const CHECKS: [(Check, fn(usize) -> Fault); 6] = [
+    (
+        |it, _, _| Caps::from_bits(it.caps).is_some() && (it.interrupt <= 15 || it.interrupt == u16::MAX),
+        Fault::Authority,
+    ),
+    (calls_go_up, Fault::Downhill),
+    (|it, _, pages| used(it).all(|segment| check_segment(segment, pages)), Fault::Image),
+    (entry_and_overlap, Fault::Image),
+    (|it, _, _| (1..=MAX_STACK).contains(&it.stack_pages) && it.heap_pages <= MAX_HEAP, Fault::Image),
+    (|it, _, pages| it.files.iter().all(|file| check_file(file, pages)), Fault::File),
+];
+
+fn used(service: &ServiceRecord) -> impl Iterator<Item = &SegmentRecord> {
+    service.segments.iter().filter(|segment| segment.pages != 0)
 }
 
-fn check_image(slot: usize, service: &ServiceRecord, pages: u64) -> Result<(), Fault> {
-    let used = service.segments.iter().filter(|segment| segment.pages != 0);
-    let sound = used.clone().all(|segment| check_segment(segment, pages));
-    let entry = used.clone().any(|segment| {
-        let from = segment.page * PAGE_SIZE;
-        segment.access & u32::from(Access::EXECUTE.bits()) != 0
-            && (from..from + u64::from(segment.pages) * PAGE_SIZE).contains(&service.entry)
-    });
-    let overlap = used.clone().enumerate().any(|(number, a)| {
-        used.clone()
-            .skip(number + 1)
-            .any(|b| a.page < b.page + u64::from(b.pages) && b.page < a.page + u64::from(a.pages))
-    });
-    let stack = (1..=MAX_STACK).contains(&service.stack_pages) && service.heap_pages <= MAX_HEAP;
-    if !sound || !entry || overlap || !stack {
-        return Err(Fault::Image(slot));
-    }
-    let in_bundle = |file: &FileRecord| {
-        let end = file.bundle_page.checked_add(file.bytes.div_ceil(PAGE_SIZE));
-        file.bytes <= layout::FILE_STRIDE && end.is_some_and(|end| end <= pages)
-    };
-    if service.files.iter().all(in_bundle) { Ok(()) } else { Err(Fault::File(slot)) }
+fn calls_go_up(service: &ServiceRecord, all: &[ServiceRecord], _: u64) -> bool {
+    let mut targets = (0..64).filter(|target| service.may_call >> target & 1 == 1);
+    targets.all(|target| all.get(target).is_some_and(|target| target.rank > service.rank))
+}
+
+/// The entry is in code, and no two segments overlap.
+fn entry_and_overlap(service: &ServiceRecord, _: &[ServiceRecord], _: u64) -> bool {
+    let pages = |segment: &SegmentRecord| segment.page..segment.page + u64::from(segment.pages);
+    let code = |segment: &SegmentRecord| segment.access & u32::from(Access::EXECUTE.bits()) != 0;
+    let overlap = |a: &SegmentRecord, b: &SegmentRecord| pages(a).start < pages(b).end && pages(b).start < pages(a).end;
+    used(service).any(|segment| code(segment) && pages(segment).contains(&(service.entry / PAGE_SIZE)))
+        && used(service).enumerate().all(|(at, a)| !used(service).skip(at + 1).any(|b| overlap(a, b)))
+}
+
+fn check_file(file: &FileRecord, pages: u64) -> bool {
+    let end = file.bundle_page.checked_add(file.bytes.div_ceil(PAGE_SIZE));
+    file.bytes <= layout::FILE_STRIDE && end.is_some_and(|end| end <= pages)
 }
 
 fn check_segment(segment: &SegmentRecord, pages: u64) -> bool {
@@ -137,10 +139,9 @@ fn check_segment(segment: &SegmentRecord, pages: u64) -> bool {
         && contents.is_some_and(|end| end <= pages)
 }
 
-fn check_ring(ring: &RingRecord, services: usize) -> Option<()> {
+fn ring_is_sound(ring: &RingRecord, services: usize) -> bool {
     let producer = ring.producer == KERNEL_SLOT || usize::from(ring.producer) < services;
     let consumer = usize::from(ring.consumer) < services && ring.consumer != ring.producer;
     let numbers = usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
-    RingUse::from_word(u64::from(ring.purpose))?;
-    (producer && consumer && numbers && ring.channel < 64).then_some(())
+    producer && consumer && numbers && ring.channel < 64 && RingUse::from_word(ring.purpose.into()).is_some()
 }

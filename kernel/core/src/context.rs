@@ -3,6 +3,8 @@
 //! Everything else runs on a context's time: a call from a vCPU to its vmm and on to memory stays on the vCPU's
 //! CPU and in its slice.
 
+use core::cell::Cell;
+
 use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::wire::{Field, Words};
@@ -71,6 +73,70 @@ impl Context {
             None => Kind::Doorbell(self.0 as usize),
             Some(vcpu) => Kind::Vcpu(vcpu / MAX_VCPUS, vcpu % MAX_VCPUS),
         }
+    }
+}
+
+/// The contexts in a word of a set, from the highest bit on.
+#[inline]
+pub fn members(index: usize, mut word: u64) -> impl Iterator<Item = Context> {
+    core::iter::from_fn(move || {
+        let bit = word.checked_ilog2()?;
+        word &= !(1 << bit);
+        Context::from_number((index * 64) as u16 + bit as u16)
+    })
+}
+
+/// A set of contexts that only one CPU touches.
+#[derive(Debug)]
+pub struct Set([Cell<u64>; WORDS]);
+
+impl Set {
+    /// None.
+    pub const fn new() -> Self {
+        Self([const { Cell::new(0) }; WORDS])
+    }
+
+    fn change(&self, context: Context, change: impl FnOnce(u64, u64) -> u64) {
+        if let Some(word) = self.0.get(context.index() / 64) {
+            word.set(change(word.get(), 1 << (context.index() % 64)));
+        }
+    }
+
+    /// Puts a context in.
+    pub fn insert(&self, context: Context) {
+        self.change(context, |word, bit| word | bit);
+    }
+
+    /// Takes one out.
+    pub fn remove(&self, context: Context) {
+        self.change(context, |word, bit| word & !bit);
+    }
+
+    /// Whether nothing is in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| word.get() == 0)
+    }
+
+    /// What is in it.
+    pub fn iter(&self) -> impl Iterator<Item = Context> {
+        self.0.iter().enumerate().flat_map(|(index, word)| members(index, word.get()))
+    }
+
+    /// The doorbell activation of the highest slot.
+    #[inline]
+    pub fn bell(&self) -> Option<Context> {
+        members(0, self.0[0].get()).next()
+    }
+
+    /// The next one round the circle from a number on.
+    pub fn next(&self, from: usize) -> Option<Context> {
+        (0..=WORDS).find_map(|step| {
+            let index = (from / 64 + step) % WORDS;
+            let mask = if step == 0 { u64::MAX << (from % 64) } else { u64::MAX };
+            let bits = self.0[index].get() & mask;
+            members(index, bits & bits.wrapping_neg()).next()
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use core::cell::Cell;
 use caisson_proto::addr::CpuId;
 use caisson_proto::wire::Words;
 
-use crate::context::{Context, WORDS};
+use crate::context::{Context, Set};
 
 /// The registers of a service at a system call, and those with which a service is entered. `kernel/hw` stores and
 /// loads them; the layout is known to its assembly.
@@ -33,12 +33,12 @@ pub struct Local {
     pub context: Cell<Option<Context>>,
     /// Slot of the service that is in user mode, or was when the kernel was entered.
     pub service: Cell<u16>,
-    /// Contexts that can run here. Word 0 has the doorbell activations, by slot.
-    pub ready: [Cell<u64>; WORDS],
+    /// Contexts that can run here.
+    pub ready: Set,
     /// Contexts that wait here although they have a service's turn: everybody else waits for them.
-    pub granted: [Cell<u64>; WORDS],
+    pub granted: Set,
     /// Contexts with a deadline that this CPU's timer serves.
-    pub timed: [Cell<u64>; WORDS],
+    pub timed: Set,
     /// The earliest of those deadlines, or later than `u64::MAX / 2` for none.
     pub next_deadline: Cell<u64>,
     /// When the running vCPU's slice ends; 0 while it has no rival.
@@ -67,9 +67,9 @@ impl Local {
             cpu,
             context: Cell::new(None),
             service: Cell::new(NO_SERVICE),
-            ready: [const { Cell::new(0) }; WORDS],
-            granted: [const { Cell::new(0) }; WORDS],
-            timed: [const { Cell::new(0) }; WORDS],
+            ready: Set::new(),
+            granted: Set::new(),
+            timed: Set::new(),
             next_deadline: Cell::new(NEVER),
             slice_end: Cell::new(0),
             last: Cell::new(0),

@@ -64,9 +64,7 @@ impl<M: Machine> Here<'_, M> {
     pub(crate) fn make_ready(&self, context: Context) {
         let granted = self.context(context).pending.load(Ordering::SeqCst) & pending::GRANTED != 0;
         let set = if granted { &self.local.granted } else { &self.local.ready };
-        if let Some(word) = set.get(context.index() / 64) {
-            word.set(word.get() | 1 << (context.index() % 64));
-        }
+        set.insert(context);
     }
 
     /// Rings doorbells of a service. Its activation runs here, after the present call chain.

@@ -29,6 +29,7 @@ pub mod service;
 pub mod svm;
 pub mod sync;
 pub mod turn;
+#[cfg(not(loom))]
 pub mod vms;
 pub mod woken;
 

@@ -6,10 +6,11 @@
 use core::sync::atomic::Ordering;
 
 use caisson_proto::abi::doorbell;
+use caisson_proto::addr::CpuId;
 use caisson_proto::kernel::FaultKind;
 use caisson_proto::vcpu::{Exit, code};
 
-use crate::context::{Context, Entry, Kicked, Kind, Phase, Stashed, WORDS, pending};
+use crate::context::{Context, Entry, Kicked, Kind, Phase, Stashed, pending};
 use crate::cpu::{NEVER, NO_SERVICE, UserFrame};
 use crate::here::Here;
 use crate::ipc::Next;
@@ -58,26 +59,17 @@ impl<M: Machine> Here<'_, M> {
     /// Takes over what other CPUs woke here.
     fn collect(&self) {
         if let Some(shared) = self.cpus.get(usize::from(self.local.cpu.0)) {
-            shared.woken.take(|word, mut bits| {
-                while bits != 0 {
-                    let number = word as u16 * 64 + bits.trailing_zeros() as u16;
-                    bits &= bits - 1;
-                    if let Some(context) = Context::from_number(number) {
-                        self.make_ready(context);
-                    }
-                }
-            });
+            shared.woken.take(|context| self.make_ready(context));
         }
     }
 
     /// Whether the running vCPU makes room: at once for who has a service's turn and for doorbells, for another vCPU
     /// after its slice.
     fn must_yield(&self) -> bool {
-        if self.local.ready[0].get() != 0 || self.local.granted.iter().any(|word| word.get() != 0) {
+        if self.local.ready.bell().is_some() || !self.local.granted.is_empty() {
             return true;
         }
-        let rivals = self.local.ready.iter().any(|word| word.get() != 0);
-        match (rivals, self.local.slice_end.get()) {
+        match (!self.local.ready.is_empty(), self.local.slice_end.get()) {
             (false, 0) => false,
             (false, _) => {
                 self.local.slice_end.set(0);
@@ -95,32 +87,14 @@ impl<M: Machine> Here<'_, M> {
     /// Takes the next context out of the ready sets: who has a service's turn, else the highest doorbell, else the
     /// next vCPU round the circle.
     fn next_ready(&self) -> Option<Context> {
-        for (index, word) in self.local.granted.iter().enumerate() {
-            if word.get() != 0 {
-                let bit = word.get().trailing_zeros() as usize;
-                word.set(word.get() & (word.get() - 1));
-                return Context::from_number((index * 64 + bit) as u16);
-            }
+        if let Some(context) = self.local.granted.next(0) {
+            self.local.granted.remove(context);
+            return Some(context);
         }
-        let bells = &self.local.ready[0];
-        if bells.get() != 0 {
-            let slot = 63 - bells.get().leading_zeros() as usize;
-            bells.set(bells.get() & !(1 << slot));
-            return Some(Context::doorbell(slot));
-        }
-        let from = usize::from(self.local.last.get()) + 1;
-        for step in 0..=WORDS {
-            let index = (from / 64 + step) % WORDS;
-            let word = self.local.ready.get(index)?;
-            let mask = if step == 0 { u64::MAX << (from % 64) } else { u64::MAX };
-            let bits = word.get() & mask;
-            if bits != 0 {
-                let bit = bits.trailing_zeros() as usize;
-                word.set(word.get() & !(1 << bit));
-                return Context::from_number((index * 64 + bit) as u16);
-            }
-        }
-        None
+        let ready = &self.local.ready;
+        let context = ready.bell().or_else(|| ready.next(usize::from(self.local.last.get()) + 1))?;
+        ready.remove(context);
+        Some(context)
     }
 
     /// Makes a context the running one.
@@ -185,26 +159,16 @@ impl<M: Machine> Here<'_, M> {
             return None;
         }
         let code = if seen & pending::KICK != 0 { code::KICK } else { code::TIMER };
-        match self.exit_with(frame, context, code) {
-            Next::User => Some(Choice::User),
-            Next::Pick => None,
-        }
-    }
-
-    /// Tells the vmm of something that isn't the guest's doing.
-    fn exit_with(&self, frame: &mut UserFrame, context: Context, code: u16) -> Next {
+        // The vmm is told of something that isn't the guest's doing.
         let exit = self.machine.vcpu_moment(context, code);
-        self.vm_exit(frame, context, &exit)
+        (self.vm_exit(frame, context, &exit) == Next::User).then_some(Choice::User)
     }
 
     /// A vCPU calls its vmm.
     #[inline]
     pub fn vm_exit(&self, frame: &mut UserFrame, context: Context, exit: &Exit) -> Next {
-        let handler = match context.kind() {
-            Kind::Vcpu(vm, _) => self.vms.get(vm).map(|vm| vm.handler.get()),
-            Kind::Doorbell(_) => None,
-        };
-        let Some(target) = handler else { return Next::Pick };
+        let Kind::Vcpu(vm, _) = context.kind() else { return Next::Pick };
+        let Some(target) = self.vms.get(vm).map(|vm| vm.handler.get()) else { return Next::Pick };
         let call = Stashed { target, caller: Caller::Vcpu, words: exit.to_words(), lease: 0 };
         self.send(frame, context, &call)
     }
@@ -228,9 +192,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Makes this CPU's timer see a context's deadline.
     pub(crate) fn await_deadline(&self, context: Context, deadline: u64) {
-        if let Some(word) = self.local.timed.get(context.index() / 64) {
-            word.set(word.get() | 1 << (context.index() % 64));
-        }
+        self.local.timed.insert(context);
         if deadline < self.local.next_deadline.get() {
             self.local.next_deadline.set(deadline);
             self.arm();
@@ -252,18 +214,10 @@ impl<M: Machine> Here<'_, M> {
         let now = self.machine.now();
         let mut next = NEVER;
         if self.local.next_deadline.get() <= now {
-            for index in 0..WORDS {
-                let Some(word) = self.local.timed.get(index) else { continue };
-                let mut bits = word.get();
-                while bits != 0 {
-                    let bit = bits.trailing_zeros();
-                    bits &= bits - 1;
-                    match Context::from_number(index as u16 * 64 + bit as u16)
-                        .map_or(0, |context| self.due(context, now))
-                    {
-                        0 => word.set(word.get() & !(1 << bit)),
-                        later => next = next.min(later),
-                    }
+            for context in self.local.timed.iter() {
+                match self.due(context, now) {
+                    0 => self.local.timed.remove(context),
+                    later => next = next.min(later),
                 }
             }
             self.local.next_deadline.set(next);
@@ -275,25 +229,19 @@ impl<M: Machine> Here<'_, M> {
 
     /// Wakes a context whose deadline has come. Returns the deadline that it still has, or 0.
     fn due(&self, context: Context, now: u64) -> u64 {
-        let state = self.context(context);
+        let time = match context.kind() {
+            Kind::Doorbell(slot) => &self.service(slot).timer,
+            Kind::Vcpu(..) => &self.context(context).deadline,
+        };
+        let at = time.load(Ordering::SeqCst);
+        if at == 0 || at > now {
+            return at;
+        }
+        time.store(0, Ordering::SeqCst);
         match context.kind() {
-            Kind::Doorbell(slot) => {
-                let at = self.service(slot).timer.load(Ordering::SeqCst);
-                if at == 0 || at > now {
-                    return at;
-                }
-                self.service(slot).timer.store(0, Ordering::SeqCst);
-                self.ring(slot, doorbell::TIMER);
-            }
-            Kind::Vcpu(..) => {
-                let at = state.deadline.load(Ordering::Relaxed);
-                if at == 0 || at > now {
-                    return at;
-                }
-                state.deadline.store(0, Ordering::Relaxed);
-                // The vCPU of that number may be another one by now, and at home elsewhere.
-                self.kick(context, pending::TIMER);
-            }
+            Kind::Doorbell(slot) => self.ring(slot, doorbell::TIMER),
+            // The vCPU of that number may be another one by now, and at home elsewhere.
+            Kind::Vcpu(..) => self.kick(context, pending::TIMER),
         }
         0
     }
@@ -330,7 +278,7 @@ impl<M: Machine> Here<'_, M> {
         match state.kick(why) {
             Kicked::Ready => self.wake(context),
             Kicked::InGuest => {
-                self.machine.interrupt_cpu(caisson_proto::addr::CpuId(state.home.load(Ordering::SeqCst)));
+                self.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
             }
             Kicked::Noted => {}
         }

@@ -4,7 +4,7 @@
 //! chooses what runs; from its last look on until it waits it takes no interrupt, so one that came meanwhile ends the
 //! wait at once. `tests/loom.rs` explores it.
 
-use crate::context::{Context, WORDS};
+use crate::context::{Context, WORDS, members};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Contexts that others made ready for one CPU.
@@ -31,12 +31,12 @@ impl Woken {
         }
     }
 
-    /// Takes all: calls with the number of a 64-bit word of the set of contexts, and its bits.
+    /// Takes all.
     #[inline]
-    pub fn take(&self, mut ready: impl FnMut(usize, u64)) {
+    pub fn take(&self, mut ready: impl FnMut(Context)) {
         for (index, word) in self.0.iter().enumerate() {
             if word.load(Ordering::Relaxed) != 0 {
-                ready(index, word.swap(0, Ordering::SeqCst));
+                members(index, word.swap(0, Ordering::SeqCst)).for_each(&mut ready);
             }
         }
     }

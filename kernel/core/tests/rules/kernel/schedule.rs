@@ -167,7 +167,7 @@ fn a_deadline_of_a_dead_vcpu_wakes_its_successor_where_that_is_at_home() {
     assert_eq!(system.guest_exit(1, b, code::HLT), At::User(VMM));
     assert_eq!(system.resume(1, Action::Park, 100), At::Idle);
     // CPU 0 still has the deadline of a former vCPU of this number.
-    system.here(0).local.timed[b.index() / 64].set(1 << (b.index() % 64));
+    system.here(0).local.timed.insert(b);
     system.locals[0].next_deadline.set(90);
     system.machine.now.set(100);
     system.machine.interrupted.borrow_mut().clear();
@@ -183,7 +183,7 @@ fn a_note_of_a_dead_vcpu_runs_nothing() {
     let vm = system.vm(VMM, VmKind::Plain, 2, 64);
     let b = vcpu(vm, 1);
     system.run(VMM, VcpuId { vm, index: 1 });
-    system.here(0).local.ready[b.index() / 64].set(1 << (b.index() % 64));
+    system.here(0).local.ready.insert(b);
     assert_eq!(system.pick(0), At::Idle);
     assert_eq!(system.pick(1), At::Guest(b));
 }
