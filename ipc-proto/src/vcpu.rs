@@ -57,10 +57,6 @@ wire_flags!(ExitFlags);
 pub mod code {
     /// First of the CR read intercepts; + 16 are the writes.
     pub const READ_CR0: u16 = 0x00;
-    /// MOV to CR0; + n for CRn.
-    pub const WRITE_CR0: u16 = 0x10;
-    /// MOV from DR0; + n for DRn.
-    pub const READ_DR0: u16 = 0x20;
     /// MOV to DR0; + n for DRn.
     pub const WRITE_DR0: u16 = 0x30;
     /// Exception vector 0; + n for vector n.
@@ -77,60 +73,22 @@ pub mod code {
     pub const VINTR: u16 = 0x64;
     /// CR0 write that changes more than TS and MP.
     pub const CR0_SEL_WRITE: u16 = 0x65;
-    /// RDTSC, and on QEMU RDTSCP.
-    pub const RDTSC: u16 = 0x6e;
-    /// RDPMC.
-    pub const RDPMC: u16 = 0x6f;
     /// CPUID.
     pub const CPUID: u16 = 0x72;
     /// IRET.
     pub const IRET: u16 = 0x74;
     /// INTn, and on QEMU INT3.
     pub const SWINT: u16 = 0x75;
-    /// INVD.
-    pub const INVD: u16 = 0x76;
-    /// PAUSE.
-    pub const PAUSE: u16 = 0x77;
-    /// HLT.
-    pub const HLT: u16 = 0x78;
-    /// INVLPGA.
-    pub const INVLPGA: u16 = 0x7a;
     /// IN, OUT, INS, OUTS.
     pub const IOIO: u16 = 0x7b;
     /// RDMSR (info1 = 0) and WRMSR (info1 = 1).
     pub const MSR: u16 = 0x7c;
     /// Task switch.
     pub const TASK_SWITCH: u16 = 0x7d;
-    /// FERR freeze.
-    pub const FERR_FREEZE: u16 = 0x7e;
     /// Triple fault or other shutdown.
     pub const SHUTDOWN: u16 = 0x7f;
-    /// VMRUN.
-    pub const VMRUN: u16 = 0x80;
-    /// VMMCALL.
-    pub const VMMCALL: u16 = 0x81;
-    /// VMLOAD.
-    pub const VMLOAD: u16 = 0x82;
-    /// VMSAVE.
-    pub const VMSAVE: u16 = 0x83;
-    /// STGI.
-    pub const STGI: u16 = 0x84;
-    /// CLGI.
-    pub const CLGI: u16 = 0x85;
-    /// SKINIT.
-    pub const SKINIT: u16 = 0x86;
-    /// RDTSCP.
-    pub const RDTSCP: u16 = 0x87;
     /// ICEBP.
     pub const ICEBP: u16 = 0x88;
-    /// WBINVD and WBNOINVD.
-    pub const WBINVD: u16 = 0x89;
-    /// MONITOR.
-    pub const MONITOR: u16 = 0x8a;
-    /// MWAIT.
-    pub const MWAIT: u16 = 0x8b;
-    /// MWAIT with the monitor armed.
-    pub const MWAIT_ARMED: u16 = 0x8c;
     /// XSETBV.
     pub const XSETBV: u16 = 0x8d;
     /// Nested page fault: info1 = error code, info2 = guest-physical address.

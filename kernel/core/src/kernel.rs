@@ -3,13 +3,13 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS, Status};
-use caisson_proto::addr::{BatchId, Frame};
+use caisson_proto::addr::BatchId;
 use caisson_proto::bundle::ServiceRecord;
 use spin::Mutex;
 
 use crate::batches::Batches;
 use crate::context::{CONTEXTS, Context, ContextState};
-use crate::frames::{FrameTable, Frames};
+use crate::frames::FrameTable;
 use crate::service::Service;
 use crate::sync::Atomic;
 use crate::vms::{Books, Vm};
@@ -106,10 +106,10 @@ impl Kernel {
         self.tables.lock().frames = frames;
     }
 
-    /// For boards that watch over the rules: what a frame is. `None` outside memory, and while somebody changes it.
-    pub fn inspect(&self, frame: Frame) -> Option<Frames> {
+    /// For boards that watch over the rules: looks at frames and batches, unless somebody is changing them.
+    pub fn inspect<R>(&self, look: impl FnOnce(&FrameTable, &Batches) -> R) -> Option<R> {
         let tables = self.tables.try_lock()?;
-        tables.frames.get(frame, &tables.batches)
+        Some(look(&tables.frames, &tables.batches))
     }
 
     /// Services in the manifest.

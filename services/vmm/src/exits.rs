@@ -1,7 +1,8 @@
 //! From an exit's code to what handles it.
 
+use caisson_proto::exits::code;
 use caisson_proto::supervisor::CrashKind;
-use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState, code};
+use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 
 use crate::insn::decode::Code;
 use crate::platform::{DECODE, Event, Platform, filled};

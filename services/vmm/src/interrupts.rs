@@ -1,7 +1,8 @@
 //! The way of an interrupt: from a line or a message to a local APIC, and from there into the guest.
 
+use caisson_proto::exits::code;
 use caisson_proto::supervisor::CrashKind;
-use caisson_proto::vcpu::{Action, Exit, ExitFlags, Resume, VcpuState, code};
+use caisson_proto::vcpu::{Action, Exit, ExitFlags, Resume, VcpuState};
 
 use crate::dev::ioapic::{Message, Pins};
 use crate::dev::lapic::Effect;

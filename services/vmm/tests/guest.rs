@@ -2,8 +2,9 @@
 
 mod common;
 
+use caisson_proto::exits::code;
 use caisson_proto::supervisor::{CrashKind, ExitKind};
-use caisson_proto::vcpu::{Action, ExitFlags, Groups, code};
+use caisson_proto::vcpu::{Action, ExitFlags, Groups};
 use caisson_vmm::Event;
 use caisson_vmm::cpuid;
 use common::{CODE, Machine, PROTECTION};

@@ -2,8 +2,9 @@
 
 mod common;
 
+use caisson_proto::exits::code;
 use caisson_proto::supervisor::{CrashKind, ExitKind};
-use caisson_proto::vcpu::{Action, ExitFlags, Groups, code};
+use caisson_proto::vcpu::{Action, ExitFlags, Groups};
 use common::{KHZ, Machine, PROTECTION, interrupt};
 
 const ICR: u32 = 0x830;

@@ -71,9 +71,8 @@ impl<M: Machine> Call<'_, M> {
         let asid = (1..self.machine.facts().asids).find(|asid| !taken(asid)).ok_or(Status::Exhausted)?;
         let (frames, _, books) = tables.of(slot)?;
         let id = vm.begin(slot, request.handler, request.root);
-        *books = Books { kind: request.kind, asid, kernel_frames: 1, ..Books::new() };
-        frames.adopt(request.root, 1, id);
-        self.machine.adopt(request.root);
+        *books = Books { kind: request.kind, asid, ..Books::new() };
+        self.adopt(frames, books, request.root, 1, id);
         self.machine.log(Event::VmMade(id, request.handler));
         ok(VmCreated { vm: id })
     }
@@ -101,6 +100,13 @@ impl<M: Machine> Call<'_, M> {
         })
     }
 
+    /// Makes free frames the kernel's, for a VM.
+    fn adopt(&self, table: &FrameTable, books: &mut Books, first: Frame, count: u64, vm: VmId) {
+        table.adopt(first, count, vm);
+        books.kernel_frames += count;
+        (first.0..first.0 + count).for_each(|frame| self.machine.adopt(Frame(frame)));
+    }
+
     pub(super) fn tables_donate(&self, request: &TablesDonate) -> Answer {
         let (slot, _) = self.alive(request.vm)?;
         let mut tables = self.tables();
@@ -109,12 +115,9 @@ impl<M: Machine> Call<'_, M> {
             return Err(Status::Range);
         }
         table.check_free(request.frame, request.count, batches)?;
-        table.adopt(request.frame, request.count, request.vm);
-        books.kernel_frames += request.count;
-        for frame in request.frame.0..request.frame.0 + request.count {
-            self.machine.adopt(Frame(frame));
-            books.stock.give_back(Frame(frame));
-        }
+        self.adopt(table, books, request.frame, request.count, request.vm);
+        let frames = request.frame.0..request.frame.0 + request.count;
+        frames.for_each(|frame| books.stock.give_back(Frame(frame)));
         ok(Done {})
     }
 
@@ -136,12 +139,8 @@ impl<M: Machine> Call<'_, M> {
         if books.stock.len() < TABLES_PER_MAP {
             return Err(Status::Exhausted);
         }
-        for frame in request.frame.0..request.frame.0 + VCPU_FRAMES {
-            self.machine.adopt(Frame(frame));
-        }
-        table.adopt(request.frame, VCPU_FRAMES, request.vcpu.vm);
         *place = Some(request.frame);
-        books.kernel_frames += VCPU_FRAMES;
+        self.adopt(table, books, request.frame, VCPU_FRAMES, request.vcpu.vm);
         let context = Context::vcpu(slot, index);
         // With a full stock this can't fail.
         let made =

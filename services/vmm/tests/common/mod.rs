@@ -5,8 +5,9 @@ use std::cell::Cell;
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa};
+use caisson_proto::exits::code;
 use caisson_proto::supervisor::ExitKind;
-use caisson_proto::vcpu::{CpuidEntry, Exit, ExitFlags, Groups, Resume, VcpuState, code};
+use caisson_proto::vcpu::{CpuidEntry, Exit, ExitFlags, Groups, Resume, VcpuState};
 use caisson_proto::vmm::{OnReset, VmConfig};
 use caisson_vmm::{Event, Facts, Platform, Vmm};
 

@@ -1,5 +1,6 @@
 use caisson_proto::abi::Status;
-use caisson_proto::vcpu::{Groups, code};
+use caisson_proto::exits::code;
+use caisson_proto::vcpu::Groups;
 use proptest::prelude::*;
 use zerocopy::FromZeros;
 

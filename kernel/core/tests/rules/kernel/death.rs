@@ -6,10 +6,11 @@ use caisson_core::context::{Context, Phase};
 use caisson_core::event::Event;
 use caisson_proto::abi::{Lease, Status, doorbell, sender};
 use caisson_proto::addr::{ServiceId, VPage, VcpuId};
+use caisson_proto::exits::code;
 use caisson_proto::kernel::{
     FaultKind, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, VmKind, VmState,
 };
-use caisson_proto::vcpu::{Action, code};
+use caisson_proto::vcpu::Action;
 
 use super::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SERVICES, SUPERVISOR, System, VMM, words};
 

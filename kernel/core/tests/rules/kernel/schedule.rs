@@ -4,8 +4,9 @@ use caisson_core::context::{Context, Phase};
 use caisson_core::schedule::{SLICE_MS, WATCH_MS};
 use caisson_proto::abi::{Status, doorbell, sender};
 use caisson_proto::addr::{Tsc, VcpuId, VmId};
+use caisson_proto::exits::code;
 use caisson_proto::kernel::{FaultKind, ServiceKill, TimerSet, VcpuKick, VcpuRun, VcpuStop, VmKind};
-use caisson_proto::vcpu::{Action, Exit, code};
+use caisson_proto::vcpu::{Action, Exit};
 
 use super::fake::KHZ;
 use super::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SUPERVISOR, System, VMM, words};

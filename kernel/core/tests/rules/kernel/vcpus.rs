@@ -5,10 +5,11 @@ use std::rc::Rc;
 use caisson_core::context::Context;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{Frame, VPage, VcpuId, VmId};
+use caisson_proto::exits::code;
 use caisson_proto::kernel::{
     CpuidLoad, TablesDonate, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmKind,
 };
-use caisson_proto::vcpu::{Action, CpuidEntry, Groups, code};
+use caisson_proto::vcpu::{Action, CpuidEntry, Groups};
 
 use super::fake::NOT_THERE;
 use super::system::{At, MEMORY, OTHER_VMM, System, VMM};

@@ -1,0 +1,49 @@
+//! The exit codes that a vmm tells apart (APM volume 2, appendix C), with those that the kernel knows, too.
+
+/// Exit codes.
+pub mod code {
+    pub use crate::vcpu::code::*;
+
+    /// MOV to CR0; + n for CRn.
+    pub const WRITE_CR0: u16 = 0x10;
+    /// MOV from DR0; + n for DRn.
+    pub const READ_DR0: u16 = 0x20;
+    /// RDTSC, and on QEMU RDTSCP.
+    pub const RDTSC: u16 = 0x6e;
+    /// RDPMC.
+    pub const RDPMC: u16 = 0x6f;
+    /// INVD.
+    pub const INVD: u16 = 0x76;
+    /// PAUSE.
+    pub const PAUSE: u16 = 0x77;
+    /// HLT.
+    pub const HLT: u16 = 0x78;
+    /// INVLPGA.
+    pub const INVLPGA: u16 = 0x7a;
+    /// FERR freeze.
+    pub const FERR_FREEZE: u16 = 0x7e;
+    /// VMRUN.
+    pub const VMRUN: u16 = 0x80;
+    /// VMMCALL.
+    pub const VMMCALL: u16 = 0x81;
+    /// VMLOAD.
+    pub const VMLOAD: u16 = 0x82;
+    /// VMSAVE.
+    pub const VMSAVE: u16 = 0x83;
+    /// STGI.
+    pub const STGI: u16 = 0x84;
+    /// CLGI.
+    pub const CLGI: u16 = 0x85;
+    /// SKINIT.
+    pub const SKINIT: u16 = 0x86;
+    /// RDTSCP.
+    pub const RDTSCP: u16 = 0x87;
+    /// WBINVD and WBNOINVD.
+    pub const WBINVD: u16 = 0x89;
+    /// MONITOR.
+    pub const MONITOR: u16 = 0x8a;
+    /// MWAIT.
+    pub const MWAIT: u16 = 0x8b;
+    /// MWAIT with the monitor armed.
+    pub const MWAIT_ARMED: u16 = 0x8c;
+}
