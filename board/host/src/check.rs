@@ -1,0 +1,122 @@
+//! The invariants, checked from outside.
+
+use std::fmt::Write;
+
+use caisson_core::batches::{Batches, MAX_BATCHES};
+use caisson_core::context::{CONTEXTS, Context, Kind, Phase};
+use caisson_core::frames::Frames;
+use caisson_proto::addr::Frame;
+use caisson_proto::kernel::FrameState;
+
+use crate::world::{Mode, World};
+
+/// Frames of the kernel's own.
+pub const KERNEL_FRAMES: u64 = 64;
+
+/// What must hold between any two steps.
+pub fn step(world: &World) {
+    counts(world);
+    for (number, cpu) in world.cpus.iter().enumerate() {
+        let (Mode::Guest(context) | Mode::Spins(context)) = cpu.mode.get() else { continue };
+        let state = world.kernel.context(context);
+        let pending = state.pending.load(std::sync::atomic::Ordering::SeqCst);
+        world.check(pending == 0 || cpu.ipi.get() != 0 || cpu.timer.get() <= world.now.get(), || {
+            format!("cpu{number} is in the guest of context {} and nobody tells it of {pending:#x}", context.number())
+        });
+        let home = state.home.load(std::sync::atomic::Ordering::SeqCst);
+        world.check(usize::from(home) == number, || {
+            format!("context {} runs on cpu{number} and is at home on cpu{home}", context.number())
+        });
+    }
+}
+
+fn counts(world: &World) {
+    let Some((counts, total)) = world.kernel.inspect(|table, _| (table.counts(), table.size())) else { return };
+    let sum: u64 = counts.iter().sum();
+    world.check(sum == total, || format!("{sum} frames are counted of {total}: {counts:?}"));
+}
+
+/// What must hold whenever nobody changes the tables. Takes longer.
+pub fn tables(world: &World) {
+    let Some(owned) = world.kernel.inspect(|table, _| table.counts()[FrameState::Owned as usize]) else { return };
+    let owner = world.owner.borrow();
+    world.check(owned == owner.len() as u64, || format!("{owned} frames are owned and {} are mapped", owner.len()));
+    for (frame, (root, gfn)) in owner.iter() {
+        let is = world.frame(Frame(*frame));
+        let vm = world.vm_of_root(Frame(*root)).map(|(_, id)| id);
+        world.check(vm.is_some_and(|vm| is == Some(Frames::Owned(vm))), || {
+            format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}")
+        });
+    }
+    for frame in world.adopted.borrow().iter() {
+        let is = world.frame(Frame(*frame));
+        world.check(matches!(is, Some(Frames::KernelOf(_))), || format!("frame {frame:#x} is adopted and is {is:?}"));
+    }
+}
+
+/// Whether nothing will ever happen again, but for the watchdog's looks.
+pub fn is_quiet(world: &World) -> bool {
+    let idle = world.cpus.iter().all(|cpu| {
+        matches!(cpu.mode.get(), Mode::Idle) && cpu.ipi.get() == 0 && cpu.device.get().is_none()
+    });
+    idle && next_deadline(world).is_none()
+}
+
+/// The next time at which something other than the watchdog wants a CPU.
+pub fn next_deadline(world: &World) -> Option<u64> {
+    let deadlines = world.locals.iter().map(|local| local.next_deadline.get());
+    deadlines.filter(|at| *at != caisson_core::cpu::NEVER).min()
+}
+
+/// What must hold when nothing happens any more: nobody waits.
+pub fn quiet(world: &World) {
+    let mut text = String::new();
+    for number in 0..CONTEXTS as u16 {
+        let Some(context) = Context::from_number(number) else { continue };
+        let state = world.kernel.context(context);
+        if matches!(state.phase(), Phase::Waiting | Phase::Ready | Phase::Running) {
+            let call = *state.call.lock();
+            let _ = write!(
+                text,
+                "; {:?} is {:?}, last waited for {:?} on behalf of {:?}",
+                context.kind(),
+                state.phase(),
+                call.target,
+                call.caller
+            );
+        }
+        if let Kind::Vcpu(..) = context.kind()
+            && state.phase() == Phase::Parked
+            && state.pending.load(std::sync::atomic::Ordering::SeqCst) != 0
+        {
+            let _ = write!(text, "; {:?} is parked and was kicked", context.kind());
+        }
+    }
+    for (slot, name) in world.manifest.names.iter().enumerate() {
+        let service = world.kernel.service(slot);
+        if service.turn.is_taken() {
+            let _ = write!(text, "; {name} is taken by {:?} in {:?}", service.caller.get(), service.id.get());
+        }
+        if service.alive.get() && service.bells.any() {
+            let _ = write!(text, "; {name} was rung and nobody goes");
+        }
+    }
+    world.check(text.is_empty(), || format!("nothing happens any more{text}"));
+}
+
+/// What must hold when all VMs are gone and memory said that it has settled.
+pub fn settled(world: &World) {
+    let left: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state().is_some()).map(|vm| vm.id.get()).collect();
+    world.check(left.is_empty(), || format!("all is settled and there are VMs: {left:?}"));
+    let open = |_: &_, batches: &Batches| (0..MAX_BATCHES).filter_map(|slot| batches.get(slot)).collect::<Vec<_>>();
+    let open = world.kernel.inspect(open).unwrap_or_default();
+    world.check(open.is_empty(), || format!("all is settled and there are batches: {open:?}"));
+    if let Some((counts, total)) = world.kernel.inspect(|table, _| (table.counts(), table.size())) {
+        let free = counts[FrameState::Free as usize];
+        world.check(free == total - KERNEL_FRAMES, || format!("all is settled and frames are missing: {counts:?}"));
+    }
+    let adopted = world.adopted.borrow().len();
+    world.check(adopted == 0, || format!("all is settled and the kernel holds {adopted} frames of VMs"));
+    let lent = world.lent.borrow();
+    world.check(lent.is_empty(), || format!("all is settled and pages are lent: {lent:?}"));
+}

@@ -1,0 +1,227 @@
+//! vCPUs: guests that touch memory, ask their vmm for things and check what they read.
+
+use std::collections::BTreeMap;
+
+use caisson_core::context::Context;
+use caisson_core::frames::Frames;
+use caisson_proto::addr::{Frame, VmId};
+use caisson_proto::kernel::VmKind;
+use caisson_proto::exits::code;
+use caisson_proto::vcpu::{Exit, ExitFlags, Resume};
+
+use crate::rng::Rng;
+use crate::world::World;
+
+/// What a guest asks its vmm for: rax of a VMMCALL.
+pub mod ask {
+    /// Nothing.
+    pub const NOTHING: u64 = 0;
+    /// Kick the vCPU in rcx.
+    pub const KICK: u64 = 1;
+    /// Power off.
+    pub const POWER_OFF: u64 = 2;
+    /// Reset.
+    pub const RESET: u64 = 3;
+    /// Crash.
+    pub const CRASH: u64 = 4;
+    /// Look at the page rcx through the window; it has what rdx says.
+    pub const LOOK: u64 = 5;
+    /// This vCPU is done for good.
+    pub const DONE: u64 = 6;
+    /// Do something that isn't allowed, of the kind in rcx.
+    pub const MISCHIEF: u64 = 7;
+    /// Send rcx through the services that echo.
+    pub const ECHO: u64 = 8;
+}
+
+/// A vCPU.
+#[derive(Debug)]
+pub struct Guest {
+    vm: VmId,
+    index: u8,
+    /// Kind of its VM.
+    pub kind: VmKind,
+    /// Its ASID.
+    pub asid: u32,
+    root: Frame,
+    rng: Rng,
+    /// Translations that its CPU holds.
+    pub tlb: BTreeMap<u64, Frame>,
+    /// Between entry and exit.
+    pub inside: bool,
+    left: u32,
+    /// A page that it touches when it goes on: it faulted there.
+    faulted: Option<(u64, bool)>,
+    pages: u64,
+    siblings: u64,
+    rip: u64,
+}
+
+/// What a guest does next.
+pub enum Act {
+    /// It goes on.
+    On,
+    /// It does nothing that leaves it.
+    Spin,
+    /// It leaves.
+    Exit(Exit),
+}
+
+impl Guest {
+    /// A vCPU that never ran.
+    pub fn new(vm: VmId, index: u8, kind: VmKind, asid: u32, root: Frame, world: &World) -> Self {
+        Self {
+            vm,
+            index,
+            kind,
+            asid,
+            root,
+            rng: Rng::new(world.rng.next()),
+            tlb: BTreeMap::new(),
+            inside: false,
+            left: world.config.actions,
+            faulted: None,
+            pages: world.manifest.guest_pages,
+            siblings: u64::from(world.config.vcpus),
+            rip: 0x1000,
+        }
+    }
+
+    /// The vmm's reply.
+    pub fn resume(&mut self, resume: &Resume, root: Frame) {
+        self.rip = resume.rip;
+        self.root = root;
+    }
+
+    /// The exit that it is at.
+    pub fn exit(&self, code: u16, rax: u64, rcx: u64) -> Exit {
+        Exit {
+            vcpu: self.index,
+            context: 0,
+            code,
+            flags: ExitFlags::empty(),
+            info1: 0,
+            info2: 0,
+            rip: self.rip,
+            rax,
+            rcx,
+            rdx: 0,
+            next_rip: self.rip + 3,
+        }
+    }
+
+    fn ask(&self, what: u64, rcx: u64) -> Act {
+        Act::Exit(self.exit(code::VMMCALL, what, rcx))
+    }
+
+    /// One step of it.
+    fn act(&mut self, world: &World, cpu: usize) -> Act {
+        if let Some((gfn, write)) = self.faulted.take() {
+            return self.touch(world, cpu, gfn, write);
+        }
+        if self.left == 0 {
+            let how = match (self.index, self.rng.below(8)) {
+                (0, 0) => ask::CRASH,
+                (0, 1..3) if world.resets.get() > 0 => ask::RESET,
+                (0, _) => ask::POWER_OFF,
+                _ => ask::DONE,
+            };
+            return self.ask(how, 0);
+        }
+        self.left -= 1;
+        match self.rng.below(24) {
+            0 => self.ask(ask::NOTHING, 0),
+            1..3 => self.ask(ask::KICK, self.rng.below(self.siblings)),
+            3 => self.ask(ask::MISCHIEF, self.rng.below(12)),
+            4..6 => self.ask(ask::ECHO, self.rng.next()),
+            6 => Act::Exit(self.exit(code::HLT, 0, self.rng.below(3000))),
+            7 => Act::Spin,
+            8..10 => self.look(world),
+            _ => {
+                let gfn = self.rng.below(self.pages);
+                let write = self.rng.chance(1, 2);
+                self.touch(world, cpu, gfn, write)
+            }
+        }
+    }
+
+    fn look(&self, world: &World) -> Act {
+        let memory = world.memory.borrow();
+        let known = memory.range((self.vm.bits(), 0)..=(self.vm.bits(), u64::MAX));
+        let pages: Vec<(u64, u64)> = known.map(|((_, gfn), value)| (*gfn, *value)).collect();
+        match self.rng.pick(&pages) {
+            Some((gfn, _)) => self.ask(ask::LOOK, gfn),
+            None => Act::On,
+        }
+    }
+
+    /// Reads or writes a page.
+    fn touch(&mut self, world: &World, cpu: usize, gfn: u64, write: bool) -> Act {
+        let frame = match self.tlb.get(&gfn) {
+            Some(frame) => *frame,
+            None => {
+                let Some(mapping) = world.nested(self.root, gfn) else {
+                    self.faulted = Some((gfn, write));
+                    let exit = self.exit(code::NPF, 0, 0);
+                    return Act::Exit(Exit { info1: u64::from(write) << 1, info2: gfn << 12, ..exit });
+                };
+                self.tlb.insert(gfn, mapping.frame);
+                mapping.frame
+            }
+        };
+        if let Some(is) = world.frame(frame) {
+            world.check(is == Frames::Owned(self.vm), || {
+                format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
+            });
+        }
+        let key = (self.vm.bits(), gfn);
+        let mapped = world.owner.borrow().get(&frame.0) == Some(&(self.root.0, gfn));
+        if write {
+            let value = self.rng.next() | 1;
+            world.contents.borrow_mut().insert(frame.0, value);
+            if mapped {
+                world.memory.borrow_mut().insert(key, value);
+            }
+            if self.kind != VmKind::Plain
+                && let Some(cpu) = world.cpus.get(cpu)
+            {
+                cpu.dirty.borrow_mut().insert(frame.0);
+            }
+        } else if mapped {
+            let reads = world.contents.borrow().get(&frame.0).copied().unwrap_or(0);
+            let wrote = world.memory.borrow().get(&key).copied().unwrap_or(0);
+            world.check(reads == wrote, || format!("VM {:?} reads {reads:#x} at gfn {gfn:#x} and wrote {wrote:#x}", self.vm));
+        }
+        Act::On
+    }
+}
+
+/// The guest of a context is entered.
+pub fn entered(world: &World, vcpu: Context) {
+    let mut guests = world.guests.borrow_mut();
+    let Some(guest) = guests.get_mut(&vcpu.number()) else {
+        return world.fail(|| format!("context {} is entered and has no frames", vcpu.number()));
+    };
+    guest.inside = true;
+    let (asid, vm) = (guest.asid, guest.vm);
+    let shared = guests.values().find(|other| other.inside && other.asid == asid && other.vm != vm);
+    world.check(shared.is_none(), || format!("ASID {asid} is two VMs'"));
+}
+
+/// It was left.
+pub fn left(world: &World, vcpu: Context) {
+    if let Some(guest) = world.guests.borrow_mut().get_mut(&vcpu.number()) {
+        guest.inside = false;
+    }
+}
+
+/// One step of a guest.
+pub fn step(world: &World, cpu: usize, vcpu: Context) -> Act {
+    let Some(mut guest) = world.guests.borrow_mut().remove(&vcpu.number()) else {
+        world.fail(|| format!("context {} runs and has no frames", vcpu.number()));
+        return Act::Spin;
+    };
+    let act = guest.act(world, cpu);
+    world.guests.borrow_mut().insert(vcpu.number(), guest);
+    act
+}

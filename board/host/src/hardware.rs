@@ -1,0 +1,391 @@
+//! The machine as the kernel sees it from one CPU.
+
+use caisson_core::context::{Context, Kind};
+use caisson_core::event::Event;
+use caisson_core::machine::{Machine, Removed, TablePool};
+use caisson_core::svm::npt::{self, Tables, Tree};
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, VPage};
+use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
+use caisson_proto::layout;
+use caisson_proto::vcpu::{Exit, Groups, Resume};
+use corosensei::Yielder;
+
+use crate::config::Mutant;
+use crate::guest::Guest;
+use crate::history::What;
+use crate::world::{KHZ, View, World, ipi};
+
+/// First page that a service can lend, and one past the last. Those with an odd number are read-only.
+pub const LENDABLE: std::ops::Range<u64> = layout::IMAGE / PAGE_SIZE..layout::IMAGE / PAGE_SIZE + 64;
+/// Where a dead VM's kernel frames have something left in them.
+const REMAINS: u64 = 0xdead;
+
+/// One CPU, in the kernel.
+pub struct Hardware<'a> {
+    /// The machine.
+    pub world: &'a World,
+    /// Which CPU.
+    pub cpu: usize,
+    /// Suspends this CPU.
+    pub yielder: &'a Yielder<(), ()>,
+}
+
+impl Hardware<'_> {
+    /// Lets other CPUs go on, now and then.
+    fn pause(&self) {
+        if self.world.rng.chance(self.world.config.preemption, 16) {
+            self.yielder.suspend(());
+        }
+    }
+
+    fn guest<R>(&self, vcpu: Context, what: &str, act: impl FnOnce(&mut Guest) -> R) -> Option<R> {
+        let mut guests = self.world.guests.borrow_mut();
+        let Some(guest) = guests.get_mut(&vcpu.number()) else {
+            drop(guests);
+            self.world.fail(|| format!("{what} of context {}, which has no frames", vcpu.number()));
+            return None;
+        };
+        Some(act(guest))
+    }
+
+    fn take_page(&self, root: Frame, gfn: u64, frame: u64) {
+        let world = self.world;
+        let before = world.owner.borrow_mut().insert(frame, (root.0, gfn));
+        world.check(before.is_none(), || format!("frame {frame:#x} is mapped in two places of guests: {before:?}"));
+        world.check(!world.adopted.borrow().contains(&frame), || format!("frame {frame:#x} of the kernel's is mapped"));
+        let reads = world.contents.borrow().get(&frame).copied();
+        world.check(reads.is_none(), || format!("frame {frame:#x} given out reads {reads:?} instead of zero"));
+        world.check_clean(frame);
+    }
+}
+
+impl Machine for Hardware<'_> {
+    fn now(&self) -> u64 {
+        self.world.now.get()
+    }
+
+    fn tsc_khz(&self) -> u64 {
+        KHZ
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            cpus: self.world.config.cpus as u16,
+            tsc_khz: KHZ,
+            features: Features::NESTED_PAGING | Features::NEXT_RIP,
+            frames: 0,
+            phys_bits: 48,
+            asids: 16,
+            services: 0,
+        }
+    }
+
+    fn runs(&self, kind: VmKind) -> bool {
+        kind == VmKind::Plain || self.world.config.encrypted && matches!(kind, VmKind::Sev | VmKind::SevEs)
+    }
+
+    fn interrupt_cpu(&self, cpu: CpuId) {
+        if !(self.world.breaks(Mutant::LostInterrupt) && self.world.rng.chance(1, 8)) {
+            self.world.send(usize::from(cpu.0), ipi::RESCHEDULE);
+        }
+        self.pause();
+    }
+
+    fn relax(&self) {
+        self.world.answer_wishes(self.cpu);
+        self.yielder.suspend(());
+    }
+
+    fn set_timer(&self, at: u64) {
+        let lost = self.world.breaks(Mutant::LostTimer) && self.world.rng.chance(1, 8);
+        if let Some(cpu) = self.world.cpus.get(self.cpu)
+            && !lost
+        {
+            cpu.timer.set(at);
+        }
+    }
+
+    fn log(&self, event: Event) {
+        self.world.note(self.cpu, What::Kernel(event));
+        self.pause();
+    }
+
+    fn power_off(&self, status: u8) {
+        self.world.over.set(Some(status));
+    }
+
+    fn load_space(&self, slot: usize) {
+        if let Some(cpu) = self.world.cpus.get(self.cpu)
+            && cpu.space.replace(slot) != slot
+        {
+            cpu.tlb.borrow_mut().clear();
+        }
+        self.pause();
+    }
+
+    fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status> {
+        let pages = lease.page.0..lease.page.0 + lease.pages;
+        let there = pages.clone().all(|page| LENDABLE.contains(&page) && !(lease.write && page % 2 == 1));
+        if !there {
+            return Err(Status::BadLease);
+        }
+        let before = self.world.lent.borrow_mut().insert(to, (from, lease));
+        self.world.check(before.is_none(), || format!("slot {to} is lent pages twice: {before:?}"));
+        self.pause();
+        Ok(Lease { page: VPage(layout::LEASE / PAGE_SIZE), ..lease })
+    }
+
+    fn take_back(&self, slot: usize) {
+        if !self.world.breaks(Mutant::KeptLease) {
+            let lent = self.world.lent.borrow_mut().remove(&slot);
+            self.world.check(lent.is_some(), || format!("slot {slot} is taken pages that it was not lent"));
+        }
+        self.pause();
+    }
+
+    fn reset_service(&self, slot: usize) -> u64 {
+        let lent = self.world.lent.borrow().contains_key(&slot);
+        self.world.check(!lent, || format!("slot {slot} begins its life with pages that others lent"));
+        self.world.pages.borrow_mut().retain(|(of, _), _| *of != slot);
+        self.world.calls.borrow_mut().remove(&slot);
+        self.world.lives.begin(slot);
+        self.pause();
+        layout::IMAGE
+    }
+
+    fn adopt(&self, frame: Frame) {
+        let world = self.world;
+        world.check(world.adopted.borrow_mut().insert(frame.0), || format!("frame {:#x} is adopted twice", frame.0));
+        let owner = world.owner.borrow().get(&frame.0).copied();
+        world.check(owner.is_none(), || format!("frame {:#x} is a guest's and becomes the kernel's", frame.0));
+        world.check_clean(frame.0);
+        world.contents.borrow_mut().remove(&frame.0);
+        world.tables.borrow_mut().insert(frame.0, Box::new([0; npt::ENTRIES]));
+    }
+
+    fn disown(&self, frame: Frame) {
+        let world = self.world;
+        world.check(world.adopted.borrow_mut().remove(&frame.0), || format!("frame {:#x} isn't adopted", frame.0));
+        world.tables.borrow_mut().remove(&frame.0);
+        world.contents.borrow_mut().insert(frame.0, REMAINS);
+        self.pause();
+    }
+
+    fn flush_translations(&self) {
+        let world = self.world;
+        if world.breaks(Mutant::NoHostFlush) {
+            return;
+        }
+        let mut wishes = Vec::new();
+        for (number, cpu) in world.cpus.iter().enumerate() {
+            if number == self.cpu {
+                cpu.tlb.borrow_mut().clear();
+                continue;
+            }
+            let (wished, done) = cpu.wishes.get();
+            cpu.wishes.set((wished + 1, done));
+            wishes.push((number, wished + 1));
+            world.send(number, ipi::FLUSH);
+        }
+        self.pause();
+        for (number, wish) in wishes {
+            while world.cpus.get(number).is_some_and(|cpu| cpu.wishes.get().1 < wish) && world.failure.borrow().is_none()
+            {
+                self.relax();
+            }
+        }
+    }
+
+    fn zero(&self, first: Frame, pages: u64) {
+        let world = self.world;
+        for frame in first.0..first.0 + pages {
+            let owner = world.owner.borrow().get(&frame).copied();
+            world.check(owner.is_none(), || format!("frame {frame:#x} is zeroed under a guest"));
+            world.check_clean(frame);
+            if !world.breaks(Mutant::NoZero) {
+                world.contents.borrow_mut().remove(&frame);
+            }
+        }
+        self.pause();
+    }
+
+    fn write_back(&self) {
+        if let Some(cpu) = self.world.cpus.get(self.cpu)
+            && !self.world.breaks(Mutant::NoWriteBack)
+        {
+            cpu.dirty.borrow_mut().clear();
+        }
+        self.pause();
+    }
+
+    fn nested_map(
+        &self,
+        root: Frame,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        access: Access,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        npt::map(&mut View(self.world), Tree::nested(root), gfn, frame, pages, access, pool)?;
+        (0..pages).for_each(|page| self.take_page(root, gfn.0 + page, frame.0 + page));
+        self.pause();
+        Ok(())
+    }
+
+    fn nested_unmap(
+        &self,
+        root: Frame,
+        from: Gfn,
+        end: Gfn,
+        pool: &mut dyn TablePool,
+    ) -> Result<Option<Removed>, Status> {
+        let removed = npt::unmap(&mut View(self.world), Tree::nested(root), from, end, pool)?;
+        if let Some(removed) = removed {
+            let vm = self.world.vm_of_root(root);
+            self.world.check(vm.is_some(), || format!("root {:#x} is no VM's", root.0));
+            for page in 0..removed.pages {
+                let (gfn, frame) = (removed.gfn.0 + page, removed.frame.0 + page);
+                let owner = self.world.owner.borrow_mut().remove(&frame);
+                self.world.check(owner == Some((root.0, gfn)), || format!("frame {frame:#x} is taken from {owner:?}"));
+                if let Some((_, vm)) = vm {
+                    self.world.memory.borrow_mut().remove(&(vm.bits(), gfn));
+                }
+            }
+            if self.world.breaks(Mutant::KeptMapping) && self.world.rng.chance(1, 4) {
+                self.keep(root, &removed);
+            }
+        }
+        self.pause();
+        Ok(removed)
+    }
+
+    fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
+        let left = self.world.owner.borrow().values().any(|(of, _)| *of == root.0);
+        self.world.check(!left, || format!("the tables of root {:#x} are dropped with pages in them", root.0));
+        npt::drop_all(&mut View(self.world), Tree::nested(root), pool);
+        self.pause();
+    }
+
+    fn window_map(
+        &self,
+        slot: usize,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        pool: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        let at = Gfn(World::in_window(gfn.0));
+        let access = Access::READ | Access::WRITE;
+        let mapped = npt::map(&mut View(self.world), World::window(slot), at, frame, pages, access, pool);
+        self.world.check(mapped.is_ok(), || format!("the window of slot {slot} has no room at {gfn:?}: {mapped:?}"));
+        self.pause();
+        mapped
+    }
+
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool) -> Result<(), Status> {
+        let (mut from, end) = (Gfn(World::in_window(gfn.0)), Gfn(World::in_window(gfn.0 + pages)));
+        while let Some(removed) = npt::unmap(&mut View(self.world), World::window(slot), from, end, pool)? {
+            from = Gfn(removed.gfn.0 + removed.pages);
+        }
+        self.pause();
+        Ok(())
+    }
+
+    fn window_drop(&self, slot: usize, pool: &mut dyn TablePool) {
+        let root = World::window(slot).root;
+        for at in 0..npt::ENTRIES {
+            let entry = View(self.world).read(root, at);
+            if entry != 0 {
+                View(self.world).write(root, at, 0);
+                let below = Tree { root: Frame((entry & 0x000f_ffff_ffff_f000) >> 12), levels: 2 };
+                npt::drop_all(&mut View(self.world), below, pool);
+            }
+        }
+        self.pause();
+    }
+
+    fn vcpu_create(
+        &self,
+        vcpu: Context,
+        handler: usize,
+        _: Frame,
+        asid: u32,
+        root: Frame,
+        _: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        let world = self.world;
+        let (Kind::Vcpu(vm, index), Some(id)) = (vcpu.kind(), world.vm_of(vcpu)) else {
+            world.fail(|| format!("context {} is made a vCPU of no VM", vcpu.number()));
+            return Ok(());
+        };
+        let kind = world.manifest.services.get(handler).map_or(VmKind::Plain, |service| service.kind);
+        let guest = Guest::new(id, index as u8, kind, asid, root, world);
+        let before = world.guests.borrow_mut().insert(vcpu.number(), guest);
+        world.check(before.is_none(), || format!("vCPU {index} of VM slot {vm} is made twice"));
+        Ok(())
+    }
+
+    fn vcpu_drop(&self, vcpu: Context, _: usize) {
+        let guest = self.world.guests.borrow_mut().remove(&vcpu.number());
+        self.world.check(guest.is_some_and(|guest| !guest.inside), || {
+            format!("context {} is dropped in its guest, or never was a vCPU", vcpu.number())
+        });
+        self.pause();
+    }
+
+    fn vcpu_load(&self, vcpu: Context, _: Groups) -> Result<(), Status> {
+        self.pause();
+        let inside = self.guest(vcpu, "registers", |guest| guest.inside);
+        self.world.check(inside != Some(true), || "registers of a running vCPU are loaded".into());
+        Ok(())
+    }
+
+    fn vcpu_save(&self, vcpu: Context, _: Groups) {
+        self.pause();
+        let inside = self.guest(vcpu, "registers", |guest| guest.inside);
+        self.world.check(inside != Some(true), || "registers of a running vCPU are saved".into());
+    }
+
+    fn vcpu_resume(&self, vcpu: Context, resume: &Resume, root: Frame) -> Result<(), Status> {
+        self.pause();
+        if resume.rip == u64::MAX {
+            return Err(Status::Range);
+        }
+        self.guest(vcpu, "resume", |guest| guest.resume(resume, root));
+        Ok(())
+    }
+
+    fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit {
+        self.pause();
+        self.guest(vcpu, "moment", |guest| guest.exit(code, 0, 0)).unwrap_or_default()
+    }
+
+    fn vcpu_flush(&self, vcpu: Context) {
+        if !self.world.breaks(Mutant::NoFlush) {
+            self.guest(vcpu, "flush", |guest| guest.tlb.clear());
+        }
+    }
+
+    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, _: u16) -> Result<(), Status> {
+        self.guest(vcpu, "CPUID table", |_| ());
+        if LENDABLE.contains(&lease.page.0) { Ok(()) } else { Err(Status::BadLease) }
+    }
+}
+
+impl Hardware<'_> {
+    /// Mutant: the entry stays.
+    fn keep(&self, root: Frame, removed: &Removed) {
+        struct Nothing;
+        impl TablePool for Nothing {
+            fn take(&mut self) -> Option<Frame> {
+                None
+            }
+            fn give_back(&mut self, _: Frame) {}
+        }
+        let access = Access::READ | Access::WRITE;
+        let tree = Tree::nested(root);
+        let _ = npt::map(&mut View(self.world), tree, removed.gfn, removed.frame, removed.pages, access, &mut Nothing);
+    }
+}

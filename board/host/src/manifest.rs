@@ -1,0 +1,132 @@
+//! Who there is in the simulation and what they may. The services, their ranks and their authority are those of
+//! `board/qemu/system.toml`; without the console, and with two services more that echo.
+
+use caisson_proto::abi::MAX_SERVICES;
+use caisson_proto::bundle::ServiceRecord;
+use caisson_proto::kernel::{Caps, VmKind};
+use zerocopy::FromZeros;
+
+use crate::config::Config;
+use crate::rng::Rng;
+
+/// What a service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Restarts and buries the others.
+    Supervisor,
+    /// The model of a vmm; which of them.
+    Vmm(usize),
+    /// Owns the frames.
+    Memory,
+    /// Decides on write-backs.
+    Notifier,
+    /// Speaks for the secure processor.
+    Firmware,
+    /// Sends back what it gets, with the help of the deep one.
+    Echo,
+    /// Sends back what it gets.
+    Deep,
+}
+
+/// A service.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// What it is.
+    pub role: Role,
+    /// Kind of its VM, of a vmm.
+    pub kind: VmKind,
+}
+
+/// All services, in rank order.
+#[derive(Debug)]
+pub struct Manifest {
+    /// By slot.
+    pub services: Vec<Service>,
+    /// Their names.
+    pub names: Vec<String>,
+    /// Pages of each guest.
+    pub guest_pages: u64,
+    /// Slots, by role.
+    pub supervisor: usize,
+    /// Slot of memory.
+    pub memory: usize,
+    /// Slot of notifier.
+    pub notifier: usize,
+    /// Slot of sev-firmware.
+    pub firmware: usize,
+    /// Slot of the service that echoes.
+    pub echo: usize,
+    /// Slot of the deep one.
+    pub deep: usize,
+}
+
+impl Manifest {
+    /// What a configuration has.
+    pub fn new(config: &Config, rng: &Rng) -> Self {
+        let plain = |role| Service { role, kind: VmKind::Plain };
+        let mut services = vec![plain(Role::Supervisor)];
+        for vm in 0..config.vms {
+            let kind = match rng.below(3) {
+                0 if config.encrypted => VmKind::Sev,
+                1 if config.encrypted => VmKind::SevEs,
+                _ => VmKind::Plain,
+            };
+            services.push(Service { role: Role::Vmm(vm), kind });
+        }
+        let memory = services.len();
+        services.extend([Role::Memory, Role::Notifier, Role::Firmware, Role::Echo, Role::Deep].map(plain));
+        let names = services.iter().map(|service| name(service.role)).collect();
+        let guest_pages = [48, 300, 512, 700, 1024][rng.below(5) as usize];
+        Self {
+            services,
+            names,
+            guest_pages,
+            supervisor: 0,
+            memory,
+            notifier: memory + 1,
+            firmware: memory + 2,
+            echo: memory + 3,
+            deep: memory + 4,
+        }
+    }
+
+    /// The record of a slot.
+    pub fn record(&self, slot: usize) -> ServiceRecord {
+        let bit = |slot: usize| 1u64 << (slot % MAX_SERVICES);
+        let none = Caps::empty();
+        let (may_call, may_ring, caps, budget_ms) = match self.services.get(slot).map(|service| service.role) {
+            Some(Role::Supervisor) => (0, bit(self.memory), Caps::SUPERVISE | Caps::TIMER, 1000),
+            Some(Role::Vmm(_)) => {
+                (bit(self.memory) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000)
+            }
+            Some(Role::Memory) => (
+                bit(self.notifier),
+                bit(self.supervisor) | bit(self.memory) | bit(self.notifier),
+                Caps::FRAMES | Caps::TIMER,
+                1000,
+            ),
+            Some(Role::Notifier) => (bit(self.firmware), bit(self.memory), Caps::WRITEBACK, 1000),
+            Some(Role::Echo) => (bit(self.deep), 0, none, 1000),
+            Some(Role::Firmware | Role::Deep) | None => (0, 0, none, 1000),
+        };
+        let is_vmm = u32::from(self.is_vmm(slot));
+        ServiceRecord { may_call, may_ring, caps: caps.bits(), budget_ms, is_vmm, ..ServiceRecord::new_zeroed() }
+    }
+
+    /// Whether there is a vmm in a slot.
+    pub fn is_vmm(&self, slot: usize) -> bool {
+        matches!(self.services.get(slot), Some(Service { role: Role::Vmm(_), .. }))
+    }
+}
+
+fn name(role: Role) -> String {
+    match role {
+        Role::Supervisor => "supervisor".into(),
+        Role::Vmm(number) => format!("vmm{number}"),
+        Role::Memory => "memory".into(),
+        Role::Notifier => "notifier".into(),
+        Role::Firmware => "sev-firmware".into(),
+        Role::Echo => "echo".into(),
+        Role::Deep => "deep".into(),
+    }
+}

@@ -1,0 +1,96 @@
+//! memory.
+
+use std::rc::Rc;
+
+use caisson_memory::{Kernel, Memory};
+use caisson_proto::abi::{Lease, Status, doorbell};
+use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::kernel::{GuestMap, TimerSet};
+use caisson_proto::memory::Reclaimed;
+use caisson_proto::notifier::Settle;
+use caisson_proto::wire::{Request, Words};
+use caisson_rt::ring::Producer;
+use zerocopy::IntoBytes;
+
+use super::notifier::CHANGE;
+use super::ring::Page;
+use super::{Server, serve};
+use crate::service::Sys;
+use crate::world::KHZ;
+
+struct OnKernel<'a, 'b> {
+    sys: &'a Sys<'b>,
+    reclaimed: Producer<Page>,
+}
+
+impl Kernel for OnKernel<'_, '_> {
+    fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
+        let (sys, world) = (self.sys, self.sys.world);
+        if R::OP != GuestMap::OP {
+            return sys.ask(request);
+        }
+        // Sometimes something changes between the snapshot and the commit.
+        if world.rng.chance(1, 16) {
+            let _ = sys.ring(world.manifest.notifier, CHANGE);
+        }
+        let words = request.encode();
+        let complete = world.changes.borrow().get(&(words[1] as u32)).copied().unwrap_or(0);
+        let answer = sys.ask(request);
+        world.check(answer.is_err() || words[7] >= complete, || {
+            format!("a commit with sequence {} went through after {complete} changes", words[7])
+        });
+        answer
+    }
+
+    fn post(&mut self, reclaimed: &Reclaimed) -> bool {
+        if self.sys.stopped() || self.reclaimed.push(reclaimed.as_bytes()).is_err() {
+            return false;
+        }
+        if self.reclaimed.must_wake() {
+            let _ = self.sys.ring(self.sys.world.manifest.notifier, doorbell::ring(0));
+        }
+        true
+    }
+
+    fn settle(&mut self) {
+        let notifier = self.sys.world.manifest.notifier;
+        if self.sys.call(notifier, &Settle {}).is_err() {
+            let _ = self.sys.call(notifier, &Settle {});
+        }
+    }
+
+    fn settled(&mut self) {
+        let _ = self.sys.ring(self.sys.world.manifest.supervisor, doorbell::SETTLED);
+    }
+
+    fn again(&mut self) -> bool {
+        self.sys.ring(self.sys.slot, doorbell::TICKET).is_ok()
+    }
+
+    fn later(&mut self) {
+        let _ = self.sys.ask(&TimerSet { at: Tsc(self.sys.world.now.get() + KHZ) });
+    }
+}
+
+struct Image<'a, 'b> {
+    memory: Box<Memory>,
+    kernel: OnKernel<'a, 'b>,
+}
+
+impl Server for Image<'_, '_> {
+    fn call(&mut self, sender: ServiceId, words: &Words, _: Option<Lease>) -> (Status, Words) {
+        self.memory.handle(sender, words, &mut self.kernel)
+    }
+
+    fn doorbell(&mut self, bits: u64) {
+        self.memory.doorbell(bits, &mut self.kernel);
+    }
+}
+
+/// Runs it.
+pub fn main(sys: &Sys<'_>) {
+    let kernel = OnKernel { sys, reclaimed: Producer::new(Page(Rc::clone(sys.world))) };
+    let mut image = Image { memory: Box::new(Memory::new()), kernel };
+    image.memory.start(sys.world.config.cpus as u16, &mut image.kernel);
+    serve(sys, &mut image);
+}

@@ -1,0 +1,67 @@
+//! The services' programs: their libraries, and what their thin mains do on the machine.
+
+mod echo;
+mod firmware;
+mod memory;
+mod notifier;
+mod ring;
+mod supervisor;
+mod vmm;
+
+pub use supervisor::KILL;
+
+use caisson_proto::abi::{Lease, Status, sender};
+use caisson_proto::addr::ServiceId;
+use caisson_proto::vcpu::{Exit, Resume};
+use caisson_proto::wire::Words;
+
+use crate::manifest::Role;
+use crate::service::Sys;
+
+/// What a service does with what is delivered to it: as in `services/rt`.
+pub trait Server {
+    /// A request.
+    fn call(&mut self, sender: ServiceId, words: &Words, lease: Option<Lease>) -> (Status, Words);
+    /// Doorbells rang.
+    fn doorbell(&mut self, _: u64) {}
+    /// A vCPU left its guest.
+    fn exit(&mut self, exit: &Exit) -> Resume {
+        Resume::at(exit.rip, exit.rax)
+    }
+}
+
+/// Serves until the end of this life.
+pub fn serve(sys: &Sys<'_>, server: &mut impl Server) {
+    let mut delivered = sys.reply_wait(sender::START, Status::Ok, &[0; 8]);
+    while !sys.stopped() {
+        let (status, words) = match delivered.sender {
+            sender::VCPU => (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words()),
+            sender::DOORBELL => {
+                server.doorbell(delivered.words[0]);
+                (Status::Ok, [0; 8])
+            }
+            from if from & 1 << 31 == 0 => {
+                server.call(ServiceId::from_bits(from), &delivered.words, delivered.lease)
+            }
+            other => {
+                sys.world.fail(|| format!("slot {} gets a message of {other:#x}", sys.slot));
+                (Status::Ok, [0; 8])
+            }
+        };
+        delivered = sys.reply_wait(delivered.sender, status, &words);
+    }
+}
+
+/// What the service in a slot runs.
+pub fn main(sys: &Sys<'_>) {
+    match sys.world.manifest.services.get(sys.slot).map(|service| service.role) {
+        Some(Role::Supervisor) => supervisor::main(sys),
+        Some(Role::Vmm(number)) => vmm::main(sys, number),
+        Some(Role::Memory) => memory::main(sys),
+        Some(Role::Notifier) => notifier::main(sys),
+        Some(Role::Firmware) => firmware::main(sys),
+        Some(Role::Echo) => echo::main(sys, true),
+        Some(Role::Deep) => echo::main(sys, false),
+        None => {}
+    }
+}

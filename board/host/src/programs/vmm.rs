@@ -1,0 +1,314 @@
+//! The model of a vmm: makes its VM, gives it memory as it faults, does what the guest asks; and now and then what it
+//! may not.
+
+use caisson_core::frames::Frames;
+use caisson_core::svm::npt::look_up;
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
+use caisson_proto::kernel::{
+    CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind,
+};
+use caisson_proto::memory::{Populate, VmMake};
+use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
+use caisson_proto::exits::code;
+use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
+use caisson_proto::wire::Words;
+
+use super::{Server, echo, serve};
+use crate::guest::ask;
+use crate::hardware::LENDABLE;
+use crate::service::Sys;
+use crate::world::{View, World};
+
+/// Calls that are tried again when their service died or is busy.
+const TRIES: u32 = 40;
+
+struct Vmm<'a, 'b> {
+    sys: &'a Sys<'b>,
+    vm: VmId,
+    vcpus: u8,
+    /// vCPUs that were stopped and are to run again.
+    stopped: Vec<u8>,
+    done: [bool; 8],
+    /// Faults in a row that memory had no time for.
+    busy: u32,
+}
+
+impl Vmm<'_, '_> {
+    fn world(&self) -> &World {
+        self.sys.world
+    }
+
+    fn end(&self, kind: ExitKind, detail: u64) {
+        self.sys.exit(&[kind as u64, detail, 0, 0, 0, 0, 0, 0]);
+    }
+
+    /// Gives the guest memory around a fault.
+    fn populate(&mut self, gfn: u64) {
+        let (sys, world) = (self.sys, self.sys.world);
+        let chunk = [1, 4, 64, 512][world.rng.below(4) as usize];
+        let start = gfn / chunk * chunk;
+        let pages = chunk.min(world.manifest.guest_pages - start);
+        for _ in 0..TRIES {
+            let memory = sys.known(world.manifest.memory);
+            match sys.call(world.manifest.memory, &Populate { vm: self.vm, gfn: Gfn(start), pages }) {
+                Ok(_) => {
+                    self.busy = 0;
+                    return;
+                }
+                Err(Status::Dead | Status::Died) => {}
+                Err(Status::Busy) if self.busy < 100 => {
+                    // The guest will fault again.
+                    self.busy += 1;
+                    return;
+                }
+                Err(status) => {
+                    let promised = memory.generation() == 0 && status == Status::Exhausted;
+                    world.check(!promised, || format!("memory broke its promise to {:?}", self.vm));
+                    break;
+                }
+            }
+            if sys.stopped() {
+                return;
+            }
+        }
+        self.end(ExitKind::Crashed, CrashKind::Hung as u64);
+    }
+
+    /// Looks at a page of the guest through the window.
+    fn look(&self, gfn: u64) {
+        let world = self.world();
+        let slot = self.sys.slot;
+        let Some(cpu) = world.cpus.get(world.running.get()) else { return };
+        let known = cpu.tlb.borrow().get(&(slot, gfn)).copied();
+        let mapped = || look_up(&View(world), World::window(slot), Gfn(World::in_window(gfn))).map(|it| it.frame);
+        let Some(frame) = known.or_else(mapped) else {
+            // Unless the kernel is just mapping it.
+            let quiet = world.kernel.inspect(|_, _| ()).is_some();
+            return world.check(!quiet, || format!("gfn {gfn:#x} isn't in the window of slot {slot}"));
+        };
+        cpu.tlb.borrow_mut().insert((slot, gfn), frame);
+        if let Some(is) = world.frame(frame) {
+            world.check(is == Frames::Owned(self.vm), || {
+                format!("slot {slot} sees frame {:#x} at gfn {gfn:#x}, which is {is:?}", frame.0)
+            });
+        }
+        let holds = world.contents.borrow().get(&frame.0).copied().unwrap_or(0);
+        let wrote = world.memory.borrow().get(&(self.vm.bits(), gfn)).copied();
+        world.check(wrote.is_none_or(|wrote| wrote == holds), || {
+            format!("slot {slot} reads {holds:#x} at gfn {gfn:#x} where its guest wrote {wrote:x?}")
+        });
+    }
+
+    /// Sends something through the services that echo.
+    fn echo(&self, number: u64) {
+        let (sys, world) = (self.sys, self.sys.world);
+        let words: Words = [number, world.rng.next(), number ^ 1, 3, 4, 5, 6, world.rng.next()];
+        let lease = world.rng.chance(1, 2).then(|| {
+            let pages = 1 + world.rng.below(4);
+            let write = pages == 1 && world.rng.chance(1, 2);
+            let first = LENDABLE.start + 2 * world.rng.below(16);
+            Lease { page: VPage(first), pages, write }
+        });
+        if let Some(lease) = lease
+            && !sys.stopped()
+        {
+            for page in 0..lease.pages {
+                let value = echo::page_value(&words, page);
+                world.pages.borrow_mut().insert((sys.slot, lease.page.0 + page), value);
+            }
+        }
+        let (status, reply) = sys.call_raw(world.manifest.echo, &words, lease);
+        let expected = echo::answer(&words, sys.id);
+        world.check(status != Status::Ok || reply == expected || sys.stopped(), || {
+            format!("slot {} gets the echo {reply:x?} instead of {expected:x?}", sys.slot)
+        });
+        let allowed = matches!(status, Status::Ok | Status::Dead | Status::Died);
+        world.check(allowed, || format!("an echo is answered with {status:?}"));
+    }
+
+    /// Does what isn't allowed, and sees that it isn't.
+    fn mischief(&self, kind: u64) {
+        let (sys, world) = (self.sys, self.sys.world);
+        let manifest = &world.manifest;
+        let message = [world.rng.next(); 8];
+        let lending = |page: u64, write: bool| {
+            let lease = Lease { page: VPage(page), pages: 2, write };
+            sys.call_raw(manifest.echo, &message, Some(lease)).0
+        };
+        let id = |slot: usize| ServiceId::new(slot as u16, 0);
+        let foreign = VmId::new((self.vm.index() as u16 + 1) % 8, self.vm.generation());
+        let (status, expected): (Status, &[Status]) = match kind {
+            0 => (sys.call_raw(manifest.memory, &message, None).0, &[Status::Malformed]),
+            1 => (sys.call_id(id(manifest.supervisor), &message, None).0, &[Status::Downhill]),
+            2 => (sys.call_id(id(60), &message, None).0, &[Status::Denied]),
+            3 => (sys.ask(&FrameCount {}).err().unwrap_or(Status::Ok), &[Status::Denied]),
+            4 => {
+                let run = VcpuRun { vcpu: VcpuId { vm: foreign, index: 0 } };
+                (sys.ask(&run).err().unwrap_or(Status::Ok), &[Status::Denied, Status::Dead])
+            }
+            5 => (lending(LENDABLE.end - 1, false), &[Status::BadLease]),
+            6 => {
+                let known = sys.known(manifest.echo);
+                let old = ServiceId::new(known.index() as u16, known.generation().wrapping_sub(1) & 0x7fff);
+                (sys.call_id(old, &message, None).0, &[Status::Dead])
+            }
+            7 => (sys.ring(manifest.supervisor, 1).err().unwrap_or(Status::Ok), &[Status::Denied]),
+            8 => {
+                let populate = Populate { vm: foreign, gfn: Gfn(0), pages: 1 };
+                let refused = sys.call(manifest.memory, &populate).err().unwrap_or(Status::Ok);
+                (refused, &[Status::Denied, Status::NotFound])
+            }
+            9 => (lending(LENDABLE.start, true), &[Status::BadLease]),
+            10 => {
+                let groups = Groups::all();
+                let vcpu = VcpuId { vm: self.vm, index: self.vcpus.saturating_sub(1) };
+                let _ = sys.ask(&VcpuRead { vcpu, groups });
+                return;
+            }
+            _ => {
+                if world.deaths.get() > 0 && world.rng.chance(1, 4) {
+                    world.deaths.set(world.deaths.get() - 1);
+                    let _ = sys.ask_raw(&message, None);
+                    world.check(sys.stopped(), || format!("slot {} outlives a malformed message", sys.slot));
+                }
+                return;
+            }
+        };
+        let excused = matches!(status, Status::Dead | Status::Died) || sys.stopped();
+        world.check(expected.contains(&status) || excused, || {
+            format!("mischief {kind} of slot {} is answered with {status:?}", sys.slot)
+        });
+    }
+
+    /// Stops a vCPU, or lets those run again that are stopped.
+    fn stop_and_go(&mut self, own: u8) {
+        let (sys, world) = (self.sys, self.sys.world);
+        let vm = self.vm;
+        self.stopped.retain(|&index| sys.ask(&VcpuRun { vcpu: VcpuId { vm, index } }).is_err());
+        let index = world.rng.below(u64::from(self.vcpus)) as u8;
+        let other = index != 0 && index != own && !self.stopped.contains(&index);
+        if other && world.rng.chance(1, 8) && sys.ask(&VcpuStop { vcpu: VcpuId { vm, index } }).is_ok() {
+            self.stopped.push(index);
+        }
+    }
+
+    fn asked(&mut self, exit: &Exit) -> Action {
+        let world = self.sys.world;
+        match exit.rax {
+            ask::KICK => {
+                let vcpu = VcpuId { vm: self.vm, index: exit.rcx as u8 };
+                let _ = self.sys.ask(&VcpuKick { vcpu });
+            }
+            ask::POWER_OFF => self.end(ExitKind::PoweredOff, 0),
+            ask::RESET => {
+                world.resets.set(world.resets.get().saturating_sub(1));
+                self.end(ExitKind::Reset, 0);
+            }
+            ask::CRASH => self.end(ExitKind::Crashed, CrashKind::TripleFault as u64),
+            ask::LOOK => self.look(exit.rcx),
+            ask::DONE => {
+                if let Some(done) = self.done.get_mut(usize::from(exit.vcpu)) {
+                    *done = true;
+                }
+                return Action::Park;
+            }
+            ask::MISCHIEF => self.mischief(exit.rcx),
+            ask::ECHO => self.echo(exit.rcx),
+            _ => {}
+        }
+        Action::Run
+    }
+}
+
+impl Server for Vmm<'_, '_> {
+    fn call(&mut self, sender: ServiceId, _: &Words, _: Option<Lease>) -> (Status, Words) {
+        self.world().fail(|| format!("{sender:?} called a vmm"));
+        (Status::Malformed, [0; 8])
+    }
+
+    fn doorbell(&mut self, _: u64) {
+        self.stop_and_go(0);
+    }
+
+    fn exit(&mut self, exit: &Exit) -> Resume {
+        let world = self.sys.world;
+        world.exits.set(world.exits.get() + 1);
+        let mut resume = Resume::at(exit.next_rip, exit.rax);
+        match exit.code {
+            code::NPF => {
+                self.populate(exit.info2 >> 12);
+                resume.rip = exit.rip;
+            }
+            code::HLT => {
+                resume.action = Action::Park;
+                resume.deadline = world.now.get() + exit.rcx + 1;
+            }
+            code::VMMCALL => resume.action = self.asked(exit),
+            code::KICK | code::TIMER => {
+                resume.rip = exit.rip;
+                if self.done.get(usize::from(exit.vcpu)).is_some_and(|done| *done) {
+                    resume.action = Action::Park;
+                }
+            }
+            other => world.fail(|| format!("exit code {other:#x}")),
+        }
+        if world.rng.chance(1, 4) {
+            self.stop_and_go(exit.vcpu);
+        }
+        if world.rng.chance(1, 16) {
+            let _ = self.sys.ask(&TimerSet { at: Tsc(world.now.get() + world.rng.below(2000)) });
+        }
+        if self.stopped.is_empty() { resume } else { self.with_deadline(resume) }
+    }
+}
+
+impl Vmm<'_, '_> {
+    /// While vCPUs are stopped somebody has to look after them.
+    fn with_deadline(&self, resume: Resume) -> Resume {
+        let soon = self.world().now.get() + 500;
+        let deadline = if resume.deadline == 0 { soon } else { resume.deadline.min(soon) };
+        Resume { deadline, ..resume }
+    }
+}
+
+/// Makes the VM: its id and how many vCPUs it has.
+fn make(sys: &Sys<'_>, number: usize) -> Result<(VmId, u8), Status> {
+    let world = sys.world;
+    let kind = world.manifest.services.get(sys.slot).map_or(VmKind::Plain, |service| service.kind);
+    let vcpus = 1 + world.rng.below(u64::from(world.config.vcpus)) as u8;
+    let first_cpu = CpuId(((number * 3) % world.config.cpus) as u16);
+    let make = VmMake { kind, vcpus, pages: world.manifest.guest_pages, first_cpu };
+    let mut last = Status::Dead;
+    for _ in 0..TRIES {
+        let memory = sys.known(world.manifest.memory);
+        match sys.call(world.manifest.memory, &make) {
+            Ok(made) => return Ok((made.vm, vcpus)),
+            Err(Status::Dead | Status::Died) if !sys.stopped() => last = Status::Died,
+            Err(status) => {
+                let broken = memory.generation() == 0 && status == Status::Exhausted && last != Status::Died;
+                world.check(!broken, || "memory can't promise what is there".into());
+                return Err(status);
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Runs it.
+pub fn main(sys: &Sys<'_>, number: usize) {
+    let world = sys.world;
+    let Ok((vm, vcpus)) = make(sys, number) else {
+        let memory = SetupError::Memory as u64;
+        return sys.exit(&[ExitKind::BadSetup as u64, memory, 0, 0, 0, 0, 0, 0]);
+    };
+    let mut vmm = Vmm { sys, vm, vcpus, stopped: Vec::new(), done: [false; 8], busy: 0 };
+    for index in 0..vcpus {
+        let vcpu = VcpuId { vm, index };
+        let table = Lease { page: VPage(LENDABLE.start), pages: 1, write: false };
+        let loaded = sys.ask_lending(&CpuidLoad { vcpu, count: 3 }, Some(table));
+        let running = loaded.and_then(|_| sys.ask(&VcpuRun { vcpu }));
+        world.check(running.is_ok() || sys.stopped(), || format!("vCPU {index} of {vm:?}: {running:?}"));
+    }
+    serve(sys, &mut vmm);
+}

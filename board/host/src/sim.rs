@@ -1,0 +1,295 @@
+//! A run: the scheduler, and what becomes of it.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use caisson_core::frames::{FrameTable, Frames};
+use caisson_proto::addr::Frame;
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult};
+
+use crate::check;
+use crate::config::Config;
+use crate::cpu;
+use crate::history::What;
+use crate::manifest::Manifest;
+use crate::programs;
+use crate::rng::Rng;
+use crate::world::{Mode, World};
+
+/// Bytes of a CPU's stack.
+const STACK: usize = 256 << 10;
+/// Steps between two looks at all tables.
+const LOOK: u64 = 256;
+/// Steps that CPUs have to come to rest after the machine was switched off.
+const REST: u64 = 200_000;
+
+/// What a run was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Ticks of the clock.
+    pub ticks: u64,
+    /// Calls between services that were answered.
+    pub answered: u64,
+    /// Exits of guests.
+    pub exits: u64,
+    /// The supervisor's verdict.
+    pub verdict: u8,
+    /// All VMs ended and their memory was free again.
+    pub settled: bool,
+    /// A digest of everything that happened.
+    pub digest: u64,
+}
+
+/// A rule that was broken.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The seed.
+    pub seed: u64,
+    /// What was broken.
+    pub what: String,
+    /// What happened before.
+    pub history: String,
+    /// What was simulated.
+    pub config: Config,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.history)?;
+        writeln!(f, "{:?}", self.config)?;
+        writeln!(f, "seed {}: {}", self.seed, self.what)?;
+        write!(f, "replay: cargo xtask sim --seeds 1 --from {}", self.seed)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+type CpuLife = Coroutine<(), (), ()>;
+
+thread_local! {
+    /// Frame tables' entries of runs that are over, by length.
+    static ENTRIES: RefCell<Vec<&'static [AtomicU64]>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Entries for a frame table, all zero.
+fn entries(frames: u64) -> &'static [AtomicU64] {
+    let known = ENTRIES.with_borrow_mut(|all| {
+        let at = all.iter().position(|entries| entries.len() as u64 == frames)?;
+        Some(all.swap_remove(at))
+    });
+    let entries = known.unwrap_or_else(|| (0..frames).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak());
+    entries.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    entries
+}
+
+fn boot(seed: u64, config: &Config) -> (Rc<World>, &'static [AtomicU64]) {
+    let rng = Rng::new(seed);
+    let manifest = Manifest::new(config, &rng);
+    let records: Vec<_> = (0..manifest.services.len()).map(|slot| manifest.record(slot)).collect();
+    let world = World::new(*config, rng.next(), manifest);
+    world.kernel.configure(records.iter(), config.cpus);
+    let entries = entries(config.frames);
+    let table = FrameTable::new(entries);
+    table.declare(Frame(0), config.frames, Frames::Free { clean: true });
+    table.declare(Frame(0), check::KERNEL_FRAMES, Frames::Kernel);
+    world.kernel.adopt_frames(table);
+    (world, entries)
+}
+
+fn power_on(world: &Rc<World>) -> Vec<CpuLife> {
+    (0..world.config.cpus)
+        .map(|number| {
+            let world = Rc::clone(world);
+            let life = move |yielder: &corosensei::Yielder<(), ()>, ()| cpu::run(&world, number, yielder);
+            match DefaultStack::new(STACK) {
+                Ok(stack) => Coroutine::with_stack(stack, life),
+                Err(_) => Coroutine::new(life),
+            }
+        })
+        .collect()
+}
+
+/// Simulates what a seed stands for.
+///
+/// # Errors
+/// The first rule that was broken.
+pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
+    let (world, entries) = boot(seed, config);
+    let mut cpus = power_on(&world);
+    schedule(&world, &mut cpus);
+    let failure = world.failure.borrow().clone();
+    let result = match failure {
+        None => Ok(Report {
+            seed,
+            steps: world.step.get(),
+            ticks: world.now.get(),
+            answered: world.answered.get(),
+            exits: world.exits.get(),
+            verdict: world.over.get().unwrap_or(u8::MAX),
+            settled: world.settled.get(),
+            digest: world.history.borrow().digest(),
+        }),
+        Some(what) => {
+            let history = world.history.borrow().tell(&world.manifest.names);
+            Err(Failure { seed, what, history, config: *config })
+        }
+    };
+    stop(&world, cpus);
+    ENTRIES.with_borrow_mut(|all| all.push(entries));
+    result
+}
+
+/// Chooses CPUs until the machine is off and rests, or a rule was broken.
+fn schedule(world: &Rc<World>, cpus: &mut [CpuLife]) {
+    let mut ready = Vec::with_capacity(cpus.len());
+    let mut off_at = None;
+    while world.failure.borrow().is_none() {
+        let step = world.step.get() + 1;
+        world.step.set(step);
+        world.now.set(world.now.get() + 1);
+        if step > world.config.steps {
+            return world.fail(|| format!("no end after {step} steps{}", places(world)));
+        }
+        if world.over.get().is_some() {
+            let since = *off_at.get_or_insert(step);
+            if check::is_quiet(world) || step - since > REST {
+                check::quiet(world);
+                check::tables(world);
+                if world.settled.get() {
+                    check::settled(world);
+                }
+                return;
+            }
+        }
+        disturb(world);
+        ready.clear();
+        ready.extend((0..cpus.len()).filter(|number| can_go_on(world, *number)));
+        let Some(number) = world.rng.pick(&ready) else {
+            if !sleep(world) {
+                check::quiet(world);
+                return world.fail(|| format!("nothing happens any more{}", places(world)));
+            }
+            continue;
+        };
+        world.running.set(number);
+        if let Some(cpu) = cpus.get_mut(number)
+            && matches!(cpu.resume(()), CoroutineResult::Return(()))
+        {
+            return world.fail(|| format!("cpu{number} stopped"));
+        }
+        check::step(world);
+        if step.is_multiple_of(LOOK) {
+            check::tables(world);
+        }
+    }
+}
+
+/// Whether a step of a CPU would change anything.
+fn can_go_on(world: &World, number: usize) -> bool {
+    match world.cpus.get(number).map(|cpu| cpu.mode.get()) {
+        Some(Mode::Idle | Mode::Spins(_)) => world.interrupted(number),
+        Some(_) => true,
+        None => false,
+    }
+}
+
+/// All CPUs wait: the time of the next timer comes. False if none is set that matters.
+fn sleep(world: &World) -> bool {
+    let spins = world.cpus.iter().any(|cpu| matches!(cpu.mode.get(), Mode::Spins(_)));
+    if check::next_deadline(world).is_none() && !spins {
+        return false;
+    }
+    let next = world.cpus.iter().map(|cpu| cpu.timer.get()).min().unwrap_or(u64::MAX);
+    if next == u64::MAX {
+        return false;
+    }
+    world.now.set(world.now.get().max(next));
+    true
+}
+
+/// Now and then the supervisor is made to kill a service.
+fn disturb(world: &World) {
+    if world.deaths.get() == 0 || world.over.get().is_some() || !world.rng.chance(1, 3000) {
+        return;
+    }
+    let slot = 1 + world.rng.below(world.manifest.services.len() as u64 - 1) as usize;
+    if let Some(cpu) = world.cpus.get(world.rng.below(world.cpus.len() as u64) as usize) {
+        world.deaths.set(world.deaths.get() - 1);
+        world.kill.set(Some(slot));
+        world.note(0, What::Fault(slot, "is to be killed"));
+        cpu.device.set(Some((world.manifest.supervisor, programs::KILL)));
+    }
+}
+
+fn places(world: &World) -> String {
+    let mut places: Vec<String> = Vec::new();
+    for (number, cpu) in world.cpus.iter().enumerate().filter(|(_, cpu)| cpu.mode.get() != Mode::Idle) {
+        places.push(format!("cpu{number} {:?}", cpu.mode.get()));
+    }
+    format!(" ({})", places.join(", "))
+}
+
+/// Lets all coroutines come to their end.
+fn stop(world: &Rc<World>, mut cpus: Vec<CpuLife>) {
+    world.stopping.set(true);
+    for _ in 0..2000 {
+        let mut left = false;
+        for cpu in cpus.iter_mut().filter(|cpu| !cpu.done()) {
+            left |= matches!(cpu.resume(()), CoroutineResult::Yield(()));
+        }
+        if !left {
+            break;
+        }
+    }
+    for cpu in cpus {
+        // After a failure a CPU may wait for what never comes. Its stack is given up.
+        if !cpu.done() {
+            std::mem::forget(cpu);
+        }
+    }
+    world.lives.end();
+}
+
+/// Runs seeds from `from` on, with progress on standard output. Stops at the first failure and tells it.
+pub fn main_like(seeds: u64, from: u64) -> ExitCode {
+    let begin = Instant::now();
+    let hook = std::panic::take_hook();
+    let (mut steps, mut exits, mut settled) = (0, 0, 0);
+    for seed in from..from.saturating_add(seeds) {
+        std::panic::set_hook(Box::new(move |info| {
+            eprintln!("{info}\nreplay: cargo xtask sim --seeds 1 --from {seed}");
+        }));
+        match run(seed, &Config::of_seed(seed)) {
+            Ok(report) => {
+                steps += report.steps;
+                exits += report.exits;
+                settled += u64::from(report.settled);
+                if seeds == 1 {
+                    println!("{report:#?}");
+                }
+            }
+            Err(failure) => {
+                eprintln!("{failure}");
+                return ExitCode::from(1);
+            }
+        }
+        let done = seed - from + 1;
+        if done.is_multiple_of(100) {
+            println!("{done} of {seeds} seeds, {steps} steps, {exits} VM exits, {:.0?}", begin.elapsed());
+            let _ = std::io::stdout().flush();
+        }
+    }
+    std::panic::set_hook(hook);
+    println!("{seeds} seeds from {from}: no rule broken; {steps} steps, {exits} VM exits, {settled} settled");
+    ExitCode::SUCCESS
+}

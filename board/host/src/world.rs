@@ -1,0 +1,328 @@
+//! The state of the simulated machine.
+//!
+//! Everything runs on one thread, in coroutines: one for each CPU, one for each life of a service. Cells are borrowed
+//! only between two places where a coroutine can be suspended.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use caisson_core::context::{Context, Kind};
+use caisson_core::cpu::Local;
+use caisson_core::frames::Frames;
+use caisson_core::kernel::Kernel;
+use caisson_core::svm::npt::{ENTRIES, Mapping, Tables, Tree, look_up};
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
+use caisson_proto::kernel::VmKind;
+use caisson_proto::layout;
+use caisson_proto::wire::Words;
+
+use crate::config::{Config, Mutant};
+use crate::guest::Guest;
+use crate::history::{History, What};
+use crate::manifest::Manifest;
+use crate::rng::Rng;
+use crate::service::Lives;
+
+/// Ticks of the clock in a millisecond.
+pub const KHZ: u64 = 1000;
+/// No timer.
+pub const NEVER: u64 = u64::MAX;
+/// The tables of services' spaces lie beyond memory, as far as it is the kernel's to give.
+const SPACES: u64 = 1 << 36;
+
+/// IPIs.
+pub mod ipi {
+    /// The CPU is to look at what it should run, or whether a flush is wanted.
+    pub const RESCHEDULE: u8 = 1;
+    /// Translations of the host's are to be flushed.
+    pub const FLUSH: u8 = 2;
+}
+
+/// What a CPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is in the kernel.
+    Kernel,
+    /// It is in the service of this slot.
+    User(usize),
+    /// As `User`, and the service runs in circles.
+    Circles(usize),
+    /// It is in the guest of this context.
+    Guest(Context),
+    /// As `Guest`, and the guest does nothing that leaves it.
+    Spins(Context),
+    /// It waits for an interrupt.
+    Idle,
+}
+
+/// A CPU.
+#[derive(Debug)]
+pub struct Cpu {
+    /// What it does.
+    pub mode: Cell<Mode>,
+    /// IPIs that are on their way.
+    pub ipi: Cell<u8>,
+    /// A device's interrupt: rings this slot with these bits.
+    pub device: Cell<Option<(usize, u64)>>,
+    /// When its timer fires.
+    pub timer: Cell<u64>,
+    /// Slot of the space that is loaded.
+    pub space: Cell<usize>,
+    /// Flushes of host translations that were wished here, and how many were done.
+    pub wishes: Cell<(u32, u32)>,
+    /// Host translations that it holds: (slot, gfn) of a window to frame.
+    pub tlb: RefCell<BTreeMap<(usize, u64), Frame>>,
+    /// Frames of which it holds dirty lines under a guest's key.
+    pub dirty: RefCell<BTreeSet<u64>>,
+}
+
+impl Cpu {
+    fn new() -> Self {
+        Self {
+            mode: Cell::new(Mode::Kernel),
+            ipi: Cell::new(0),
+            device: Cell::new(None),
+            timer: Cell::new(NEVER),
+            space: Cell::new(usize::MAX),
+            wishes: Cell::new((0, 0)),
+            tlb: RefCell::default(),
+            dirty: RefCell::default(),
+        }
+    }
+}
+
+/// A call between services that isn't over.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    /// To whom.
+    pub target: ServiceId,
+    /// What was sent.
+    pub words: Words,
+    /// It was delivered.
+    pub delivered: bool,
+    /// What was replied.
+    pub answer: Option<(Status, Words)>,
+}
+
+/// The machine.
+pub struct World {
+    /// What is simulated.
+    pub config: Config,
+    /// Who there is.
+    pub manifest: Manifest,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Each CPU's own part of the kernel.
+    pub locals: Vec<Local>,
+    /// Chance.
+    pub rng: Rng,
+    /// The clock.
+    pub now: Cell<u64>,
+    /// Steps so far.
+    pub step: Cell<u64>,
+    /// The CPU whose step it is.
+    pub running: Cell<usize>,
+    /// CPUs.
+    pub cpus: Vec<Cpu>,
+    /// Contents of the kernel's tables.
+    pub tables: RefCell<BTreeMap<u64, Box<[u64; ENTRIES]>>>,
+    /// The kernel's frames that are mapped in it.
+    pub adopted: RefCell<BTreeSet<u64>>,
+    /// Where each frame is mapped in a guest: root and gfn.
+    pub owner: RefCell<BTreeMap<u64, (u64, u64)>>,
+    /// Frames that don't read zero, and what they read.
+    pub contents: RefCell<BTreeMap<u64, u64>>,
+    /// What guests wrote, by VM and gfn.
+    pub memory: RefCell<BTreeMap<(u32, u64), u64>>,
+    /// vCPUs, by context.
+    pub guests: RefCell<BTreeMap<u16, Guest>>,
+    /// Pages lent to each service: by whom.
+    pub lent: RefCell<BTreeMap<usize, (usize, Lease)>>,
+    /// What services have in pages of their own.
+    pub pages: RefCell<BTreeMap<(usize, u64), u64>>,
+    /// Calls that aren't over, by caller's slot.
+    pub calls: RefCell<BTreeMap<usize, Pending>>,
+    /// Changes of VMs' mappings that are complete, by VM.
+    pub changes: RefCell<BTreeMap<u32, u64>>,
+    /// The page of the ring from memory to notifier, in words.
+    pub ring: RefCell<Vec<u64>>,
+    /// The services' programs.
+    pub lives: Lives,
+    /// What the supervisor is asked to kill.
+    pub kill: Cell<Option<usize>>,
+    /// Resets that VMs still may do.
+    pub resets: Cell<u32>,
+    /// Deaths still to be injected.
+    pub deaths: Cell<u32>,
+    /// The supervisor found everything settled.
+    pub settled: Cell<bool>,
+    /// The machine was switched off, with this status.
+    pub over: Cell<Option<u8>>,
+    /// The coroutines are to come to an end.
+    pub stopping: Cell<bool>,
+    /// What happened.
+    pub history: RefCell<History>,
+    /// What went wrong first.
+    pub failure: RefCell<Option<String>>,
+    /// Calls between services that were answered; guests' exits.
+    pub answered: Cell<u64>,
+    /// Exits of guests.
+    pub exits: Cell<u64>,
+}
+
+impl World {
+    /// A machine that was just switched on.
+    pub fn new(config: Config, seed: u64, manifest: Manifest) -> Rc<Self> {
+        let mut tables = BTreeMap::new();
+        for slot in 0..manifest.services.len() as u64 {
+            tables.insert(SPACES + slot, Box::new([0; ENTRIES]));
+        }
+        Rc::new(Self {
+            config,
+            kernel: Kernel::new(),
+            locals: (0..config.cpus).map(|cpu| Local::new(CpuId(cpu as u16))).collect(),
+            rng: Rng::new(seed),
+            now: Cell::new(1),
+            step: Cell::new(0),
+            running: Cell::new(0),
+            cpus: (0..config.cpus).map(|_| Cpu::new()).collect(),
+            tables: RefCell::new(tables),
+            adopted: RefCell::default(),
+            owner: RefCell::default(),
+            contents: RefCell::default(),
+            memory: RefCell::default(),
+            guests: RefCell::default(),
+            lent: RefCell::default(),
+            pages: RefCell::default(),
+            calls: RefCell::default(),
+            changes: RefCell::default(),
+            ring: RefCell::new(vec![0; PAGE_SIZE as usize / 8]),
+            lives: Lives::new(manifest.services.len()),
+            kill: Cell::new(None),
+            resets: Cell::new(config.resets),
+            deaths: Cell::new(config.deaths),
+            settled: Cell::new(false),
+            over: Cell::new(None),
+            stopping: Cell::new(false),
+            history: RefCell::default(),
+            failure: RefCell::default(),
+            answered: Cell::new(0),
+            exits: Cell::new(0),
+            manifest,
+        })
+    }
+
+    /// Whether this rule is broken.
+    pub fn breaks(&self, mutant: Mutant) -> bool {
+        self.config.mutant == Some(mutant)
+    }
+
+    /// Notes what happened on a CPU.
+    pub fn note(&self, cpu: usize, what: What) {
+        self.history.borrow_mut().note(self.step.get(), self.now.get(), cpu, what);
+    }
+
+    /// A rule was broken. The first time counts.
+    pub fn fail(&self, what: impl FnOnce() -> String) {
+        let mut failure = self.failure.borrow_mut();
+        if failure.is_none() && !self.stopping.get() {
+            *failure = Some(what());
+        }
+    }
+
+    /// As [`fail`](Self::fail), unless it holds.
+    pub fn check(&self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.fail(what);
+        }
+    }
+
+    /// Sends an IPI.
+    pub fn send(&self, cpu: usize, kind: u8) {
+        if let Some(cpu) = self.cpus.get(cpu) {
+            cpu.ipi.set(cpu.ipi.get() | kind);
+        }
+    }
+
+    /// Whether a CPU would take an interrupt now.
+    pub fn interrupted(&self, cpu: usize) -> bool {
+        self.cpus.get(cpu).is_some_and(|cpu| {
+            cpu.ipi.get() != 0 || cpu.device.get().is_some() || cpu.timer.get() <= self.now.get()
+        })
+    }
+
+    /// Fulfils what others wish of a CPU's translations.
+    pub fn answer_wishes(&self, cpu: usize) {
+        let Some(cpu) = self.cpus.get(cpu) else { return };
+        let (wished, done) = cpu.wishes.get();
+        if wished != done {
+            cpu.tlb.borrow_mut().clear();
+            cpu.wishes.set((wished, wished));
+        }
+    }
+
+    /// The VM that a nested root belongs to: slot and id.
+    pub fn vm_of_root(&self, root: Frame) -> Option<(usize, VmId)> {
+        let mut vms = self.kernel.vms.iter().enumerate();
+        vms.find(|(_, vm)| vm.state().is_some() && vm.root(0) == Some(root)).map(|(slot, vm)| (slot, vm.id.get()))
+    }
+
+    /// What a frame is, unless the table is being changed.
+    pub fn frame(&self, frame: Frame) -> Option<Frames> {
+        self.kernel.inspect(|table, batches| table.get(frame, batches)).flatten()
+    }
+
+    /// The window of a service onto its guest.
+    pub fn window(slot: usize) -> Tree {
+        Tree { root: Frame(SPACES + slot as u64), levels: 3 }
+    }
+
+    /// Page of a gfn in its handler's window.
+    pub fn in_window(gfn: u64) -> u64 {
+        layout::GUEST / PAGE_SIZE + gfn
+    }
+
+    /// What a gfn is mapped to in a nested tree.
+    pub fn nested(&self, root: Frame, gfn: u64) -> Option<Mapping> {
+        look_up(&View(self), Tree::nested(root), Gfn(gfn))
+    }
+
+    /// A frame is about to have a new owner: no CPU may hold dirty lines of the old one's.
+    pub fn check_clean(&self, frame: u64) {
+        for (cpu, it) in self.cpus.iter().enumerate() {
+            self.check(!it.dirty.borrow().contains(&frame), || {
+                format!("frame {frame:#x} gets a new owner while cpu{cpu} holds dirty lines of the old one's")
+            });
+        }
+    }
+
+    /// The VM of a vCPU's context, if it has one.
+    pub fn vm_of(&self, context: Context) -> Option<VmId> {
+        let Kind::Vcpu(slot, _) = context.kind() else { return None };
+        self.kernel.vms.get(slot).filter(|vm| vm.state().is_some()).map(|vm| vm.id.get())
+    }
+}
+
+/// The kernel's tables as [`caisson_core::svm::npt`] sees them.
+pub struct View<'a>(pub &'a World);
+
+impl Tables for View<'_> {
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        match self.0.tables.borrow().get(&table.0) {
+            Some(entries) => entries[index],
+            None => {
+                self.0.fail(|| format!("a walk through frame {:#x}, which is no table", table.0));
+                0
+            }
+        }
+    }
+
+    fn write(&mut self, table: Frame, index: usize, entry: u64) {
+        match self.0.tables.borrow_mut().get_mut(&table.0) {
+            Some(entries) => entries[index] = entry,
+            None => self.0.fail(|| format!("frame {:#x} is written as a table and is none", table.0)),
+        }
+    }
+}
