@@ -7,7 +7,7 @@ use caisson_proto::supervisor::{Notice, verdict};
 use heapless::Deque;
 
 use crate::burial::{Decision, decide, is_dead, notice, worse};
-use crate::limit::History;
+use crate::limit::{History, RESET_WINDOW_MS, WINDOW_MS};
 
 /// Milliseconds until a restart that wasn't possible yet is tried again, and between two looks at the end.
 const TICK_MS: u64 = 5;
@@ -224,7 +224,8 @@ impl Supervisor {
         let allowed = match decision {
             Decision::Bury(_) => false,
             Decision::Restart | Decision::Reset => {
-                let allowed = self.history.get_mut(slot).is_some_and(|history| history.allow(now));
+                let window = if decision == Decision::Reset { RESET_WINDOW_MS } else { WINDOW_MS };
+                let allowed = self.history.get_mut(slot).is_some_and(|history| history.allow(now, window));
                 if !allowed {
                     machine.log(Event::GivenUp(slot as u16));
                 }
@@ -232,6 +233,10 @@ impl Supervisor {
             }
         };
         let _ = self.unposted.push_back(notice(report, allowed));
+        if decision == Decision::Restart && report.state == ServiceState::Faulted {
+            // The guests may go on; whoever started the machine learns of it all the same.
+            self.verdict = worse(self.verdict, verdict::FAULTED);
+        }
         match decision {
             Decision::Restart if allowed => self.set(slot, Watch::Due(report.id)),
             Decision::Reset if allowed => self.set(slot, Watch::Waits(report.id)),

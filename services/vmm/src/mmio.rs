@@ -1,5 +1,6 @@
 //! Nested page faults: memory that isn't backed yet, and devices in memory.
 
+use caisson_proto::abi::Status;
 use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -7,6 +8,7 @@ use crate::dev::{ioapic, lapic};
 use crate::exits::again;
 use crate::insn::operand::{Alu, compute, mask, read_register, write_register};
 use crate::platform::{Event, Platform};
+use crate::ram::NoMemory;
 use crate::vmm::Vmm;
 
 /// A fault that comes back so often in a row can't be resolved.
@@ -46,12 +48,24 @@ impl<P: Platform> Vmm<P> {
         }
         match self.ram.back(&mut self.platform, gpa) {
             Ok(()) => again(exit),
+            // memory is being started again: the guest faults until it is there.
+            Err(NoMemory { refused: Some(Status::Dead | Status::Died | Status::Busy), .. }) => {
+                self.forget_fault(at);
+                again(exit)
+            }
             Err(refused) => {
                 if let Some(status) = refused.refused {
                     self.note(Event::NoMemory(gpa, status));
                 }
                 self.unemulated(at, exit, state)
             }
+        }
+    }
+
+    /// The next fault at the same address is the first one again.
+    fn forget_fault(&mut self, at: usize) {
+        if let Some(vcpu) = self.vcpus.get_mut(at) {
+            vcpu.fault = (u64::MAX, 0);
         }
     }
 

@@ -91,7 +91,7 @@ fn capabilities() {
     says(&broken("[\"writeback\"]", "[\"Writeback\"]"), &["doesn't exist"]);
     says(&broken("[\"writeback\"]", "[\"frames\"]"), &["\"memory\" and \"notifier\" both have \"frames\""]);
     says(&broken("\"supervise\", ", ""), &["no service has the kernel capability \"supervise\""]);
-    says(&broken("\"vcpus\", ", ""), &["per-vm", "belong together"]);
+    says(&broken("[\"vcpus\"]", "[]"), &["per-vm", "belong together"]);
 }
 
 #[test]
