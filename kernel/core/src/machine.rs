@@ -19,6 +19,9 @@ pub trait TablePool {
     fn give_back(&mut self, frame: Frame);
 }
 
+/// How something ends that answers nothing.
+pub type Outcome = Result<(), Status>;
+
 /// Where an operation takes tables from.
 pub type Pool<'a> = &'a mut dyn TablePool;
 
@@ -83,15 +86,7 @@ pub trait Machine {
     ///
     /// # Errors
     /// [`Status::State`] if something is mapped there, [`Status::Exhausted`] without tables; nothing is mapped then.
-    fn nested_map(
-        &self,
-        root: Frame,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        access: Access,
-        pool: Pool,
-    ) -> Result<(), Status>;
+    fn nested_map(&self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome;
     /// Removes the first mapping in a range that ends before `end`.
     ///
     /// # Errors
@@ -103,12 +98,12 @@ pub trait Machine {
     ///
     /// # Errors
     /// As [`nested_map`](Self::nested_map).
-    fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Result<(), Status>;
+    fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Outcome;
     /// Removes them. Other CPUs may use them until [`flush_translations`](Self::flush_translations).
     ///
     /// # Errors
     /// [`Status::Exhausted`] if a large page must be split and there is no table.
-    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Result<(), Status>;
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Outcome;
     /// Gives back every table that the guest's window took.
     fn window_drop(&self, slot: usize, pool: Pool);
 
@@ -117,29 +112,21 @@ pub trait Machine {
     ///
     /// # Errors
     /// [`Status::Exhausted`] without tables for the handler's space.
-    fn vcpu_create(
-        &self,
-        vcpu: Context,
-        handler: usize,
-        first: Frame,
-        asid: u32,
-        root: Frame,
-        pool: Pool,
-    ) -> Result<(), Status>;
+    fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome;
     /// Forgets a vCPU; its state page disappears from the handler.
     fn vcpu_drop(&self, vcpu: Context, handler: usize);
     /// Loads groups from the state page.
     ///
     /// # Errors
     /// [`Status::Range`] if the processor would refuse them; nothing is loaded.
-    fn vcpu_load(&self, vcpu: Context, groups: Groups) -> Result<(), Status>;
+    fn vcpu_load(&self, vcpu: Context, groups: Groups) -> Outcome;
     /// Fills groups of the state page.
     fn vcpu_save(&self, vcpu: Context, groups: Groups);
     /// Applies a vmm's reply.
     ///
     /// # Errors
     /// [`Status::Range`] if the processor would refuse it; nothing is applied.
-    fn vcpu_resume(&self, vcpu: Context, resume: &Resume, root: Frame) -> Result<(), Status>;
+    fn vcpu_resume(&self, vcpu: Context, resume: &Resume, root: Frame) -> Outcome;
     /// What the vmm is told when the kernel itself makes a vCPU exit with `code`.
     fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit;
     /// This CPU is about to enter the guest of a vCPU of its own: flushes the translations of its ASID first.
@@ -148,5 +135,5 @@ pub trait Machine {
     ///
     /// # Errors
     /// [`Status::BadLease`] if it can't be read.
-    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, count: u16) -> Result<(), Status>;
+    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, count: u16) -> Outcome;
 }

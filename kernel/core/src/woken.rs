@@ -40,11 +40,4 @@ impl Woken {
             }
         }
     }
-
-    /// Whether a context waits here to be taken.
-    pub fn has(&self, context: Context) -> bool {
-        self.0
-            .get(context.index() / 64)
-            .is_some_and(|word| word.load(Ordering::SeqCst) >> (context.index() % 64) & 1 == 1)
-    }
 }

@@ -6,7 +6,7 @@ use caisson_proto::abi::Status;
 use caisson_proto::addr::{Frame, Gfn, LARGE_PAGES};
 use caisson_proto::kernel::Access;
 
-use crate::machine::{Removed, TablePool};
+use crate::machine::{Pool, Removed};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -93,13 +93,7 @@ fn access(entry: u64) -> Access {
 }
 
 /// The table at `level` for a page; what lacks on the way is made from the pool.
-fn reach<T: Tables>(
-    tables: &mut T,
-    tree: Tree,
-    page: u64,
-    level: u32,
-    pool: &mut dyn TablePool,
-) -> Result<Frame, Status> {
+fn reach<T: Tables>(tables: &mut T, tree: Tree, page: u64, level: u32, pool: Pool) -> Result<Frame, Status> {
     let mut table = tree.root;
     for at in (level + 1..=tree.levels).rev() {
         let entry = tables.read(table, index(page, at));
@@ -129,7 +123,7 @@ pub fn map<T: Tables>(
     frame: Frame,
     pages: u64,
     access: Access,
-    pool: &mut dyn TablePool,
+    pool: Pool,
 ) -> Result<(), Status> {
     let end = gfn.0.checked_add(pages).filter(|&end| end <= tree.end()).ok_or(Status::Range)?;
     if pages == 0 || pages > LARGE_PAGES || !access.contains(Access::READ) {
@@ -167,7 +161,7 @@ pub fn unmap<T: Tables>(
     tree: Tree,
     from: Gfn,
     end: Gfn,
-    pool: &mut dyn TablePool,
+    pool: Pool,
 ) -> Result<Option<Removed>, Status> {
     let end = end.0.min(tree.end());
     let mut page = from.0;
@@ -224,12 +218,12 @@ pub fn look_up<T: Tables>(tables: &T, tree: Tree, gfn: Gfn) -> Option<Mapping> {
 }
 
 /// Gives every table to the pool, the root too, empty. Nothing is mapped in them any more.
-pub fn drop_all<T: Tables>(tables: &mut T, tree: Tree, pool: &mut dyn TablePool) {
+pub fn drop_all<T: Tables>(tables: &mut T, tree: Tree, pool: Pool) {
     drop_level(tables, tree.root, tree.levels, pool);
 }
 
 /// At most four calls deep.
-fn drop_level<T: Tables>(tables: &mut T, table: Frame, level: u32, pool: &mut dyn TablePool) {
+fn drop_level<T: Tables>(tables: &mut T, table: Frame, level: u32, pool: Pool) {
     for at in 0..ENTRIES {
         let entry = tables.read(table, at);
         if entry & PRESENT == 0 {
