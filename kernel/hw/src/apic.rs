@@ -2,14 +2,12 @@
 //!
 //! Its registers lie at one address on every CPU, each seeing its own.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
-use caisson_proto::abi::MAX_CPUS;
+use caisson_core::cpu::NEVER;
 use caisson_proto::addr::CpuId;
 
 use crate::layout::LOCAL_APIC;
 use crate::percpu::this;
-use crate::{clock, cpu, traps::vector};
+use crate::{boot, clock, cpu, traps::vector};
 
 const TASK_PRIORITY: u64 = 0x80;
 const END_OF_INTERRUPT: u64 = 0xb0;
@@ -38,10 +36,6 @@ const FIXED: u32 = 0x4000;
 /// Ids from here on mean all CPUs, or don't fit the command register.
 pub(crate) const BROADCAST: u32 = 0xff;
 
-/// Local APIC ids by CPU.
-static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NO_CPU) }; MAX_CPUS];
-const NO_CPU: u32 = u32::MAX;
-
 fn read(register: u64) -> u32 {
     // SAFETY: the local APIC is mapped there, uncached, on every CPU.
     unsafe { ((LOCAL_APIC + register) as *const u32).read_volatile() }
@@ -52,16 +46,9 @@ fn write(register: u64, value: u32) {
     unsafe { ((LOCAL_APIC + register) as *mut u32).write_volatile(value) }
 }
 
-pub(crate) fn set_id(cpu: CpuId, id: u32) {
-    if let Some(slot) = IDS.get(usize::from(cpu.0)) {
-        slot.store(id, Ordering::Relaxed);
-    }
-}
-
 /// The local APIC id of a CPU; `None` if there is no such CPU.
-pub fn id(cpu: CpuId) -> Option<u32> {
-    let id = IDS.get(usize::from(cpu.0))?.load(Ordering::Relaxed);
-    (id != NO_CPU).then_some(id)
+pub(crate) fn id(cpu: CpuId) -> Option<u32> {
+    boot::BOARD.get()?.cpus.get(usize::from(cpu.0)).copied()
 }
 
 /// Enables this CPU's APIC: nothing but the timer, other CPUs and the I/O APIC may interrupt.
@@ -72,8 +59,7 @@ pub(crate) fn enable() {
     }
     write(TASK_PRIORITY, 0);
     write(DIVIDE, DIVIDE_BY_1);
-    write(TIMER_ENTRY, u32::from(vector::TIMER));
-    write(INITIAL_COUNT, 0);
+    count_down(false);
 }
 
 /// The interrupt was taken.
@@ -82,10 +68,10 @@ pub(crate) fn acknowledge() {
     write(END_OF_INTERRUPT, 0);
 }
 
-/// Starts the timer at its highest count, for the calibration; it doesn't interrupt.
-pub(crate) fn count_down() {
-    write(TIMER_ENTRY, MASKED);
-    write(INITIAL_COUNT, u32::MAX);
+/// Lets the timer count down from its highest count, for the calibration, or stops it again. It doesn't interrupt.
+pub(crate) fn count_down(on: bool) {
+    write(TIMER_ENTRY, if on { MASKED } else { vector::TIMER.into() });
+    write(INITIAL_COUNT, if on { u32::MAX } else { 0 });
 }
 
 /// Ticks since [`count_down`].
@@ -93,27 +79,14 @@ pub(crate) fn counted() -> u32 {
     u32::MAX - read(CURRENT_COUNT)
 }
 
-/// Makes the timer the kernel's again, stopped.
-pub(crate) fn count_no_more() {
-    write(INITIAL_COUNT, 0);
-    write(TIMER_ENTRY, u32::from(vector::TIMER));
-}
-
-/// Makes this CPU's timer interrupt at a time on the TSC, and forgets what was set before. It may come early when
-/// that is far away (the counter has 32 bits): set it again then. Touches the device only if the time differs.
+/// Makes this CPU's timer interrupt at a time on the TSC, or never ([`NEVER`]), and forgets what was set before. It
+/// may come early when that is far away (the counter has 32 bits): set it again then. Touches the device only if the
+/// time differs.
 #[inline]
-pub fn timer_set(deadline: u64) {
-    let deadline = deadline.max(1);
+pub(crate) fn set_timer(deadline: u64) {
     if this().timer.replace(deadline) != deadline {
-        write(INITIAL_COUNT, clock::timer_ticks(deadline.saturating_sub(cpu::tsc())));
-    }
-}
-
-/// Stops this CPU's timer.
-#[inline]
-pub fn timer_stop() {
-    if this().timer.replace(0) != 0 {
-        write(INITIAL_COUNT, 0);
+        let ticks = || clock::timer_ticks(deadline.saturating_sub(cpu::tsc()));
+        write(INITIAL_COUNT, if deadline == NEVER { 0 } else { ticks() });
     }
 }
 
@@ -127,7 +100,7 @@ pub(crate) fn command(id: u32, low: u32) {
 
 /// Interrupts another CPU, or this one. Nothing happens if there is no such CPU.
 #[inline]
-pub fn send(cpu: CpuId, vector: u8) {
+pub(crate) fn send(cpu: CpuId, vector: u8) {
     if let Some(id) = id(cpu) {
         command(id, FIXED | u32::from(vector));
     }

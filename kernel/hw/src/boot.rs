@@ -5,21 +5,26 @@
 use core::sync::atomic::AtomicU64;
 
 use caisson_core::boot::{BootInfo, Range};
-use caisson_core::early::{FrameRange, Frames, LOW_END, MAX_RANGES, touched};
+use caisson_core::early::{Frames, LOW_END, touched};
+use caisson_core::frames::{self, FrameTable};
 use caisson_core::machine::TablePool;
 use caisson_proto::addr::{CpuId, Frame, LARGE_PAGES, PAGE_SIZE};
-use heapless::Vec;
+use spin::Once;
 
 use crate::layout::*;
 use crate::percpu::PerCpu;
+use crate::svm::features::{Features, IOPM_FRAMES};
 use crate::tables::{Bits, entry, frame_of};
-use crate::{apic, clock, cpu, ioapic, kmap, log, power, segments, smp, traps};
+use crate::{clock, cpu, ioapic, kmap, segments, smp, traps};
+
+/// What the board says.
+pub(crate) static BOARD: Once<BootInfo> = Once::new();
 
 /// Why the machine can't run the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, defmt::Format)]
 pub enum InitError {
     /// The processor lacks something.
-    Cpu(cpu::Missing),
+    Cpu(&'static str),
     /// Memory ends while the first tables are made.
     OutOfMemory,
     /// There is memory above what [`FRAMES_MAP`] covers.
@@ -37,72 +42,65 @@ unsafe extern "C" {
     static __kernel_end: u8;
 }
 
-const TABLE: Bits = Bits::PRESENT.union(Bits::WRITE);
 const READ: Bits = Bits::PRESENT.union(Bits::ACCESSED).union(Bits::GLOBAL);
-const DATA: Bits = READ.union(Bits::WRITE).union(Bits::DIRTY).union(Bits::NX);
+const DATA: Bits = Bits::DATA.union(Bits::GLOBAL);
 const DEVICE: Bits = DATA.union(Bits::PCD).union(Bits::PWT);
 
 /// Makes tables through the board's identity map.
-struct Builder<'a> {
-    frames: &'a mut Frames,
+struct Builder {
+    frames: Frames,
     /// A PML4 whose upper half all CPUs share, but for [`PERCPU`].
     shared: Frame,
+    iopm: Frame,
 }
 
-/// A frame before the switch.
-fn at(frame: Frame) -> *mut u64 {
-    frame.spa().0 as *mut u64
-}
-
-impl Builder<'_> {
+impl Builder {
     /// Zeroed frames in a row.
     fn take(&mut self, count: u64) -> Result<Frame, InitError> {
-        let frame = self.frames.take(count).ok_or(InitError::OutOfMemory)?;
-        // SAFETY: the board maps RAM at its own addresses, and nobody had these frames before.
-        unsafe { at(frame).write_bytes(0, (count * LARGE_PAGES) as usize) };
-        Ok(frame)
+        let first = self.frames.take(count).ok_or(InitError::OutOfMemory)?;
+        (first.0..first.0 + count).for_each(|frame| self.table(Frame(frame)).fill(0));
+        Ok(first)
     }
 
-    /// The slot of `address` in its table of level `target`, with the tables on the way.
-    fn slot(&mut self, address: u64, target: u32) -> Result<*mut u64, InitError> {
-        let mut table = self.shared;
-        for level in (target..=4).rev() {
-            let index = address >> (3 + 9 * level) & 511;
-            let slot = at(table).wrapping_add(index as usize);
-            if level == target {
-                return Ok(slot);
+    /// A frame that this builder took, before the switch.
+    fn table(&mut self, frame: Frame) -> &mut [u64; 512] {
+        // SAFETY: the board maps RAM at its own addresses; nobody but the builder knows its frames, and it lends one
+        // at a time.
+        unsafe { &mut *(frame.spa().0 as *mut [u64; 512]) }
+    }
+
+    /// The slot of `address` in its table of level `target` below a root, with the tables on the way.
+    fn slot(&mut self, root: Frame, address: u64, target: u32) -> Result<&mut u64, InitError> {
+        let index = |level: u32| (address >> (3 + 9 * level) & 511) as usize;
+        let mut table = root;
+        for level in (target + 1..=4).rev() {
+            if self.table(table)[index(level)] == 0 {
+                self.table(table)[index(level)] = entry(self.take(1)?, Bits::TABLE);
             }
-            // SAFETY: the slot lies in a table that this builder made.
-            unsafe {
-                if slot.read() == 0 {
-                    slot.write(entry(self.take(1)?, TABLE));
-                }
-                table = frame_of(slot.read());
-            }
+            table = frame_of(self.table(table)[index(level)]);
         }
-        Err(InitError::OutOfMemory)
+        Ok(&mut self.table(table)[index(target)])
     }
 
-    fn map(&mut self, address: u64, frame: Frame, bits: Bits) -> Result<(), InitError> {
-        let slot = self.slot(address, 1)?;
-        // SAFETY: the slot lies in a table that this builder made.
-        unsafe { slot.write(entry(frame, bits)) };
+    /// Maps frames in a row.
+    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: Bits) -> Result<(), InitError> {
+        for page in 0..pages {
+            *self.slot(root, address + page * PAGE_SIZE, 1)? = entry(Frame(first.0 + page), bits);
+        }
         Ok(())
     }
 
     /// The image: text is executed, data is written, the rest only read.
     fn map_image(&mut self) -> Result<(), InitError> {
-        let start = &raw const __kernel_start as u64;
-        let text = &raw const __kernel_text as u64;
-        let data = &raw const __kernel_data as u64;
-        let end = &raw const __kernel_end as u64;
-        for address in (start..end).step_by(PAGE_SIZE as usize) {
-            let bits = match address {
-                _ if address < text => READ | Bits::NX,
-                _ if address < data => READ,
-                _ => DATA,
-            };
-            self.map(address, Frame((address - KERNEL_BASE) / PAGE_SIZE), bits)?;
+        let [start, text, data, end] = [
+            &raw const __kernel_start as u64,
+            &raw const __kernel_text as u64,
+            &raw const __kernel_data as u64,
+            &raw const __kernel_end as u64,
+        ];
+        for (from, to, bits) in [(start, text, READ | Bits::NX), (text, data, READ), (data, end, DATA)] {
+            let first = Frame((from - KERNEL_BASE) / PAGE_SIZE);
+            self.map(self.shared, from, first, (to - from) / PAGE_SIZE, bits)?;
         }
         Ok(())
     }
@@ -110,50 +108,60 @@ impl Builder<'_> {
     /// A word for each frame in the table, and an entry for each in [`FRAMES_MAP`].
     fn map_frames(&mut self, frames: u64) -> Result<(), InitError> {
         for page in 0..frames.div_ceil(LARGE_PAGES) {
-            let words = self.take(1)?;
-            self.map(FRAME_TABLE + page * PAGE_SIZE, words, DATA)?;
-            let entries = self.take(1)?;
-            let slot = self.slot(FRAMES_MAP + page * LARGE_PAGES * PAGE_SIZE, 2)?;
-            // SAFETY: the slot lies in a table that this builder made.
-            unsafe { slot.write(entry(entries, TABLE)) };
-            self.map(FRAME_PTES + page * PAGE_SIZE, entries, DATA)?;
+            let [words, entries] = [self.take(1)?, self.take(1)?];
+            self.map(self.shared, FRAME_TABLE + page * PAGE_SIZE, words, 1, DATA)?;
+            self.map(self.shared, FRAME_PTES + page * PAGE_SIZE, entries, 1, DATA)?;
+            *self.slot(self.shared, FRAMES_MAP + page * LARGE_PAGES * PAGE_SIZE, 2)? = entry(entries, Bits::TABLE);
         }
         Ok(())
     }
 
+    /// What all CPUs share: everything but [`PERCPU`].
+    fn share(&mut self, boot: &BootInfo, frames: u64) -> Result<(), InitError> {
+        self.shared = self.take(1)?;
+        self.map_image()?;
+        self.map_frames(frames)?;
+        self.map(self.shared, LOCAL_APIC, boot.local_apic.frame(), 1, DEVICE)?;
+        self.map(self.shared, IO_APIC, boot.io_apic.frame(), 1, DEVICE)?;
+        self.map(self.shared, TRAMPOLINE, Frame(TRAMPOLINE / PAGE_SIZE), 1, READ.difference(Bits::GLOBAL))?;
+        let idt = self.take(1)?;
+        traps::fill_idt(self.table(idt));
+        self.map(self.shared, IDT, idt, 1, READ | Bits::NX)?;
+        self.iopm = self.take(IOPM_FRAMES)?;
+        (0..IOPM_FRAMES).for_each(|page| self.table(Frame(self.iopm.0 + page)).fill(u64::MAX));
+        Ok(())
+    }
+
     /// A CPU's PML4 and all that it has to itself.
-    fn cpu(&mut self, cpu: CpuId) -> Result<Frame, InitError> {
-        let [root, upper, directory, table] = [self.take(1)?, self.take(1)?, self.take(1)?, self.take(1)?];
-        let own = self.take(PERCPU_PAGES.min((size_of::<PerCpu>() as u64).div_ceil(PAGE_SIZE)))?;
+    fn cpu(&mut self, cpu: CpuId, features: Features) -> Result<Frame, InitError> {
+        let [root, upper] = [self.take(1)?, self.take(1)?];
+        let shared = *self.table(self.shared);
+        self.table(root).copy_from_slice(&shared);
+        self.table(root)[511] = entry(upper, Bits::TABLE);
+        self.table(upper)[510] = *self.slot(self.shared, KERNEL_BASE, 3)?;
         let task = self.take(TSS_PAGES)?;
-        let shared_upper = self.slot(KERNEL_BASE, 3)?;
-        // SAFETY: these frames are this builder's, zeroed; all indices are below 512.
+        let own_pages = (size_of::<PerCpu>() as u64).div_ceil(PAGE_SIZE);
+        let own = self.take(own_pages)?;
+        let state = PerCpu::new(cpu, root, features, [self.take(1)?, self.take(1)?]);
+        // SAFETY: these frames are this builder's, zeroed, and mapped at their own addresses; they are as many as
+        // the structures take.
         unsafe {
-            at(root).add(256).copy_from_nonoverlapping(at(self.shared).add(256), 255);
-            at(root).add(511).write(entry(upper, TABLE));
-            at(upper).add(510).write(shared_upper.read());
-            at(upper).add(511).write(entry(directory, TABLE));
-            at(directory).write(entry(table, TABLE));
-            at(own).cast::<PerCpu>().write(PerCpu::new(cpu, root.spa().0));
-            segments::write_task_state(at(task).cast());
+            (own.spa().0 as *mut PerCpu).write(state);
+            segments::write_task_state(task.spa().0 as *mut u8);
         }
-        let map = |address: u64, first: Frame, pages: u64| {
-            for page in 0..pages {
-                let index = (address - PERCPU) / PAGE_SIZE + page;
-                // SAFETY: every address lies in the first 2 MiB of the area, which this table maps.
-                unsafe { at(table).add(index as usize).write(entry(Frame(first.0 + page), DATA)) };
+        self.map(root, PERCPU, own, own_pages, DATA)?;
+        self.map(root, TSS, task, TSS_PAGES, DATA)?;
+        for (address, level) in [(OWN_PML4, 4), (OWN_DIRECTORY, 2), (OWN_TABLE, 1)] {
+            let mut table = root;
+            for above in (level + 1..=4).rev() {
+                table = frame_of(*self.slot(root, PERCPU, above)?);
             }
-        };
-        map(PERCPU, own, (size_of::<PerCpu>() as u64).div_ceil(PAGE_SIZE));
-        map(OWN_PML4, root, 1);
-        map(OWN_DIRECTORY, directory, 1);
-        map(OWN_TABLE, table, 1);
-        map(TSS, task, TSS_PAGES);
-        let stacks = [(STACK_TOP, STACK_PAGES)]
-            .into_iter()
-            .chain([DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP].map(|top| (top, IST_PAGES)));
-        for (top, pages) in stacks {
-            map(top - pages * PAGE_SIZE, self.take(pages)?, pages);
+            self.map(root, address, table, 1, DATA)?;
+        }
+        let ist = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP].map(|top| (top, IST_PAGES));
+        for (top, pages) in [(STACK_TOP, STACK_PAGES)].into_iter().chain(ist) {
+            let stack = self.take(pages)?;
+            self.map(root, top - pages * PAGE_SIZE, stack, pages, DATA)?;
         }
         Ok(root)
     }
@@ -166,8 +174,7 @@ impl Builder<'_> {
 /// [`InitError`] says why this machine can't run the kernel.
 pub fn init(boot: &BootInfo) -> Result<Early, InitError> {
     clock::start();
-    power::init(boot.power_off);
-    log::init(boot.log_port);
+    BOARD.call_once(|| boot.clone());
     cpu::detect(boot.quirks.assume_wbnoinvd).map_err(InitError::Cpu)?;
     if !boot.bundle.start.0.is_multiple_of(PAGE_SIZE) {
         return Err(InitError::Bundle);
@@ -177,105 +184,72 @@ pub fn init(boot: &BootInfo) -> Result<Early, InitError> {
     if count > MAX_FRAMES {
         return Err(InitError::TooMuchMemory);
     }
-    let mut frames = Frames::new(boot);
-    let mut builder = Builder { frames: &mut frames, shared: Frame(0) };
-    builder.shared = builder.take(1)?;
-    builder.map_image()?;
-    builder.map_frames(count)?;
-    builder.map(LOCAL_APIC, boot.local_apic.frame(), DEVICE)?;
-    builder.map(IO_APIC, boot.io_apic.frame(), DEVICE)?;
-    let idt = builder.take(1)?;
-    // SAFETY: the frame is this builder's.
-    unsafe { traps::write_idt(at(idt).cast()) };
-    builder.map(IDT, idt, READ | Bits::NX)?;
-    for (number, id) in boot.cpus.iter().enumerate() {
-        let cpu = CpuId(number as u16);
-        apic::set_id(cpu, *id);
-        smp::set_root(cpu, builder.cpu(cpu)?);
+    let mut builder = Builder { frames: Frames::new(boot), shared: Frame(0), iopm: Frame(0) };
+    builder.share(boot, count)?;
+    let features = Features::detect(&boot.quirks, builder.iopm);
+    for number in 0..boot.cpus.len() as u16 {
+        smp::set_root(CpuId(number), builder.cpu(CpuId(number), features)?);
     }
     // SAFETY: the new tables map what runs now where it is: image, its data and with them the stack. Nothing below
     // uses the board's map of physical memory.
-    unsafe { smp::switch_to(smp::root(CpuId(0))) };
-    cpu::enable();
-    segments::load();
+    unsafe { core::arch::asm!("mov cr3, {}", in(reg) smp::root(CpuId(0)).spa().0, options(nostack)) };
     kmap::init(count);
+    let Builder { frames, .. } = builder;
     for range in frames.taken() {
-        (0..range.count).for_each(|number| _ = kmap::map(Frame(range.first.0 + number)));
+        (0..range.count).for_each(|number| kmap::map(Frame(range.first.0 + number)));
     }
     let (first, last) = touched(&boot.bundle);
-    (first..last).for_each(|number| _ = kmap::map_read_only(Frame(number)));
+    (first..last).for_each(|number| kmap::map_as(Frame(number), READ | Bits::NX));
     ioapic::init();
-    apic::enable();
-    if !clock::calibrate() {
-        return Err(InitError::NoClock);
-    }
-    let low = boot.memory.iter().filter(|range| range.start.frame().0 < LOW_END);
-    let low = low.map(touched).map(|(first, end)| (first, end.min(LOW_END)));
-    let kernel = low.chain([touched(&boot.kernel), (first, last)]).map(between).collect();
-    Ok(Early { frames, kernel, bundle: boot.bundle, count })
-}
-
-fn between((first, end): (u64, u64)) -> FrameRange {
-    FrameRange { first: Frame(first), count: end - first }
+    smp::ready();
+    if clock::calibrate() { Ok(Early { frames, count }) } else { Err(InitError::NoClock) }
 }
 
 /// Memory between [`init`] and the kernel's own accounting.
 #[derive(Debug)]
 pub struct Early {
     frames: Frames,
-    kernel: Vec<FrameRange, MAX_RANGES>,
-    bundle: Range,
     count: u64,
 }
 
-/// How memory stands when the kernel takes over. A frame in neither list isn't usable RAM.
-#[derive(Debug)]
-pub struct Settled {
-    /// The kernel's: low megabyte, image, bundle, and everything that was allocated.
-    pub kernel: Vec<FrameRange, { 2 * MAX_RANGES }>,
-    /// Nobody's.
-    pub free: Vec<FrameRange, MAX_RANGES>,
-}
-
 impl Early {
-    /// The kernel's frame table: a word for each frame number, zero.
-    pub fn frame_table(&self) -> &'static [AtomicU64] {
-        // SAFETY: `init` mapped so many words there, for good, and nothing else refers to them.
-        unsafe { core::slice::from_raw_parts(FRAME_TABLE as *const AtomicU64, self.count as usize) }
-    }
-
     /// The bundle, as the boot loader put it there.
-    pub fn bundle(&self) -> &'static [u8] {
-        let start = kmap::ptr(self.bundle.start.frame());
+    pub fn bundle(&self, at: &Range) -> &'static [u8] {
         // SAFETY: `init` mapped its frames read-only; they are the kernel's for good and never written.
-        unsafe { core::slice::from_raw_parts(start, self.bundle.bytes as usize) }
-    }
-
-    /// A zeroed frame, mapped for the kernel.
-    pub fn alloc_frame(&mut self) -> Option<Frame> {
-        self.alloc_frames(1)
+        unsafe { core::slice::from_raw_parts(kmap::ptr(at.start.frame()), at.bytes as usize) }
     }
 
     /// Zeroed frames in a row, mapped for the kernel.
-    pub fn alloc_frames(&mut self, count: u64) -> Option<Frame> {
+    pub fn take_frames(&mut self, count: u64) -> Option<Frame> {
         let first = self.frames.take(count)?;
-        for number in first.0..first.0 + count {
-            kmap::map(Frame(number));
-            kmap::zero(Frame(number));
+        for frame in (first.0..first.0 + count).map(Frame) {
+            kmap::map(frame);
+            kmap::zero(frame);
         }
         Some(first)
     }
 
-    /// The end of early allocation.
-    pub fn finish(self) -> Settled {
-        let taken = self.frames.taken().filter(|range| range.count != 0);
-        Settled { kernel: self.kernel.iter().copied().chain(taken).collect(), free: self.frames.rest().collect() }
+    /// The end of early allocation: the kernel's frame table, which says what every frame is. The kernel's are the
+    /// low megabyte, image, bundle, and everything that was allocated.
+    pub fn finish(self, boot: &BootInfo) -> FrameTable {
+        // SAFETY: `init` mapped so many zero words there, for good, and nothing else refers to them.
+        let words = unsafe { core::slice::from_raw_parts(FRAME_TABLE as *const AtomicU64, self.count as usize) };
+        let table = FrameTable::new(words);
+        for range in self.frames.rest() {
+            table.declare(range.first, range.count, frames::Frames::Free { clean: boot.quirks.ram_is_zero });
+        }
+        let low = boot.memory.iter().map(touched).map(|(first, end)| (first, end.min(LOW_END)));
+        let taken = self.frames.taken().map(|range| (range.first.0, range.first.0 + range.count));
+        for (first, end) in low.chain([touched(&boot.kernel), touched(&boot.bundle)]).chain(taken) {
+            table.declare(Frame(first), end.saturating_sub(first), frames::Frames::Kernel);
+        }
+        table
     }
 }
 
 impl TablePool for Early {
     fn take(&mut self) -> Option<Frame> {
-        self.alloc_frame()
+        self.take_frames(1)
     }
 
     fn give_back(&mut self, _: Frame) {}

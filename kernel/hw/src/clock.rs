@@ -60,13 +60,13 @@ fn window() -> Option<(Moment, Moment)> {
         port::write(0x42, 0xff);
         port::write(0x61, port::read(0x61) & !2 | 1);
     }
-    apic::count_down();
+    apic::count_down(true);
     let start = now();
     let over = (0..LOOKS).any(|_| start.left.wrapping_sub(read_once().left) >= WINDOW);
     let end = now();
     // SAFETY: as above; this only reads.
     let ran_out = unsafe { port::read(0x61) & 0x20 != 0 };
-    apic::count_no_more();
+    apic::count_down(false);
     (over && !ran_out).then_some((start, end))
 }
 
@@ -97,7 +97,7 @@ pub fn boot_tsc() -> u64 {
 }
 
 /// Microseconds since boot; 0 before the calibration.
-pub fn micros() -> u64 {
+pub(crate) fn micros() -> u64 {
     let ticks = u128::from(cpu::tsc().wrapping_sub(boot_tsc()));
     match tsc_khz() {
         0 => 0,
@@ -111,10 +111,10 @@ pub(crate) fn timer_ticks(tsc: u64) -> u32 {
     u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
 }
 
-/// Waits. For the start of CPUs only.
-pub(crate) fn delay(micros: u64) {
+/// Waits for so many microseconds at the most, until something is so. For the start of CPUs only.
+pub(crate) fn wait(micros: u64, done: impl Fn() -> bool) {
     let end = cpu::tsc() + micros * tsc_khz() / 1000;
-    while cpu::tsc() < end {
+    while !done() && cpu::tsc() < end {
         cpu::pause();
     }
 }

@@ -6,8 +6,6 @@ use crate::cpu::port;
 use crate::layout::IO_APIC;
 use crate::{apic, traps::vector};
 
-/// Lines of ISA.
-pub const LINES: u8 = 16;
 /// The timer's line 0 is wired to input 2; it is the only one that differs (ACPI's usual override, and QEMU's).
 const INPUT_OF_LINE_0: u8 = 2;
 
@@ -15,48 +13,35 @@ const VERSION: u8 = 1;
 const REDIRECTION: u8 = 0x10;
 const MASKED: u32 = 1 << 16;
 
-/// Register number, then value.
-static LOCK: spin::Mutex<()> = spin::Mutex::new(());
-
-fn read(register: u8) -> u32 {
-    // SAFETY: the I/O APIC is mapped there, uncached; the caller holds the lock.
-    unsafe {
-        (IO_APIC as *mut u32).write_volatile(register.into());
-        ((IO_APIC + 0x10) as *const u32).read_volatile()
-    }
+/// Selects a register and gives the address of its value. Only the boot CPU comes here, at boot.
+fn select(register: u8) -> *mut u32 {
+    // SAFETY: the I/O APIC is mapped there, uncached.
+    unsafe { (IO_APIC as *mut u32).write_volatile(register.into()) };
+    (IO_APIC + 0x10) as *mut u32
 }
 
 fn write(register: u8, value: u32) {
-    // SAFETY: as in `read`. It sends interrupts to CPUs of this kernel only, with vectors above the exceptions'.
-    unsafe {
-        (IO_APIC as *mut u32).write_volatile(register.into());
-        ((IO_APIC + 0x10) as *mut u32).write_volatile(value);
-    }
+    // SAFETY: as in `select`. It sends interrupts to CPUs of this kernel only, with vectors above the exceptions'.
+    unsafe { select(register).write_volatile(value) }
 }
 
 /// Masks every input, and the 8259s.
 pub(crate) fn init() {
-    // SAFETY: these are the mask registers of the 8259s; they make no device touch memory.
-    unsafe {
+    // SAFETY: these are the mask registers of the 8259s, which make no device touch memory; then as in `select`.
+    let version = unsafe {
         port::write(0x21, 0xff);
         port::write(0xa1, 0xff);
-    }
-    let _lock = LOCK.lock();
-    let last = (read(VERSION) >> 16 & 0xff) as u8;
+        select(VERSION).read_volatile()
+    };
+    let last = (version >> 16 & 0xff) as u8;
     for input in 0..=last.min(119) {
         write(REDIRECTION + 2 * input, MASKED);
     }
 }
 
 /// Lets an ISA line interrupt the boot CPU with vector [`LINE_0`](vector::LINE_0) + `line`, at its rising edge.
-/// `false` if there is no such line.
-pub fn enable_line(line: u8) -> bool {
-    if line >= LINES {
-        return false;
-    }
-    let input = if line == 0 { INPUT_OF_LINE_0 } else { line };
-    let _lock = LOCK.lock();
+pub fn enable_line(line: u8) {
+    let input = if line == 0 { INPUT_OF_LINE_0 } else { line % 16 };
     write(REDIRECTION + 2 * input + 1, apic::id(CpuId(0)).unwrap_or(0) << 24);
-    write(REDIRECTION + 2 * input, u32::from(vector::LINE_0 + line));
-    true
+    write(REDIRECTION + 2 * input, u32::from(vector::LINE_0 + line % 16));
 }

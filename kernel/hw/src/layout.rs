@@ -62,5 +62,5 @@ pub const WINDOW_SMALL: u64 = PERCPU + 100 * PAGE_SIZE;
 /// The window for one large page.
 pub const WINDOW_LARGE: u64 = PERCPU + 512 * PAGE_SIZE;
 
-/// Page of the trampoline for other CPUs; the three pages after it are its tables. Physical, below 1 MiB.
+/// Page of the trampoline for other CPUs, mapped at its own address until a service is loaded. Below 1 MiB.
 pub const TRAMPOLINE: u64 = 0x8000;

@@ -4,14 +4,14 @@
 //! go to the device byte by byte as [`caisson_proto::console`] frames them. For cold paths only.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use caisson_proto::addr::Frame;
 use caisson_proto::console::{LOG_KERNEL, LOG_MAGIC};
 use caisson_proto::ring::{SLOT_BYTES, SLOTS, header, slot_offset};
 
 use crate::cpu::{self, port};
-use crate::kmap;
+use crate::{boot, kmap};
 
 /// Longest frame in bytes.
 const FRAME: usize = 1024;
@@ -24,21 +24,16 @@ struct State {
 
 struct Guarded(UnsafeCell<State>);
 
-// SAFETY: the state is used between `lock` and `unlock` only.
+// SAFETY: the state is used between `acquire` and `release` only.
 unsafe impl Sync for Guarded {}
 
 static STATE: Guarded =
     Guarded(UnsafeCell::new(State { encoder: defmt::Encoder::new(), length: 0, frame: [0; FRAME] }));
 static LOCKED: AtomicBool = AtomicBool::new(false);
-static PORT: AtomicU16 = AtomicU16::new(0);
 /// Frame of the ring, 0 for none.
 static RING: AtomicU64 = AtomicU64::new(0);
 static EPITAPH: AtomicBool = AtomicBool::new(false);
 static PENDING: AtomicBool = AtomicBool::new(false);
-
-pub(crate) fn init(port: u16) {
-    PORT.store(port, Ordering::Relaxed);
-}
 
 /// From now on the log goes to the ring in this frame, which stays mapped.
 pub fn attach(ring: Frame) {
@@ -57,15 +52,8 @@ pub fn take_pending() -> bool {
     PENDING.load(Ordering::Relaxed) && PENDING.swap(false, Ordering::AcqRel)
 }
 
-fn append(state: &mut usize, frame: &mut [u8; FRAME], bytes: &[u8]) {
-    if let Some(place) = frame.get_mut(*state..*state + bytes.len()) {
-        place.copy_from_slice(bytes);
-    }
-    *state += bytes.len();
-}
-
 fn to_device(frame: &[u8]) {
-    let to = PORT.load(Ordering::Relaxed);
+    let to = boot::BOARD.get().map_or(0, |board| board.log_port);
     let length = (frame.len() as u16).to_le_bytes();
     let head = [LOG_MAGIC, LOG_KERNEL, length[0], length[1]];
     for byte in head.iter().chain(frame).filter(|_| to != 0) {
@@ -103,6 +91,21 @@ fn to_ring(ring: Frame, frame: Option<&[u8]>) {
     }
 }
 
+impl State {
+    /// Lets the encoder do something with what appends to the frame.
+    fn encode(run: impl FnOnce(&mut defmt::Encoder, &mut dyn FnMut(&[u8]))) -> &'static mut Self {
+        // SAFETY: the caller holds the lock and keeps no reference, and none of these functions calls another.
+        let state = unsafe { &mut *STATE.0.get() };
+        run(&mut state.encoder, &mut |bytes| {
+            if let Some(place) = state.frame.get_mut(state.length..state.length + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+            state.length += bytes.len();
+        });
+        state
+    }
+}
+
 #[defmt::global_logger]
 struct Log;
 
@@ -113,25 +116,18 @@ unsafe impl defmt::Logger for Log {
         while LOCKED.swap(true, Ordering::Acquire) {
             cpu::pause();
         }
-        // SAFETY: the lock is held, and none of these functions calls another.
-        let State { encoder, length, frame } = unsafe { &mut *STATE.0.get() };
-        *length = 0;
-        encoder.start_frame(|bytes| append(length, frame, bytes));
+        State::encode(|encoder, append| encoder.start_frame(append));
     }
 
     unsafe fn write(bytes: &[u8]) {
-        // SAFETY: the caller has acquired the log.
-        let State { encoder, length, frame } = unsafe { &mut *STATE.0.get() };
-        encoder.write(bytes, |bytes| append(length, frame, bytes));
+        State::encode(|encoder, append| encoder.write(bytes, append));
     }
 
     unsafe fn flush() {}
 
     unsafe fn release() {
-        // SAFETY: the caller has acquired the log.
-        let State { encoder, length, frame } = unsafe { &mut *STATE.0.get() };
-        encoder.end_frame(|bytes| append(length, frame, bytes));
-        let frame = frame.get(..*length);
+        let state = State::encode(|encoder, append| encoder.end_frame(append));
+        let frame = state.frame.get(..core::mem::take(&mut state.length));
         let ring = Frame(RING.load(Ordering::Acquire));
         if ring.0 != 0 && !EPITAPH.load(Ordering::Relaxed) {
             to_ring(ring, frame);

@@ -2,49 +2,56 @@
 
 use core::cell::{Cell, UnsafeCell};
 
-use caisson_core::cpu::{Local, UserFrame};
-use caisson_proto::addr::{CpuId, PAGE_SIZE};
+use caisson_core::context::Context;
+use caisson_core::cpu::{Local, NEVER, NO_SERVICE, UserFrame};
+use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
 
 use crate::layout::{PERCPU, PERCPU_PAGES};
-use crate::traps::Hooks;
+use crate::svm::features::Features;
 
 /// The beginning of a CPU's own area. Made by the boot CPU; then only its own CPU touches it, with interrupts off or
 /// in an interrupt handler, and never holds a reference into a cell across a point where one may come.
 #[repr(C)]
-pub struct PerCpu {
+pub(crate) struct PerCpu {
     /// What a system call stored and what the next SYSRET loads.
-    pub(crate) frame: UnsafeCell<UserFrame>,
-    /// The kernel's handlers.
-    pub(crate) hooks: Cell<Hooks>,
+    pub frame: UnsafeCell<UserFrame>,
     /// CR3 of this CPU.
-    pub(crate) cr3: u64,
+    pub cr3: u64,
     /// The PDPT in slot 0, and the generation of its space when CR3 was last loaded.
-    pub(crate) loaded: [Cell<u64>; 2],
-    /// What the timer is set to; 0: it is off.
-    pub(crate) timer: Cell<u64>,
+    pub loaded: Cell<(Frame, u64)>,
+    /// What the timer is set to.
+    pub timer: Cell<u64>,
     /// Whose ports the I/O permission map has.
-    pub(crate) ports_owner: Cell<u32>,
-    /// Non-maskable interrupts that came.
-    pub(crate) nmis: Cell<u64>,
+    pub ports_owner: Cell<u16>,
     /// Global descriptor table.
-    pub(crate) gdt: [Cell<u64>; 8],
+    pub gdt: [Cell<u64>; 7],
+    /// What guests can be given.
+    pub svm: Features,
+    /// Where the CPU keeps the host's registers while a guest runs, and where those are that only VMLOAD restores.
+    pub save_area: Spa,
+    pub host: Spa,
+    /// The vCPU whose registers came to this CPU last.
+    pub resident: Cell<Option<Context>>,
     /// The kernel's own state.
-    pub(crate) local: Local,
+    pub local: Local,
 }
 
 const _: () = assert!(size_of::<PerCpu>() as u64 <= PERCPU_PAGES * PAGE_SIZE);
 
 impl PerCpu {
-    pub(crate) fn new(cpu: CpuId, cr3: u64) -> Self {
+    /// `svm` are two frames for the host's registers.
+    pub fn new(cpu: CpuId, root: Frame, features: Features, svm: [Frame; 2]) -> Self {
         Self {
             frame: UnsafeCell::new(UserFrame::default()),
-            hooks: Cell::new(Hooks::NONE),
-            cr3,
-            loaded: [const { Cell::new(0) }; 2],
-            timer: Cell::new(0),
-            ports_owner: Cell::new(u32::MAX),
-            nmis: Cell::new(0),
+            cr3: root.spa().0,
+            loaded: Cell::new((Frame(0), 0)),
+            timer: Cell::new(NEVER),
+            ports_owner: Cell::new(NO_SERVICE),
             gdt: crate::segments::gdt(),
+            svm: features,
+            save_area: svm[0].spa(),
+            host: svm[1].spa(),
+            resident: Cell::new(None),
             local: Local::new(cpu),
         }
     }

@@ -24,6 +24,7 @@ pub(crate) const IST_MACHINE_CHECK: u8 = 3;
 
 /// Task state in long mode.
 #[repr(C, packed(4))]
+#[derive(Default)]
 struct TaskState {
     reserved: u32,
     stacks: [u64; 3],
@@ -44,19 +45,11 @@ const LIMIT: u64 = PORTS_AT as u64 + MAP_BYTES as u64;
 const NO_PORTS: u16 = u16::MAX;
 
 /// The descriptors of every CPU: null, kernel code and data, user data and code, task state.
-pub(crate) fn gdt() -> [Cell<u64>; 8] {
-    let low = 0x89 << 40 | (TSS & 0xff_ffff) << 16 | (TSS >> 24 & 0xff) << 56 | LIMIT;
-    let words = [
-        0,
-        0x00af_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x00cf_f300_0000_ffff,
-        0x00af_fb00_0000_ffff,
-        low,
-        TSS >> 32,
-        0,
-    ];
-    words.map(Cell::new)
+pub(crate) fn gdt() -> [Cell<u64>; 7] {
+    let [code, data] = [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    let user = 3 << 45;
+    let task = 0x89 << 40 | (TSS & 0xff_ffff) << 16 | (TSS >> 24 & 0xff) << 56 | LIMIT;
+    [0, code, data, data | user, code | user, task, TSS >> 32].map(Cell::new)
 }
 
 /// Writes a CPU's task state.
@@ -65,12 +58,10 @@ pub(crate) fn gdt() -> [Cell<u64>; 8] {
 /// `at` is where the zeroed pages of a task state are mapped now, and nobody else uses them.
 pub(crate) unsafe fn write_task_state(at: *mut u8) {
     let state = TaskState {
-        reserved: 0,
         stacks: [STACK_TOP, 0, 0],
-        reserved1: 0,
         interrupt_stacks: [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP, 0, 0, 0, 0],
-        reserved2: [0; 5],
         ports: NO_PORTS,
+        ..Default::default()
     };
     // SAFETY: as the caller says; the three pages have room for structure, map and last byte.
     unsafe {
@@ -80,15 +71,12 @@ pub(crate) unsafe fn write_task_state(at: *mut u8) {
 }
 
 #[repr(C, packed)]
-struct TablePointer {
-    limit: u16,
-    base: u64,
-}
+struct TablePointer(u16, u64);
 
 /// Loads this CPU's tables and prepares SYSCALL.
 pub(crate) fn load() {
-    let gdt = TablePointer { limit: 8 * 7 - 1, base: PERCPU + core::mem::offset_of!(PerCpu, gdt) as u64 };
-    let idt = TablePointer { limit: 4095, base: IDT };
+    let gdt = TablePointer(8 * 7 - 1, PERCPU + core::mem::offset_of!(PerCpu, gdt) as u64);
+    let idt = TablePointer(4095, IDT);
     // SAFETY: both tables are mapped for good and have what the selectors name; the segments are flat, so no address
     // changes its meaning. The MSRs exist on every CPU with long mode.
     unsafe {
@@ -101,10 +89,9 @@ pub(crate) fn load() {
             "retfq",
             "2:",
             "mov ss, {data:e}",
-            "mov ds, {zero:e}",
-            "mov es, {zero:e}",
-            "mov fs, {zero:e}",
-            "mov gs, {zero:e}",
+            ".irp segment, ds, es, fs, gs",
+            "mov \\segment, {zero:e}",
+            ".endr",
             "ltr {task:x}",
             gdt = in(reg) &gdt,
             idt = in(reg) &idt,
@@ -123,9 +110,9 @@ pub(crate) fn load() {
 /// Gives the service in `slot`, which is to run here next, its ports and no others; an empty range ends the list.
 /// One store unless it has ports, and then the map is written only if another service had it before.
 #[inline]
-pub fn load_ports(slot: u16, ranges: &[PortRange]) {
+pub(crate) fn load_ports(slot: u16, ranges: &[PortRange]) {
     let any = ranges.first().is_some_and(|range| range.count != 0);
-    if any && this().ports_owner.replace(slot.into()) != slot.into() {
+    if any && this().ports_owner.replace(slot) != slot {
         write_map(ranges);
     }
     let offset = if any { PORTS_AT } else { NO_PORTS };

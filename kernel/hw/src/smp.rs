@@ -1,6 +1,5 @@
 //! The other CPUs: INIT, SIPI, and a trampoline from real mode into the tables that the boot CPU made for them.
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use caisson_core::boot::BootInfo;
@@ -8,23 +7,16 @@ use caisson_proto::abi::MAX_CPUS;
 use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE};
 
 use crate::layout::{STACK_TOP, TRAMPOLINE};
-use crate::percpu::this;
-use crate::tables::{Bits, entry};
-use crate::{apic, clock, cpu, kmap, segments};
+use crate::svm::features;
+use crate::{apic, clock, cpu, kmap, run, segments};
 
 /// PML4 of each CPU.
 static ROOTS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 /// CPUs that run.
 static RUNNING: AtomicUsize = AtomicUsize::new(1);
-/// What a CPU runs once it is set up.
-static MAIN: spin::Once<fn() -> !> = spin::Once::new();
 
 /// How long a CPU may take to arrive, in microseconds.
 const PATIENCE: u64 = 5_000_000;
-
-/// A CPU that doesn't start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Absent(pub CpuId);
 
 pub(crate) fn set_root(cpu: CpuId, root: Frame) {
     if let Some(slot) = ROOTS.get(usize::from(cpu.0)) {
@@ -37,22 +29,13 @@ pub(crate) fn root(cpu: CpuId) -> Frame {
     Frame(ROOTS.get(usize::from(cpu.0)).map_or(0, |slot| slot.load(Ordering::Relaxed)))
 }
 
-/// Loads CR3.
-///
-/// # Safety
-/// The tables at `root` map everything that the caller uses where it is.
-pub(crate) unsafe fn switch_to(root: Frame) {
-    // SAFETY: as the caller says.
-    unsafe { asm!("mov cr3, {}", in(reg) root.spa().0, options(nostack)) }
-}
-
 unsafe extern "C" {
     static caisson_trampoline: u8;
     static caisson_trampoline_end: u8;
 }
 
-// Copied to `TRAMPOLINE`; runs in real mode with cs = TRAMPOLINE / 16, goes straight to long mode (APM volume 2,
-// section 14.6) on the tables in the next page, which have this CPU's own area at its place.
+// Copied to `TRAMPOLINE`, where every CPU's tables map it; runs in real mode with cs = TRAMPOLINE / 16 and goes straight
+// to long mode (APM volume 2, section 14.6) on the tables whose address is in its second word, which are this CPU's.
 core::arch::global_asm!(
     r#"
     .section .rodata.trampoline, "a", @progbits
@@ -60,7 +43,8 @@ core::arch::global_asm!(
     .code16
 caisson_trampoline:
     jmp 1f
-    .org caisson_trampoline + 8
+    .org caisson_trampoline + 4
+    .long 0
     .quad 0
     .quad 0x00af9b000000ffff
     .word 15
@@ -72,7 +56,7 @@ caisson_trampoline:
     mov ds, ax
     mov eax, 0x20
     mov cr4, eax
-    mov eax, {at} + 0x1000
+    mov eax, [{at} + 4]
     mov cr3, eax
     mov ecx, 0xc0000080
     rdmsr
@@ -87,10 +71,8 @@ caisson_trampoline:
     .code64
 2:
     mov rsp, {stack}
-    xor ebp, ebp
     mov rax, offset {start}
     call rax
-    ud2
 caisson_trampoline_end:
     .text
 "#,
@@ -99,77 +81,54 @@ caisson_trampoline_end:
     start = sym start,
 );
 
-/// The first Rust code of another CPU, on its own stack.
-extern "C" fn start() -> ! {
-    // SAFETY: these are this CPU's own tables, which map the kernel as the trampoline's do.
-    unsafe { asm!("mov cr3, {}", in(reg) this().cr3, options(nostack)) };
+/// Makes this CPU what every CPU is once it runs on its own tables.
+pub(crate) fn ready() {
     cpu::enable();
     segments::load();
+    features::enable();
     apic::enable();
-    let main = MAIN.get();
+}
+
+/// The first Rust code of another CPU, on its own stack.
+extern "C" fn start() -> ! {
+    ready();
     RUNNING.fetch_add(1, Ordering::AcqRel);
-    match main {
-        Some(main) => main(),
-        None => cpu::halt(),
-    }
+    run::forever()
 }
 
-/// CPUs that run.
-pub fn running() -> usize {
-    RUNNING.load(Ordering::Acquire)
-}
-
-fn prepare(cpu: CpuId) {
-    let [code, root, directory_pointers, directory] = [0, 1, 2, 3].map(|n| Frame(TRAMPOLINE / PAGE_SIZE + n));
-    let table = Bits::PRESENT | Bits::WRITE;
-    for frame in [code, root, directory_pointers, directory] {
-        kmap::map(frame);
-        kmap::zero(frame);
-    }
-    let begin = &raw const caisson_trampoline;
-    let length = &raw const caisson_trampoline_end as usize - begin as usize;
-    // SAFETY: the trampoline is this many bytes of the image's read-only data.
-    kmap::write(code, 0, unsafe { core::slice::from_raw_parts(begin, length) });
-    kmap::put(root, 0, &entry(directory_pointers, table));
-    kmap::put(directory_pointers, 0, &entry(directory, table));
-    kmap::put(directory, 0, &entry(Frame(0), table | Bits::LARGE));
-    let own = kmap::get::<u64>(self::root(cpu), 511 * 8).unwrap_or(0);
-    kmap::put(root, 511 * 8, &own);
-}
-
-/// Starts every other CPU. Each calls `main` on its own stack, with interrupts off, maybe before this returns.
+/// Starts every other CPU.
 ///
 /// # Errors
-/// [`Absent`] names the first CPU that doesn't arrive, or can't be reached: its APIC id has more than 8 bits, or
-/// there is no RAM for the trampoline. Those after it weren't tried.
-pub fn start_cpus(boot: &BootInfo, main: fn() -> !) -> Result<(), Absent> {
-    MAIN.call_once(|| main);
-    let low_memory = boot
-        .memory
-        .iter()
-        .any(|range| range.start.0 <= TRAMPOLINE && range.start.0 + range.bytes >= TRAMPOLINE + 4 * PAGE_SIZE);
+/// The first CPU that doesn't arrive, or can't be reached: its APIC id has more than 8 bits, its tables lie above
+/// 4 GiB, or there is no RAM for the trampoline. Those after it weren't tried.
+pub fn start_cpus(boot: &BootInfo) -> Result<(), CpuId> {
+    let page = Frame(TRAMPOLINE / PAGE_SIZE);
+    let is_ram = boot.memory.iter().any(|range| (range.start.0..range.start.0 + range.bytes).contains(&TRAMPOLINE));
+    let begin = &raw const caisson_trampoline;
+    let length = &raw const caisson_trampoline_end as usize - begin as usize;
+    kmap::map(page);
     for (number, id) in boot.cpus.iter().enumerate().skip(1) {
         let cpu = CpuId(number as u16);
-        if !low_memory || *id >= apic::BROADCAST {
-            return Err(Absent(cpu));
+        let root = u32::try_from(root(cpu).spa().0).map_err(|_| cpu)?;
+        if !is_ram || *id >= apic::BROADCAST {
+            return Err(cpu);
         }
-        prepare(cpu);
-        let vector = (TRAMPOLINE / PAGE_SIZE) as u32;
+        // SAFETY: the trampoline is this many bytes of the image's read-only data.
+        kmap::write(page, 0, unsafe { core::slice::from_raw_parts(begin, length) });
+        kmap::write(page, 4, &root.to_le_bytes());
+        let running = || RUNNING.load(Ordering::Acquire) > number;
         apic::command(*id, apic::INIT);
-        clock::delay(200);
-        apic::command(*id, apic::STARTUP | vector);
-        clock::delay(200);
-        if running() == number {
-            apic::command(*id, apic::STARTUP | vector);
-        }
-        let end = cpu::tsc() + PATIENCE * clock::tsc_khz() / 1000;
-        while running() == number {
-            if cpu::tsc() > end {
-                return Err(Absent(cpu));
+        clock::wait(200, || false);
+        for patience in [200, PATIENCE] {
+            if !running() {
+                apic::command(*id, apic::STARTUP | page.0 as u32);
+                clock::wait(patience, running);
             }
-            cpu::pause();
+        }
+        if !running() {
+            return Err(cpu);
         }
     }
-    (0..4).for_each(|page| kmap::unmap(Frame(TRAMPOLINE / PAGE_SIZE + page)));
+    kmap::unmap(page);
     Ok(())
 }

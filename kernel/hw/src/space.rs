@@ -2,8 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_core::machine::{Removed, TablePool};
-use caisson_core::svm::npt::{self, Mapping, Tables, Tree};
+use caisson_core::machine::Pool;
+use caisson_core::svm::npt::{self, Tables, Tree};
 use caisson_proto::abi::{Lease, MAX_LEASE_PAGES, Status};
 use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, VPage};
 use caisson_proto::kernel::Access;
@@ -34,16 +34,11 @@ const _: () = assert!(GUEST.is_multiple_of(GIB_PAGES * PAGE_SIZE));
 
 impl Space {
     /// An empty space, with three tables from the pool; `None` without.
-    pub fn new(pool: &mut dyn TablePool) -> Option<Self> {
+    pub fn new(pool: Pool) -> Option<Self> {
         let [root, directory, lease_table] = [pool.take()?, pool.take()?, pool.take()?];
         Mapped.write(directory, (LEASE_PAGE >> 9) as usize % 512, entry(lease_table, TABLE));
         Mapped.write(root, (LEASE_PAGE >> 18) as usize, entry(directory, TABLE));
         Some(Self { root, lease_table, generation: AtomicU64::new(1), lent: AtomicU64::new(0) })
-    }
-
-    /// Its PDPT.
-    pub const fn root(&self) -> Frame {
-        self.root
     }
 
     const fn tree(&self) -> Tree {
@@ -56,35 +51,31 @@ impl Space {
     /// # Errors
     /// [`Status::Range`] outside the user half, for an access without reading, or for one with both writing and
     /// executing; else as [`npt::map`]. Nothing is mapped then.
-    pub fn map(
-        &self,
-        page: VPage,
-        frame: Frame,
-        pages: u64,
-        access: Access,
-        pool: &mut dyn TablePool,
-    ) -> Result<(), Status> {
+    pub fn map(&self, page: VPage, frame: Frame, pages: u64, access: Access, pool: Pool) -> Result<(), Status> {
         if access.contains(Access::WRITE | Access::EXECUTE) {
             return Err(Status::Range);
         }
         npt::map(&mut Mapped, self.tree(), Gfn(page.0), frame, pages, access, pool)
     }
 
-    /// Removes the first mapping in `from..end`; its `gfn` is a page of this space. The generation moves: a CPU
-    /// forgets at its next [`load`], and one that runs this space now must be interrupted to do so.
+    /// Removes every mapping of so many pages. The generation moves: a CPU forgets at its next [`load`], and one that
+    /// runs this space now must be interrupted to do so.
     ///
     /// # Errors
     /// As [`npt::unmap`].
     ///
     /// [`load`]: Self::load
-    pub fn unmap(&self, from: VPage, end: VPage, pool: &mut dyn TablePool) -> Result<Option<Removed>, Status> {
-        let removed = npt::unmap(&mut Mapped, self.tree(), Gfn(from.0), Gfn(end.0), pool)?;
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        Ok(removed)
+    pub(crate) fn unmap(&self, from: VPage, pages: u64, pool: Pool) -> Result<(), Status> {
+        let (mut at, end) = (Gfn(from.0), Gfn(from.0 + pages));
+        while let Some(removed) = npt::unmap(&mut Mapped, self.tree(), at, end, pool)? {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+            at = Gfn(removed.gfn.0 + removed.pages);
+        }
+        Ok(())
     }
 
     /// Gives every table of the guest's window back, all from [`GUEST`] on. Nothing is mapped there any more.
-    pub fn drop_guest(&self, pool: &mut dyn TablePool) {
+    pub(crate) fn drop_guest(&self, pool: Pool) {
         for at in (GUEST / PAGE_SIZE / GIB_PAGES) as usize..(USER_END / PAGE_SIZE / GIB_PAGES) as usize {
             let value = Mapped.read(self.root, at);
             if value != 0 {
@@ -95,23 +86,18 @@ impl Space {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What a page is mapped to.
-    pub fn look_up(&self, page: VPage) -> Option<Mapping> {
-        npt::look_up(&Mapped, self.tree(), Gfn(page.0))
-    }
-
     /// Maps pages of `lender` in this space's lease window, which is empty, and returns the lease as this service
     /// sees it.
     ///
     /// # Errors
     /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable. Nothing is mapped then.
-    pub fn lend(&self, lender: &Self, lease: Lease) -> Result<Lease, Status> {
+    pub(crate) fn lend(&self, lender: &Self, lease: Lease) -> Result<Lease, Status> {
         let pages = lease.pages.min(MAX_LEASE_PAGES);
         let mut bits = Bits::PRESENT | Bits::USER | Bits::NX | Bits::ACCESSED;
         bits.set(Bits::WRITE | Bits::DIRTY, lease.write);
         self.lent.store(pages, Ordering::Relaxed);
         for number in 0..pages {
-            let lent = lender.look_up(VPage(lease.page.0 + number));
+            let lent = npt::look_up(&Mapped, lender.tree(), Gfn(lease.page.0 + number));
             let Some(lent) = lent.filter(|lent| !lease.write || lent.access.contains(Access::WRITE)) else {
                 self.take_back();
                 return Err(Status::BadLease);
@@ -122,7 +108,7 @@ impl Space {
     }
 
     /// Empties the lease window. The generation moves if something was there.
-    pub fn take_back(&self) {
+    pub(crate) fn take_back(&self) {
         let pages = self.lent.load(Ordering::Relaxed);
         if pages != 0 {
             (0..pages).for_each(|number| Mapped.write(self.lease_table, lease_index(number), 0));
@@ -134,24 +120,18 @@ impl Space {
     /// Makes this the space that is loaded here. Loads CR3 only if another one was, or if something was removed
     /// since. Call it before ring 3 goes on, whenever the service or its space may have changed.
     #[inline]
-    pub fn load(&self) {
+    pub(crate) fn load(&self) {
         let cpu = this();
-        let generation = self.generation.load(Ordering::Acquire);
-        if cpu.loaded[0].get() == self.root.0 && cpu.loaded[1].get() == generation {
+        let wanted = (self.root, self.generation.load(Ordering::Acquire));
+        if cpu.loaded.get() == wanted {
             return;
         }
-        cpu.loaded[0].set(self.root.0);
-        cpu.loaded[1].set(generation);
+        cpu.loaded.set(wanted);
         // SAFETY: slot 0 of this CPU's PML4, which is mapped there. The user half has no address that Rust uses.
         unsafe {
             (OWN_PML4 as *mut u64).write_volatile(entry(self.root, TABLE));
             core::arch::asm!("mov cr3, {}", in(reg) cpu.cr3, options(nostack));
         }
-    }
-
-    /// Whether this space is loaded on this CPU, at whatever generation.
-    pub fn is_loaded(&self) -> bool {
-        this().loaded[0].get() == self.root.0
     }
 }
 

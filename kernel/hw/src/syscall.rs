@@ -5,7 +5,7 @@ use caisson_core::cpu::UserFrame;
 
 use crate::layout::{PERCPU, STACK_TOP};
 use crate::percpu::{PerCpu, this};
-use crate::traps::Hooks;
+use crate::run;
 
 /// RFLAGS in ring 3: interrupts on, all else clear.
 const USER_FLAGS: u64 = 1 << 9 | 1 << 1;
@@ -37,32 +37,26 @@ caisson_syscall:
     mov [{frame} + {rsp}], rsp
     mov rsp, {stack}
     mov [{frame} + {rax}], rax
-    mov [{frame} + {words}], rdi
-    mov [{frame} + {words} + 8], rsi
-    mov [{frame} + {words} + 16], rdx
-    mov [{frame} + {words} + 24], r10
-    mov [{frame} + {words} + 32], r8
-    mov [{frame} + {words} + 40], r9
-    mov [{frame} + {words} + 48], r12
-    mov [{frame} + {words} + 56], r13
+    .set at, {words}
+    .irp register, rdi, rsi, rdx, r10, r8, r9, r12, r13
+    mov [{frame} + at], \register
+    .set at, at + 8
+    .endr
     mov [{frame} + {rbx}], rbx
     mov [{frame} + {rip}], rcx
     mov rdi, {frame}
-    call [{hook}]
+    call {syscall}
     .global caisson_leave
 caisson_leave:
     mov rcx, [{frame} + {rip}]
     shl rcx, 25
     shr rcx, 25
     mov rax, [{frame} + {rax}]
-    mov rdi, [{frame} + {words}]
-    mov rsi, [{frame} + {words} + 8]
-    mov rdx, [{frame} + {words} + 16]
-    mov r10, [{frame} + {words} + 24]
-    mov r8, [{frame} + {words} + 32]
-    mov r9, [{frame} + {words} + 40]
-    mov r12, [{frame} + {words} + 48]
-    mov r13, [{frame} + {words} + 56]
+    .set at, {words}
+    .irp register, rdi, rsi, rdx, r10, r8, r9, r12, r13
+    mov \register, [{frame} + at]
+    .set at, at + 8
+    .endr
     mov rbx, [{frame} + {rbx}]
     xor ebp, ebp
     xor r14d, r14d
@@ -73,7 +67,7 @@ caisson_leave:
 "#,
     frame = const FRAME as i64,
     stack = const STACK_TOP as i64,
-    hook = const (PERCPU as usize + core::mem::offset_of!(PerCpu, hooks) + Hooks::SYSCALL) as i64,
+    syscall = sym run::syscall,
     rax = const RAX,
     words = const WORDS,
     rbx = const RBX,
@@ -88,7 +82,7 @@ pub(crate) fn entry() -> u64 {
 }
 
 /// Enters ring 3 with `frame` and forgets the stack. The kernel is entered again by a trap only.
-pub fn enter_user(frame: &UserFrame) -> ! {
+pub(crate) fn enter_user(frame: &UserFrame) -> ! {
     // SAFETY: the frame is this CPU's, and no reference to it is alive but those of callers that never run again.
     // Ring 3 sees only what its own space maps.
     unsafe {

@@ -33,6 +33,10 @@ bitflags::bitflags! {
         const GLOBAL = 1 << 8;
         /// No instruction fetches.
         const NX = 1 << 63;
+        /// A table of the kernel's.
+        const TABLE = 0b11;
+        /// Data that is read and written.
+        const DATA = 0b110_0011 | 1 << 63;
     }
 }
 

@@ -1,15 +1,14 @@
-//! Exceptions and interrupts, and the kernel's handlers for them and for system calls.
+//! Exceptions and interrupts.
 //!
 //! Every vector has a stub that stores all registers in a [`Trap`] and calls [`dispatch`]. APM volume 2, chapter 8.
 
 use core::cell::UnsafeCell;
 
-use caisson_core::cpu::UserFrame;
-use caisson_proto::addr::PAGE_SIZE;
+use caisson_core::cpu::{NEVER, UserFrame};
 
 use crate::percpu::this;
 use crate::segments::{IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, KERNEL_CODE};
-use crate::{apic, cpu, user};
+use crate::{apic, cpu, epitaph, run, user};
 
 /// Interrupt vectors.
 pub mod vector {
@@ -27,28 +26,18 @@ pub mod vector {
 
 const NMI: u64 = 2;
 const DOUBLE_FAULT: u64 = 8;
-const PAGE_FAULT: u64 = 14;
+pub(crate) const PAGE_FAULT: u64 = 14;
 const MACHINE_CHECK: u64 = 18;
+const TIMER: u64 = vector::TIMER as u64;
+const SPURIOUS: u64 = vector::SPURIOUS as u64;
 
 /// The registers at an exception or interrupt.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, defmt::Format)]
 #[repr(C)]
 #[allow(missing_docs)] // registers
 pub struct Trap {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
+    /// r15 to r8, rbp rdi rsi rdx rcx rbx.
+    pub registers: [u64; 14],
     pub rax: u64,
     pub vector: u64,
     pub error: u64,
@@ -69,67 +58,6 @@ impl Trap {
     pub fn address(&self) -> u64 {
         if self.vector == PAGE_FAULT { cpu::fault_address() } else { 0 }
     }
-}
-
-/// The kernel above this layer. Everything is called with interrupts off.
-pub trait Kernel: 'static {
-    /// A system call. On return the frame says what ring 3 goes on with, perhaps another service.
-    fn syscall(frame: &mut UserFrame);
-    /// An interrupt: from ring 3 (`user` is there), in [`cpu::idle`] or in [`cpu::poll_interrupts`]. It has been
-    /// acknowledged. `false` if what ring 3 did is to be abandoned; then ring 3 goes on with `next`. In ring 0
-    /// neither the result nor `next` counts.
-    fn interrupt(vector: u8, user: Option<&Trap>, next: &mut UserFrame) -> bool;
-    /// An exception in ring 3. `next` says what ring 3 goes on with.
-    fn fault(trap: &Trap, next: &mut UserFrame);
-    /// An exception in the kernel, or a machine check.
-    fn kernel_fault(trap: &Trap) -> !;
-}
-
-/// A [`Kernel`] as functions.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Hooks {
-    syscall: extern "C" fn(&mut UserFrame),
-    interrupt: fn(u8, Option<&Trap>, &mut UserFrame) -> bool,
-    fault: fn(&Trap, &mut UserFrame),
-    kernel_fault: fn(&Trap) -> !,
-}
-
-extern "C" fn syscall_of<K: Kernel>(frame: &mut UserFrame) {
-    K::syscall(frame);
-}
-
-impl Hooks {
-    /// Offset of the system-call handler.
-    pub(crate) const SYSCALL: usize = core::mem::offset_of!(Self, syscall);
-    /// Before the kernel installed its own.
-    pub(crate) const NONE: Self = Self::of::<NoKernel>();
-
-    const fn of<K: Kernel>() -> Self {
-        Self { syscall: syscall_of::<K>, interrupt: K::interrupt, fault: K::fault, kernel_fault: K::kernel_fault }
-    }
-}
-
-struct NoKernel;
-
-impl Kernel for NoKernel {
-    fn syscall(_: &mut UserFrame) {
-        cpu::halt()
-    }
-    fn interrupt(_: u8, _: Option<&Trap>, _: &mut UserFrame) -> bool {
-        true
-    }
-    fn fault(_: &Trap, _: &mut UserFrame) {
-        cpu::halt()
-    }
-    fn kernel_fault(trap: &Trap) -> ! {
-        crate::power::early_epitaph(trap)
-    }
-}
-
-/// Makes `K` the kernel of this CPU.
-pub fn install<K: Kernel>() {
-    this().hooks.set(Hooks::of::<K>());
 }
 
 unsafe extern "C" {
@@ -156,42 +84,18 @@ caisson_stubs:
     .set vector, vector + 1
     .endr
 caisson_trap:
-    push rax
-    push rbx
-    push rcx
-    push rdx
-    push rsi
-    push rdi
-    push rbp
-    push r8
-    push r9
-    push r10
-    push r11
-    push r12
-    push r13
-    push r14
-    push r15
+    .irp register, rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15
+    push \register
+    .endr
     cld
     clac
     mov rdi, rsp
     call {dispatch}
     test al, al
     jnz caisson_leave
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rbp
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
-    pop rbx
-    pop rax
+    .irp register, r15, r14, r13, r12, r11, r10, r9, r8, rbp, rdi, rsi, rdx, rcx, rbx, rax
+    pop \register
+    .endr
     add rsp, 16
     iretq
 "#,
@@ -200,16 +104,12 @@ caisson_trap:
 
 /// What every stub calls. `true`: ring 3 goes on with this CPU's frame and not where it was.
 extern "C" fn dispatch(trap: &mut Trap) -> bool {
-    let hooks = this().hooks.get();
+    // SAFETY: used only if ring 3 was running, and then nobody else uses the frame.
+    let frame = || unsafe { &mut *this().frame.get() };
     match trap.vector {
-        NMI => {
-            this().nmis.set(this().nmis.get() + 1);
-            false
-        }
-        DOUBLE_FAULT | MACHINE_CHECK => (hooks.kernel_fault)(trap),
-        0..=31 if trap.is_user() => {
-            // SAFETY: ring 3 was running, so nobody else uses the frame.
-            (hooks.fault)(trap, unsafe { &mut *this().frame.get() });
+        NMI => false,
+        0..=31 if trap.is_user() && trap.vector != MACHINE_CHECK && trap.vector != DOUBLE_FAULT => {
+            run::fault(trap, frame());
             true
         }
         0..=31 => match user::fixup(trap) {
@@ -217,35 +117,26 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
                 trap.rip = rip;
                 false
             }
-            None => (hooks.kernel_fault)(trap),
+            None => epitaph::epitaph(trap),
         },
-        number => interrupt(number as u8, trap, hooks),
-    }
-}
-
-fn interrupt(number: u8, trap: &Trap, hooks: Hooks) -> bool {
-    if number == vector::SPURIOUS {
-        return false;
-    }
-    if number == vector::TIMER {
-        this().timer.set(0);
-    }
-    apic::acknowledge();
-    if trap.is_user() {
-        // SAFETY: ring 3 was running, so nobody else uses the frame.
-        !(hooks.interrupt)(number, Some(trap), unsafe { &mut *this().frame.get() })
-    } else {
-        (hooks.interrupt)(number, None, &mut UserFrame::default());
-        false
+        SPURIOUS => false,
+        number => {
+            if number == TIMER {
+                this().timer.set(NEVER);
+            }
+            apic::acknowledge();
+            if trap.is_user() {
+                return run::interrupt(number as u8, Some(trap), frame());
+            }
+            run::interrupt(number as u8, None, &mut UserFrame::default());
+            false
+        }
     }
 }
 
 /// Fills the interrupt descriptor table (APM volume 2, section 4.8.4): interrupt gates, for ring 0 only.
-///
-/// # Safety
-/// `at` is a page that nobody else uses.
-pub(crate) unsafe fn write_idt(at: *mut [u64; 2]) {
-    for number in 0..PAGE_SIZE / 16 {
+pub(crate) fn fill_idt(table: &mut [u64; 512]) {
+    for (number, gate) in (0..).zip(table.as_chunks_mut::<2>().0) {
         let stub = &raw const caisson_stubs as u64 + number * STUB_BYTES;
         let stack = match number {
             NMI => IST_NMI,
@@ -253,12 +144,7 @@ pub(crate) unsafe fn write_idt(at: *mut [u64; 2]) {
             MACHINE_CHECK => IST_MACHINE_CHECK,
             _ => 0,
         };
-        let low = stub & 0xffff
-            | u64::from(KERNEL_CODE) << 16
-            | u64::from(stack) << 32
-            | 0x8e << 40
-            | (stub >> 16 & 0xffff) << 48;
-        // SAFETY: as the caller says; 256 gates fill the page.
-        unsafe { at.add(number as usize).write([low, stub >> 32]) };
+        let place = stub & 0xffff | (stub >> 16 & 0xffff) << 48;
+        *gate = [place | u64::from(KERNEL_CODE) << 16 | u64::from(stack) << 32 | 0x8e << 40, stub >> 32];
     }
 }

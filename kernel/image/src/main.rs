@@ -4,21 +4,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(target_os = "none")]
-mod guests;
-#[cfg(target_os = "none")]
-mod report;
-#[cfg(target_os = "none")]
-mod run;
-#[cfg(target_os = "none")]
-mod silicon;
-#[cfg(target_os = "none")]
-mod spaces;
+mod homes;
 #[cfg(target_os = "none")]
 mod start;
-#[cfg(target_os = "none")]
-mod statics;
-#[cfg(target_os = "none")]
-mod translations;
 
 /// On the host there is nothing to boot.
 #[cfg(not(target_os = "none"))]

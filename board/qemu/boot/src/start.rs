@@ -13,7 +13,7 @@ unsafe extern "Rust" {
 
 // PVH (Xen's public/elfnote.h): note type 18, XEN_ELFNOTE_PHYS32_ENTRY, has the physical entry point. The boot
 // tables map the first 512 GiB twice over by pages of 1 GiB: at their own addresses, and the first two also at
-// KERNEL_BASE. Long mode: APM volume 2, section 14.6.
+// KERNEL_BASE. Long mode: APM volume 2, section 14.6; the kernel loads segments before it needs them.
 core::arch::global_asm!(
     r#"
     .set BASE, 0xffffffff80000000
@@ -44,9 +44,8 @@ boot_high:
 boot_gdt:
     .quad 0
     .quad 0x00af9b000000ffff
-    .quad 0x00cf93000000ffff
 boot_gdtr:
-    .word 23
+    .word 15
     .long boot_gdt - BASE
 
     .section .bss.boot, "aw", @nobits
@@ -66,7 +65,6 @@ caisson_pvh_start:
     mov cr4, eax
     mov eax, offset boot_pml4 - BASE
     mov cr3, eax
-    mov esp, offset boot_stack - BASE
     mov ecx, 0xc0000080
     rdmsr
     or eax, 0x900
@@ -76,21 +74,12 @@ caisson_pvh_start:
     mov cr0, eax
     mov eax, offset boot_gdtr - BASE
     lgdt [eax]
-    push 8
-    mov eax, offset boot_long - BASE
-    push eax
-    retf
+    .byte 0xea
+    .long boot_long - BASE
+    .word 8
     .code64
 boot_long:
-    mov eax, 0x10
-    mov ds, eax
-    mov es, eax
-    mov ss, eax
-    xor eax, eax
-    mov fs, eax
-    mov gs, eax
     mov rsp, offset boot_stack
-    xor ebp, ebp
     mov edi, edi
     mov rax, offset {start}
     call rax
@@ -101,9 +90,8 @@ boot_long:
 
 /// Virtual minus physical address of the image, as in kernel.ld.
 const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
-/// fw_cfg: selector port, data port, and the key of the number of CPUs (QEMU's docs/specs/fw_cfg).
-const FW_CFG_SELECTOR: u16 = 0x510;
-const FW_CFG_DATA: u16 = 0x511;
+/// fw_cfg: selector port (the data port follows), and the key of the number of CPUs (QEMU's docs/specs/fw_cfg).
+const FW_CFG: u16 = 0x510;
 const FW_CFG_CPUS: u16 = 5;
 /// Longest command line that is looked at.
 const COMMAND_LINE: u64 = 4096;
@@ -122,15 +110,14 @@ unsafe fn read<T: Copy>(address: u64) -> T {
     unsafe { (address as *const T).read_unaligned() }
 }
 
-fn cpu_count() -> usize {
-    let (low, high): (u8, u8);
+fn cpu_count() -> u16 {
+    let cpus;
     // SAFETY: these ports are fw_cfg's on every machine that QEMU starts by PVH; reading it changes no memory.
     unsafe {
-        core::arch::asm!("out dx, ax", in("dx") FW_CFG_SELECTOR, in("ax") FW_CFG_CPUS, options(nomem, nostack));
-        core::arch::asm!("in al, dx", in("dx") FW_CFG_DATA, out("al") low, options(nomem, nostack));
-        core::arch::asm!("in al, dx", in("dx") FW_CFG_DATA, out("al") high, options(nomem, nostack));
+        core::arch::asm!("out dx, ax", "inc edx", "in al, dx", "mov ah, al", "in al, dx", "xchg al, ah",
+            inout("dx") FW_CFG => _, inout("ax") FW_CFG_CPUS => cpus, options(nomem, nostack));
     }
-    u16::from_le_bytes([low, high]).into()
+    cpus
 }
 
 /// The machine, or `None` if `start_info` isn't PVH's.
@@ -138,32 +125,24 @@ fn cpu_count() -> usize {
 /// # Safety
 /// `start_info` is what PVH passed in ebx, and nothing that it points to has been overwritten.
 unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
-    // SAFETY: PVH passes the address of its start info.
-    let start: StartInfo = unsafe { read(start_info) };
-    if start.magic != MAGIC || start.version == 0 {
-        return None;
-    }
-    let entries = (0..u64::from(start.memory_map_entries)).map(|index| {
-        // SAFETY: the start info says that so many entries lie there.
-        unsafe { read::<MapEntry>(start.memory_map + index * size_of::<MapEntry>() as u64) }
-    });
-    let bundle = match start.modules {
-        0 => Range { start: Spa(0), bytes: 0 },
-        _ => {
-            // SAFETY: the start info says that a module entry lies there.
-            let module: Module = unsafe { read(start.module_list) };
-            Range { start: Spa(module.start), bytes: module.bytes }
+    // SAFETY: PVH passes the address of its start info, and that says where so many map entries, a module's entry and
+    // a text lie. The text ends with a zero, and nobody looks past that.
+    unsafe {
+        let start: StartInfo = read(start_info);
+        if start.magic != MAGIC || start.version == 0 {
+            return None;
         }
-    };
-    let first = &raw const __kernel_start as u64 - KERNEL_BASE;
-    let end = &raw const __kernel_end as u64 - KERNEL_BASE;
-    let kernel = Range { start: Spa(first), bytes: end - first };
-    let length = if start.command_line == 0 { 0 } else { COMMAND_LINE };
-    let line = (0..length).map(|at| {
-        // SAFETY: the start info says that a text which ends with a zero lies there; nobody looks past that.
-        unsafe { read::<u8>(start.command_line + at) }
-    });
-    Some(machine(usable(entries), kernel, bundle, cpu_count(), has_word(line, b"wbnoinvd")))
+        let entries = (0..u64::from(start.memory_map_entries))
+            .map(|index| read::<MapEntry>(start.memory_map + index * size_of::<MapEntry>() as u64));
+        let module = (start.modules != 0).then(|| read::<Module>(start.module_list));
+        let bundle = module.map_or((0, 0), |module| (module.start, module.bytes));
+        let first = &raw const __kernel_start as u64 - KERNEL_BASE;
+        let kernel = (first, &raw const __kernel_end as u64 - KERNEL_BASE - first);
+        let [kernel, bundle] = [kernel, bundle].map(|(start, bytes)| Range { start: Spa(start), bytes });
+        let length = if start.command_line == 0 { 0 } else { COMMAND_LINE };
+        let line = (0..length).map(|at| read::<u8>(start.command_line + at));
+        Some(machine(usable(entries), kernel, bundle, cpu_count().into(), has_word(line, b"wbnoinvd")))
+    }
 }
 
 /// The first Rust code, on the boot stack.

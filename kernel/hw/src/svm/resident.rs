@@ -1,101 +1,121 @@
 //! Registers that stay in the CPU when a guest is left, until another vCPU needs it: a table of groups. A new group
 //! (a PMU's counters) is a new line.
+//!
+//! Nobody but guests uses the FPU: CR0.TS is set whenever a service or the kernel runs.
 
-use caisson_core::svm::state::{ABSENT, Extra, RESIDENT};
+use core::arch::asm;
+use core::arch::x86_64::{_xgetbv, _xrstor64, _xsave64, _xsetbv};
+
+use caisson_core::svm::state::{ABSENT, RESIDENT};
 use caisson_proto::vcpu::Groups;
 
-use super::cpu::Features;
-use super::fpu;
-use super::instructions as cpu;
-use crate::cpu::wrmsr;
-
-const TSC_AUX: u32 = 0xc000_0103;
-
-/// Where the registers are kept while they aren't in the CPU.
-pub(super) struct Registers<'a> {
-    pub extra: &'a mut Extra,
-    pub area: *mut u8,
-    pub features: &'a Features,
-}
+use super::vcpu::Vcpu;
+use crate::cpu::{CR0, msr, wrmsr};
+use crate::percpu::this;
 
 struct Group {
-    /// The state page's name for what `read` and `write` exchange.
+    /// The state page's name for what the vmm may load.
     page: Groups,
     /// Takes the registers out of the CPU.
-    save: fn(&mut Registers),
+    save: fn(&mut Vcpu),
     /// Puts them into the CPU.
-    load: fn(&mut Registers),
-    /// As `save`, but only what the state page shows.
-    read: fn(&mut Registers),
-    /// As `load`, but only what the state page shows.
-    write: fn(&mut Registers),
+    load: fn(&mut Vcpu),
+    /// As `load`, but only what the vmm may have loaded since.
+    update: fn(&mut Vcpu),
 }
 
 static TABLE: [Group; 3] = [
-    Group { page: Groups::XCR0, save: fpu::save, load: fpu::load, read: fpu::read, write: fpu::write },
-    Group { page: Groups::DEBUG, save: save_debug, load: load_debug, read: save_debug, write: load_debug },
-    Group { page: Groups::TSC, save: keep, load: load_tsc_aux, read: keep, write: load_tsc_aux },
+    Group { page: Groups::XCR0, save: save_fpu, load: load_fpu, update: load_xcr0 },
+    Group { page: Groups::DEBUG, save: save_debug, load: load_debug, update: load_debug },
+    Group { page: Groups::TSC, save: |_| {}, load: load_tsc_aux, update: load_tsc_aux },
 ];
 
-fn save_debug(registers: &mut Registers) {
-    registers.extra.dr = [cpu::read_dr0(), cpu::read_dr1(), cpu::read_dr2(), cpu::read_dr3()];
+fn save_fpu(vcpu: &mut Vcpu) {
+    // SAFETY: OSXSAVE is set. All components that fit the area are saved, whichever of them the guest enables at the
+    // moment; the area is the vCPU's own, aligned to a frame. CR0 is then as always in the kernel.
+    unsafe {
+        asm!("clts");
+        vcpu.extra.xcr0 = _xgetbv(0);
+        _xsetbv(0, this().svm.limits.xcr0);
+        _xsave64(vcpu.fpu.as_mut_ptr(), u64::MAX);
+        asm!("mov cr0, {}", in(reg) CR0);
+    }
 }
 
-fn load_debug(registers: &mut Registers) {
-    let [dr0, dr1, dr2, dr3] = registers.extra.dr;
+fn load_fpu(vcpu: &mut Vcpu) {
+    // SAFETY: as in `save_fpu`; the area holds what was saved or the initial state.
+    unsafe {
+        asm!("clts");
+        _xsetbv(0, this().svm.limits.xcr0);
+        _xrstor64(vcpu.fpu.as_ptr(), u64::MAX);
+        asm!("mov cr0, {}", in(reg) CR0);
+    }
+    load_xcr0(vcpu);
+}
+
+fn load_xcr0(vcpu: &mut Vcpu) {
+    // SAFETY: OSXSAVE is set; the value was checked when the vmm loaded it or accepted by the CPU when the guest did.
+    unsafe { _xsetbv(0, vcpu.extra.xcr0) };
+}
+
+fn save_debug(vcpu: &mut Vcpu) {
+    let [dr0, dr1, dr2, dr3] = &mut vcpu.extra.dr;
+    // SAFETY: this only reads registers.
+    unsafe {
+        asm!(
+            "mov {}, dr0",
+            "mov {}, dr1",
+            "mov {}, dr2",
+            "mov {}, dr3",
+            out(reg) * dr0,
+            out(reg) * dr1,
+            out(reg) * dr2,
+            out(reg) * dr3,
+            options(nomem, nostack)
+        );
+    }
+}
+
+fn load_debug(vcpu: &mut Vcpu) {
+    let [dr0, dr1, dr2, dr3] = vcpu.extra.dr;
     // SAFETY: addresses without effect while DR7 enables none, as it does whenever the host runs.
     unsafe {
-        cpu::write_dr0(dr0);
-        cpu::write_dr1(dr1);
-        cpu::write_dr2(dr2);
-        cpu::write_dr3(dr3);
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
     }
 }
 
 /// The guest can't change it without an exit.
-fn keep(_: &mut Registers) {}
-
-fn load_tsc_aux(registers: &mut Registers) {
-    if registers.features.tsc_aux {
+fn load_tsc_aux(vcpu: &mut Vcpu) {
+    if this().svm.tsc_aux {
         // SAFETY: the CPU has it; the value has 32 bits, as was checked when it was loaded.
-        unsafe { wrmsr(TSC_AUX, registers.extra.tsc_aux) };
-    }
-}
-
-/// Puts everything into the CPU.
-pub(super) fn switch_in(registers: &mut Registers) {
-    TABLE.iter().for_each(|group| (group.load)(registers));
-    registers.extra.reload = 0;
-}
-
-/// Takes everything out of it.
-pub(super) fn switch_out(registers: &mut Registers) {
-    if registers.extra.reload != ABSENT {
-        reload(registers);
-        TABLE.iter().for_each(|group| (group.save)(registers));
-        registers.extra.reload = ABSENT;
+        unsafe { wrmsr(msr::TSC_AUX, vcpu.extra.tsc_aux) };
     }
 }
 
 /// Gives the CPU what the vmm loaded since the last entry, or everything.
 #[cold]
-pub(super) fn reload(registers: &mut Registers) {
-    if registers.extra.reload == ABSENT {
-        return switch_in(registers);
-    }
-    let groups = Groups::from_bits_truncate(registers.extra.reload as u32);
+pub(super) fn reload(vcpu: &mut Vcpu) {
+    let all = vcpu.extra.reload == ABSENT;
+    let groups = Groups::from_bits_truncate(vcpu.extra.reload as u32);
     for group in TABLE.iter().filter(|group| groups.contains(group.page)) {
-        (group.write)(registers);
+        if all { (group.load)(vcpu) } else { (group.update)(vcpu) }
     }
-    registers.extra.reload = 0;
+    vcpu.extra.reload = 0;
 }
 
-/// Brings the copies up to date that the state page is filled from.
-pub(super) fn sync(registers: &mut Registers, groups: Groups) {
-    if registers.extra.reload != ABSENT && groups.intersects(RESIDENT) {
-        reload(registers);
-        for group in TABLE.iter().filter(|group| groups.contains(group.page)) {
-            (group.read)(registers);
-        }
+/// Takes everything out of this CPU, where it is, or was loaded by the vmm since.
+pub(super) fn switch_out(vcpu: &mut Vcpu) {
+    if vcpu.extra.reload != ABSENT {
+        reload(vcpu);
+        TABLE.iter().for_each(|group| (group.save)(vcpu));
+        vcpu.extra.reload = ABSENT;
+    }
+}
+
+/// Takes out what the state page is to be filled from.
+pub(super) fn sync(vcpu: &mut Vcpu, groups: Groups) {
+    if groups.intersects(RESIDENT) {
+        switch_out(vcpu);
     }
 }

@@ -1,249 +1,183 @@
-//! A vCPU's frames: what lies where, and what is done with them outside the world switch.
+//! A vCPU's frames: which it has, what lies where, and what is done with them outside the world switch.
 
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
+use caisson_core::context::{Context, Kind};
 use caisson_core::svm::cpuid::Table;
 use caisson_core::svm::exits;
 use caisson_core::svm::reset::{self, MSR_MAP, Setup};
 use caisson_core::svm::state::{self, Extra, StatePage};
-use caisson_core::svm::vmcb::{TLB_FLUSH_ALL, TLB_FLUSH_ASID, Vmcb};
-use caisson_proto::abi::Status;
+use caisson_core::svm::vmcb::{TLB_FLUSH_ALL, Vmcb};
+use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
 use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
 use caisson_proto::kernel::VCPU_FRAMES;
-use caisson_proto::vcpu::{CpuidEntry, Exit, Groups, Resume, VcpuState};
-use zerocopy::FromZeros;
+use caisson_proto::vcpu::{Exit, Groups, VcpuState, code};
 
-use super::cpu::{Cpu, Features};
-use super::fpu::MXCSR;
-use super::resident::{self, Registers};
+use super::resident;
 use crate::kmap;
+use crate::percpu::this;
 
-const PAGE: usize = PAGE_SIZE as usize;
-/// Offsets of the parts, in bytes; see [`VCPU_FRAMES`].
-pub(super) const VMCB: usize = PAGE;
-const FPU: usize = 2 * PAGE;
-const MSRPM: usize = 4 * PAGE;
-const CPUID: usize = 6 * PAGE;
-/// [`Extra`] has the end of the FPU's frames.
-const EXTRA: usize = MSRPM - 1024;
 /// What is left for the FPU.
-pub(super) const FPU_BYTES: usize = EXTRA - FPU;
-
-const _: () = assert!(CPUID + PAGE == VCPU_FRAMES as usize * PAGE && MSRPM + MSR_MAP == CPUID);
-const _: () = assert!(size_of::<Extra>() <= 1024 && offset_of!(VcpuState, gpr) == 0);
+pub(super) const FPU_BYTES: usize = 2 * PAGE_SIZE as usize - size_of::<Extra>();
+/// Where an XSAVE area has MXCSR (APM volume 2, section 11.5.2), and its value at reset.
+const MXCSR: (usize, u32) = (24, 0x1f80);
 
 /// The frames of one vCPU.
 ///
-/// At any time one CPU at the most uses them, through one `Vcpu`: the scheduler runs a vCPU on its home CPU only, and
-/// kernel operations touch it only while it is in its exit or stopped. The vmm shares the state page, and nothing
-/// else.
-///
-/// Later contexts (more VMCBs for nested guests) are further frames; `vmcb` and `vmcb_spa` are where they fork.
-#[derive(Debug)]
-pub struct Vcpu {
-    first: Frame,
-}
-
-/// The parts, apart from each other.
-pub(super) struct Parts<'a> {
-    pub vmcb: &'a mut Vmcb,
-    pub extra: &'a mut Extra,
-    pub cpuid: &'a mut Table,
+/// At any time one CPU at the most uses them, through one reference: the scheduler runs a vCPU on its home CPU only,
+/// and kernel operations touch it only while it is in its exit or stopped. The vmm shares the state page, and nothing
+/// else. Later contexts (more VMCBs for nested guests) are further frames.
+#[repr(C, align(4096))]
+pub(crate) struct Vcpu {
     pub page: Page,
+    pub vmcb: Vmcb,
+    pub fpu: [u8; FPU_BYTES],
+    pub extra: Extra,
+    msr_map: [u8; MSR_MAP],
+    pub cpuid: Table,
 }
 
-impl<'a> Parts<'a> {
-    /// The parts of the vCPU whose frames are mapped from `base` on.
-    ///
-    /// # Safety
-    /// Nobody else refers to them, or makes the CPU change the VMCB, during `'a`.
-    #[inline]
-    pub(super) unsafe fn at(base: *mut u8) -> Self {
-        // SAFETY: as the caller says; they don't overlap, are aligned, and any bits are valid in them.
-        unsafe {
-            Self {
-                vmcb: &mut *base.add(VMCB).cast(),
-                extra: &mut *base.add(EXTRA).cast(),
-                cpuid: &mut *base.add(CPUID).cast(),
-                page: Page(base.cast()),
-            }
-        }
-    }
-}
+const _: () = assert!(size_of::<Vcpu>() as u64 == VCPU_FRAMES * PAGE_SIZE && offset_of!(VcpuState, gpr) == 0);
+const _: () = assert!(offset_of!(Vcpu, fpu) % 64 == 0 && offset_of!(Vcpu, msr_map) as u64 == 4 * PAGE_SIZE);
 
 /// The state page: shared memory, so it is only ever read and written word by word.
-#[derive(Clone, Copy)]
-pub(super) struct Page(*mut u64);
-
-impl Page {
-    #[inline]
-    fn word(self, offset: usize) -> *mut u64 {
-        self.0.wrapping_add(offset / 8 % (PAGE / 8))
-    }
-}
+#[repr(C)]
+pub(crate) struct Page([AtomicU64; 512]);
 
 impl StatePage for Page {
     #[inline]
     fn get(&self, offset: usize) -> u64 {
-        // SAFETY: aligned, within the page, which is mapped while its `Vcpu` exists; volatile, since the vmm may
-        // write it at any time.
-        unsafe { self.word(offset).read_volatile() }
+        self.0[offset / 8 % 512].load(Ordering::Relaxed)
     }
     #[inline]
     fn set(&mut self, offset: usize, word: u64) {
-        // SAFETY: as in `get`.
-        unsafe { self.word(offset).write_volatile(word) }
+        self.0[offset / 8 % 512].store(word, Ordering::Relaxed);
     }
 }
 
+/// Where a vCPU is.
+struct Place {
+    /// First of its frames; 0 for none.
+    first: AtomicU64,
+    /// The CPU that holds its resident registers, or [`NOWHERE`].
+    cpu: AtomicU16,
+}
+
+const NOWHERE: u16 = u16::MAX;
+static PLACES: [Place; MAX_VMS * MAX_VCPUS] =
+    [const { Place { first: AtomicU64::new(0), cpu: AtomicU16::new(NOWHERE) } }; MAX_VMS * MAX_VCPUS];
+
+fn place(context: Context) -> Option<&'static Place> {
+    PLACES.get(context.index().checked_sub(MAX_SERVICES)?)
+}
+
+/// A vCPU, for the length of one kernel entry.
+#[inline]
+pub(crate) fn vcpu(context: Context) -> Option<&'static mut Vcpu> {
+    let first = place(context)?.first.load(Ordering::Acquire);
+    // SAFETY: these frames are the kernel's, mapped, and this vCPU's from `create` to `forget`; see `Vcpu` for who
+    // uses them. All bits are valid in them.
+    (first != 0).then(|| unsafe { &mut *kmap::ptr(Frame(first)).cast() })
+}
+
+/// Index of a vCPU in its VM.
+pub(crate) fn index(context: Context) -> u8 {
+    match context.kind() {
+        Kind::Vcpu(_, index) => index as u8,
+        Kind::Doorbell(_) => 0,
+    }
+}
+
+/// Gives a vCPU its frames, in reset state. No CPUID leaf exists.
+pub(crate) fn create(context: Context, first: Frame, asid: u32, root: Frame) {
+    (first.0..first.0 + VCPU_FRAMES).for_each(|frame| kmap::zero(Frame(frame)));
+    if let Some(place) = place(context) {
+        place.cpu.store(NOWHERE, Ordering::Relaxed);
+        place.first.store(first.0, Ordering::Release);
+    }
+    if let Some(vcpu) = vcpu(context) {
+        vcpu.init(asid, root);
+    }
+}
+
+/// A vCPU has no frames any more, and its registers in whichever CPU are nobody's.
+pub(crate) fn forget(context: Context) {
+    if let Some(place) = place(context) {
+        place.first.store(0, Ordering::Release);
+        place.cpu.store(NOWHERE, Ordering::Relaxed);
+    }
+}
+
+fn is_here(context: Context) -> bool {
+    place(context).is_some_and(|place| place.cpu.load(Ordering::Relaxed) == this().local.cpu.0)
+}
+
+/// Makes this CPU the one that holds the registers of a vCPU that aren't exchanged at each exit.
+#[inline]
+pub(crate) fn make_resident(context: Context, vcpu: &mut Vcpu) {
+    if is_here(context) {
+        return;
+    }
+    let before = this().resident.replace(Some(context)).filter(|before| is_here(*before));
+    if let Some((other, place)) = before.and_then(|before| self::vcpu(before).zip(place(before))) {
+        resident::switch_out(other);
+        place.cpu.store(NOWHERE, Ordering::Relaxed);
+    }
+    // Another vCPU of the VM may have been here under the same ASID.
+    vcpu.flush();
+    if let Some(place) = place(context) {
+        place.cpu.store(this().local.cpu.0, Ordering::Relaxed);
+    }
+}
+
+/// Fills groups of the state page.
+pub(crate) fn save(context: Context, vcpu: &mut Vcpu, groups: Groups) {
+    if is_here(context) {
+        resident::sync(vcpu, groups);
+    }
+    state::save(&mut vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra);
+}
+
+/// The message to the vmm, and the groups that go with it. `code` is what [`Vcpu::enter`] returned, or KICK or TIMER.
+#[inline]
+pub(crate) fn exit(context: Context, vcpu: &mut Vcpu, code: u16) -> Exit {
+    let Vcpu { page, vmcb, extra, .. } = vcpu;
+    let (info1, info2, next_rip) = match code {
+        // The kernel's own codes.
+        _ if code > code::INVALID => (0, 0, 0),
+        _ => (vmcb.control.info1, vmcb.control.info2, exits::next_rip(code, vmcb.control.info2, vmcb.control.next_rip)),
+    };
+    let flags = exits::flags(vmcb, extra, next_rip);
+    exits::drop_fresh(vmcb, extra);
+    let (rip, rax) = (vmcb.save.rip, vmcb.save.rax);
+    let (rcx, rdx) = (page.get(state::gpr(1)), page.get(state::gpr(2)));
+    let groups = exits::groups(code, info1, rcx);
+    if !groups.is_empty() {
+        save(context, vcpu, groups);
+    }
+    Exit { vcpu: index(context), context: 0, code, flags, info1, info2, rip, rax, rcx, rdx, next_rip }
+}
+
 impl Vcpu {
-    /// The vCPU whose frames begin at `first`, if they are mapped. The frame table says that they are the kernel's
-    /// and this vCPU's, and keeps them so, all or none, until the vCPU is dropped.
-    #[inline]
-    pub fn at(first: Frame) -> Option<Self> {
-        kmap::is_mapped(first).then_some(Self { first })
+    /// The physical address of a part.
+    pub(super) fn spa(&self, offset: usize) -> Spa {
+        Spa(kmap::frame_at(&raw const *self as u64).spa().0 + offset as u64)
     }
 
-    #[inline]
-    pub(super) fn base(&self) -> *mut u8 {
-        kmap::ptr(self.first)
-    }
-
-    #[inline]
-    pub(super) fn vmcb_spa(&self) -> Spa {
-        Spa(self.first.spa().0 + VMCB as u64)
-    }
-
-    #[inline]
-    pub(super) fn parts(&mut self) -> Parts<'_> {
-        // SAFETY: the frames are mapped and this vCPU's own, see `Vcpu`; the parts live as long as the loan of it.
-        unsafe { Parts::at(self.base()) }
-    }
-
-    pub(super) fn registers<'a>(&'a mut self, cpu: &'a Cpu) -> Registers<'a> {
-        let area = self.base().wrapping_add(FPU);
-        Registers { extra: self.parts().extra, area, features: &cpu.features }
-    }
-
-    /// Sets reset state, also in the state page. No CPUID leaf exists.
-    pub fn init(&mut self, iopm: Frame, asid: u32, root: Frame) {
-        let base = self.base();
-        for frame in self.first.0..self.first.0 + VCPU_FRAMES {
-            kmap::zero(Frame(frame));
-        }
+    fn init(&mut self, asid: u32, root: Frame) {
         let (at, mxcsr) = MXCSR;
-        // SAFETY: both lie in the vCPU's own frames, aligned; nobody refers to them.
-        unsafe {
-            base.add(FPU + at).cast::<u32>().write(mxcsr);
-            reset::fill_msr_map(&mut *base.add(MSRPM).cast());
-        }
-        let msrpm = Spa(self.first.spa().0 + MSRPM as u64);
-        let Parts { vmcb, extra, mut page, .. } = self.parts();
-        reset::reset(vmcb, extra, &Setup { iopm, msrpm, asid, root });
-        vmcb.control.tlb_control = TLB_FLUSH_ALL;
-        state::save(&mut page, Groups::all(), vmcb, extra);
-    }
-
-    /// Replaces the CPUID table.
-    ///
-    /// # Errors
-    /// [`Status::Malformed`] or [`Status::Range`] (more than fit); then the old one stays.
-    pub fn load_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<(), Status> {
-        if entries.len() > CpuidEntry::MAX {
-            return Err(Status::Range);
-        }
-        if !entries.iter().all(Table::accepts) {
-            return Err(Status::Malformed);
-        }
-        let table = self.parts().cpuid;
-        table.zero();
-        entries.iter().try_for_each(|entry| table.add(*entry))
-    }
-
-    /// Loads groups from the state page.
-    ///
-    /// # Errors
-    /// [`Status::Range`] if the CPU would refuse them; nothing is loaded.
-    pub fn load_groups(&mut self, groups: Groups, features: &Features) -> Result<(), Status> {
-        let Parts { vmcb, extra, page, .. } = self.parts();
-        state::load(&page, groups, vmcb, extra, &features.limits)
-    }
-
-    /// Fills groups of the state page. On the vCPU's own CPU, or after [`switch_out`](Self::switch_out) there.
-    pub fn save_groups(&mut self, groups: Groups, cpu: &Cpu) {
-        resident::sync(&mut self.registers(cpu), groups);
-        let Parts { vmcb, extra, mut page, .. } = self.parts();
-        state::save(&mut page, groups, vmcb, extra);
-    }
-
-    /// The message to the vmm, and the groups that go with it. `code` is what [`enter`](Self::enter) returned, or
-    /// KICK or TIMER. `index` is the vCPU's in its VM.
-    pub fn exit(&mut self, index: u8, code: u16, cpu: &Cpu) -> Exit {
-        let Parts { vmcb, extra, page, .. } = self.parts();
-        let own = code > caisson_proto::vcpu::code::INVALID;
-        let control = &vmcb.control;
-        let (info1, info2) = if own { (0, 0) } else { (control.info1, control.info2) };
-        let next_rip = if own { 0 } else { exits::next_rip(code, info2, control.next_rip) };
-        let flags = exits::flags(vmcb, extra, next_rip);
-        exits::drop_fresh(vmcb, extra);
-        let rcx = page.get(state::gpr(1));
-        let exit = Exit {
-            vcpu: index,
-            context: 0,
-            code,
-            flags,
-            info1,
-            info2,
-            rip: vmcb.save.rip,
-            rax: vmcb.save.rax,
-            rcx,
-            rdx: page.get(state::gpr(2)),
-            next_rip,
-        };
-        let groups = exits::groups(code, info1, rcx);
-        if !groups.is_empty() {
-            self.save_groups(groups, cpu);
-        }
-        exit
-    }
-
-    /// Applies the vmm's reply; `root` is the root of the view that it names.
-    ///
-    /// # Errors
-    /// [`Status::Unsupported`] for another context than 0, else as [`state::resume`]; nothing is applied then.
-    pub fn resume(&mut self, resume: &Resume, root: Frame, features: &Features) -> Result<(), Status> {
-        if resume.context != 0 {
-            return Err(Status::Unsupported);
-        }
-        let Parts { vmcb, extra, page, .. } = self.parts();
-        state::resume(&page, resume, vmcb, extra, &features.limits)?;
-        self.set_view(root, features);
-        Ok(())
-    }
-
-    /// Chooses the nested root that the guest sees.
-    pub fn set_view(&mut self, root: Frame, features: &Features) {
-        let control = &mut self.parts().vmcb.control;
-        if control.n_cr3 != root.spa().0 {
-            control.n_cr3 = root.spa().0;
-            self.flush(features);
-        }
+        self.fpu[at..at + 4].copy_from_slice(&mxcsr.to_le_bytes());
+        reset::fill_msr_map(&mut self.msr_map);
+        let msrpm = self.spa(offset_of!(Self, msr_map));
+        reset::reset(&mut self.vmcb, &mut self.extra, &Setup { iopm: this().svm.iopm, msrpm, asid, root });
+        self.vmcb.control.tlb_control = TLB_FLUSH_ALL;
+        state::save(&mut self.page, Groups::all(), &mut self.vmcb, &mut self.extra);
     }
 
     /// Makes the next entry begin without translations: after a change of nested tables, and when the vCPU comes
     /// from another CPU or another vCPU of its VM was here.
-    pub fn flush(&mut self, features: &Features) {
-        self.parts().vmcb.control.tlb_control = if features.flush_by_asid { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
-    }
-
-    /// Puts the FPU, XCR0, debug addresses and TSC_AUX into this CPU, after the vCPU that was here before it gave
-    /// them up. [`enter`](Self::enter) does it if it wasn't done.
-    pub fn switch_in(&mut self, cpu: &Cpu) {
-        resident::switch_in(&mut self.registers(cpu));
-    }
-
-    /// Takes them out of this CPU, where they are since [`switch_in`](Self::switch_in).
-    pub fn switch_out(&mut self, cpu: &Cpu) {
-        resident::switch_out(&mut self.registers(cpu));
+    pub(crate) fn flush(&mut self) {
+        self.vmcb.control.tlb_control = this().svm.flush;
     }
 }

@@ -1,0 +1,69 @@
+//! The services' homes: their address spaces, and how they are made pristine.
+//!
+//! What a service may write is the kernel's memory, lent to it for good; so a service can be started again although
+//! memory itself is dead. A ring's contents outlive its producer: what it sent is still to be read.
+
+use core::mem::offset_of;
+
+use caisson_proto::abi::MAX_SERVICES;
+use caisson_proto::addr::{Frame, PAGE_SIZE};
+use caisson_proto::bundle::{MAX_SEGMENTS, PortRange, ServiceInfo};
+use spin::Once;
+
+use crate::kmap;
+use crate::space::Space;
+
+/// Pages that a service writes, and what they hold when it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Writable {
+    /// The first frame.
+    pub first: Frame,
+    /// How many.
+    pub pages: u64,
+    /// What they begin with, in the bundle; the rest is zero.
+    pub contents: &'static [u8],
+}
+
+/// A service's space and how to make it pristine.
+#[derive(Debug)]
+pub struct Home {
+    /// The space.
+    pub space: Space,
+    /// Its I/O ports.
+    pub ports: [PortRange; 4],
+    /// Where it starts.
+    pub entry: u64,
+    /// The frame of its [`ServiceInfo`].
+    pub info: Frame,
+    /// What it writes: segments, stack, heap.
+    pub writable: heapless::Vec<Writable, { MAX_SEGMENTS + 2 }>,
+}
+
+static HOMES: [Once<Home>; MAX_SERVICES] = [const { Once::new() }; MAX_SERVICES];
+
+/// The home of the service in a slot.
+#[inline]
+pub(crate) fn home(slot: usize) -> Option<&'static Home> {
+    HOMES.get(slot)?.get()
+}
+
+/// Boot: gives the service in a slot its home.
+pub fn settle(slot: usize, home: Home) {
+    if let Some(place) = HOMES.get(slot) {
+        place.call_once(|| home);
+    }
+}
+
+impl Home {
+    /// Makes a service's memory what it was before its first start. Returns its entry point.
+    pub(crate) fn reset(&self, id: u32) -> u64 {
+        for Writable { first, pages, contents } in &self.writable {
+            (first.0..first.0 + pages).for_each(|frame| kmap::zero(Frame(frame)));
+            for (frame, page) in (first.0..).zip(contents.chunks(PAGE_SIZE as usize)) {
+                kmap::write(Frame(frame), 0, page);
+            }
+        }
+        kmap::write(self.info, offset_of!(ServiceInfo, id), &id.to_le_bytes());
+        self.entry
+    }
+}

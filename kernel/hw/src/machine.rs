@@ -1,0 +1,259 @@
+//! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
+
+use caisson_core::context::Context;
+use caisson_core::event::Event;
+use caisson_core::here::Here;
+use caisson_core::kernel::Kernel;
+use caisson_core::machine::{Machine, Pool, Removed, TablePool};
+use caisson_core::svm::cpuid::Table;
+use caisson_core::svm::npt::{self, Tree};
+use caisson_core::svm::state;
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, VPage};
+use caisson_proto::kernel::{Access, Features, Machine as Facts};
+use caisson_proto::layout::{GUEST, VCPU_STATE};
+use caisson_proto::vcpu::{CpuidEntry, Exit, Groups, Resume};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::home::home;
+use crate::percpu::{local, this};
+use crate::svm::vcpu::{self, vcpu};
+use crate::tables::Mapped;
+use crate::{apic, clock, cpu, epitaph, kmap, segments, translations, traps, user, window};
+
+/// This machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silicon;
+
+/// Tables and rules.
+pub static KERNEL: Kernel = Kernel::new();
+
+/// The kernel here.
+#[inline]
+pub(crate) fn here() -> Here<'static, Silicon> {
+    Here { kernel: &KERNEL, local: local(), machine: &Silicon }
+}
+
+const READ_WRITE: Access = Access::READ.union(Access::WRITE);
+
+/// Page of a guest frame in its handler's window.
+fn in_window(gfn: Gfn) -> VPage {
+    VPage(GUEST / PAGE_SIZE + gfn.0)
+}
+
+/// Page of a vCPU's state page in its handler.
+fn state_page(vcpu: Context) -> VPage {
+    VPage(VCPU_STATE / PAGE_SIZE + u64::from(vcpu::index(vcpu)))
+}
+
+impl Machine for Silicon {
+    #[inline]
+    fn now(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn tsc_khz(&self) -> u64 {
+        clock::tsc_khz()
+    }
+
+    fn facts(&self) -> Facts {
+        let svm = &this().svm;
+        let mut features = Features::NESTED_PAGING;
+        features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
+        features.set(Features::NEXT_RIP, svm.next_rip);
+        features.set(Features::INJECT_ERROR_CODES, !svm.limits.few_error_codes);
+        features.set(Features::SEV, cpu::cpuid(0x8000_001f, 0).eax & 2 != 0);
+        Facts {
+            cpus: KERNEL.cpu_count() as u16,
+            tsc_khz: clock::tsc_khz(),
+            features,
+            frames: 0,
+            phys_bits: cpu::cpuid(0x8000_0008, 0).eax as u8,
+            asids: svm.asids,
+            services: 0,
+        }
+    }
+
+    fn interrupt_cpu(&self, cpu: CpuId) {
+        apic::send(cpu, traps::vector::RESCHEDULE);
+    }
+
+    fn relax(&self) {
+        translations::answer();
+        cpu::pause();
+    }
+
+    fn set_timer(&self, at: u64) {
+        apic::set_timer(at);
+    }
+
+    fn log(&self, event: Event) {
+        match event {
+            Event::Faulted { .. } => defmt::error!("{}", event),
+            Event::Killed(_) | Event::Refused(..) => defmt::warn!("{}", event),
+            _ => defmt::debug!("{}", event),
+        }
+    }
+
+    fn power_off(&self, status: u8) {
+        epitaph::power_off(status);
+    }
+
+    #[inline]
+    fn load_space(&self, slot: usize) {
+        if let Some(home) = home(slot) {
+            segments::load_ports(slot as u16, &home.ports);
+            home.space.load();
+        }
+    }
+
+    fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status> {
+        let (Some(from), Some(to)) = (home(from), home(to)) else { return Err(Status::BadLease) };
+        to.space.lend(&from.space, lease)
+    }
+
+    fn take_back(&self, slot: usize) {
+        if let Some(home) = home(slot) {
+            home.space.take_back();
+        }
+    }
+
+    fn reset_service(&self, slot: usize) -> u64 {
+        home(slot).map_or(0, |home| home.reset(KERNEL.service(slot).id.get().bits()))
+    }
+
+    fn adopt(&self, frame: Frame) {
+        kmap::map(frame);
+        kmap::zero(frame);
+    }
+
+    fn disown(&self, frame: Frame) {
+        kmap::unmap(frame);
+    }
+
+    fn flush_translations(&self) {
+        translations::flush_everywhere();
+    }
+
+    fn zero(&self, first: Frame, pages: u64) {
+        window::zero(first, pages);
+    }
+
+    fn write_back(&self) {
+        cpu::write_back();
+    }
+
+    fn nested_map(
+        &self,
+        root: Frame,
+        gfn: Gfn,
+        frame: Frame,
+        pages: u64,
+        access: Access,
+        pool: Pool,
+    ) -> Result<(), Status> {
+        npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool)
+    }
+
+    fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> {
+        npt::unmap(&mut Mapped, Tree::nested(root), from, end, pool)
+    }
+
+    fn nested_drop(&self, root: Frame, pool: Pool) {
+        npt::drop_all(&mut Mapped, Tree::nested(root), pool);
+    }
+
+    fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Result<(), Status> {
+        home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool)
+    }
+
+    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Result<(), Status> {
+        home(slot).ok_or(Status::NotFound)?.space.unmap(in_window(gfn), pages, pool)
+    }
+
+    fn window_drop(&self, slot: usize, pool: Pool) {
+        if let Some(home) = home(slot) {
+            home.space.drop_guest(pool);
+        }
+    }
+
+    fn vcpu_create(
+        &self,
+        vcpu: Context,
+        handler: usize,
+        first: Frame,
+        asid: u32,
+        root: Frame,
+        pool: Pool,
+    ) -> Result<(), Status> {
+        home(handler).ok_or(Status::NotFound)?.space.map(state_page(vcpu), first, 1, READ_WRITE, pool)?;
+        vcpu::create(vcpu, first, asid, root);
+        Ok(())
+    }
+
+    fn vcpu_drop(&self, vcpu: Context, handler: usize) {
+        vcpu::forget(vcpu);
+        if let Some(home) = home(handler) {
+            // One small page: there is nothing to split.
+            let _ = home.space.unmap(state_page(vcpu), 1, &mut NoPool);
+        }
+    }
+
+    fn vcpu_load(&self, context: Context, groups: Groups) -> Result<(), Status> {
+        let vcpu = vcpu(context).ok_or(Status::NotFound)?;
+        state::load(&vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)
+    }
+
+    fn vcpu_save(&self, context: Context, groups: Groups) {
+        if let Some(vcpu) = vcpu(context) {
+            vcpu::save(context, vcpu, groups);
+        }
+    }
+
+    #[inline]
+    fn vcpu_resume(&self, context: Context, resume: &Resume, root: Frame) -> Result<(), Status> {
+        let vcpu = vcpu(context).ok_or(Status::NotFound)?;
+        if resume.context != 0 {
+            return Err(Status::Unsupported);
+        }
+        state::resume(&vcpu.page, resume, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)?;
+        if vcpu.vmcb.control.n_cr3 != root.spa().0 {
+            vcpu.vmcb.control.n_cr3 = root.spa().0;
+            vcpu.flush();
+        }
+        Ok(())
+    }
+
+    fn vcpu_moment(&self, context: Context, code: u16) -> Exit {
+        // A vCPU that is scheduled has frames.
+        vcpu(context).map_or_else(Exit::default, |vcpu| vcpu::exit(context, vcpu, code))
+    }
+
+    fn vcpu_flush(&self, context: Context) {
+        if let Some(vcpu) = vcpu(context) {
+            vcpu.flush();
+        }
+    }
+
+    fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Result<(), Status> {
+        let vcpu = vcpu(context).ok_or(Status::NotFound)?;
+        let mut entries = [CpuidEntry::default(); CpuidEntry::MAX];
+        user::read(lease.page.0 * PAGE_SIZE, entries.as_mut_bytes()).map_err(|_| Status::BadLease)?;
+        let used = entries.get(..usize::from(count)).ok_or(Status::Range)?;
+        if !used.iter().all(Table::accepts) {
+            return Err(Status::Malformed);
+        }
+        vcpu.cpuid.zero();
+        used.iter().try_for_each(|entry| vcpu.cpuid.add(*entry))
+    }
+}
+
+/// Nothing to take from.
+struct NoPool;
+
+impl TablePool for NoPool {
+    fn take(&mut self) -> Option<Frame> {
+        None
+    }
+    fn give_back(&mut self, _: Frame) {}
+}

@@ -1,0 +1,131 @@
+//! The kernel's life on a CPU: what enters it, and the loop that decides what runs next.
+
+use caisson_core::bundle::Bundle;
+use caisson_core::context::Context;
+use caisson_core::cpu::{NO_SERVICE, UserFrame};
+use caisson_core::here::Here;
+use caisson_core::ipc::Next;
+use caisson_core::schedule::Choice;
+use caisson_proto::abi::{KERNEL_SLOT, doorbell};
+use spin::Once;
+
+use crate::machine::{Silicon, here};
+use crate::svm::vcpu::{self, vcpu};
+use crate::traps::{Trap, vector};
+use crate::{cpu, epitaph, log, syscall, translations};
+
+/// Says who gets which interrupt, and who reads the log.
+static BUNDLE: Once<Bundle<'static>> = Once::new();
+
+/// Runs what there is to run until a service is to be entered.
+fn settle(here: &Here<'static, Silicon>, next: Next, frame: &mut UserFrame) {
+    if next == Next::User {
+        return;
+    }
+    loop {
+        if log::take_pending()
+            && let Some(ring) =
+                BUNDLE.get().and_then(|bundle| bundle.rings.iter().find(|ring| ring.producer == KERNEL_SLOT))
+        {
+            here.ring(ring.consumer.into(), doorbell::ring(ring.consumer_number.into()));
+        }
+        match here.pick(frame) {
+            Choice::User => return,
+            Choice::Guest(context) => {
+                if run_guest(here, context, frame) == Next::User {
+                    return;
+                }
+            }
+            Choice::Idle => {
+                here.flush_if_wanted();
+                cpu::idle();
+            }
+        }
+    }
+}
+
+/// Runs a guest until its vmm must be asked (then the frame enters the vmm, or the call waits), or an interrupt
+/// came.
+#[inline]
+fn run_guest(here: &Here<'static, Silicon>, context: Context, frame: &mut UserFrame) -> Next {
+    let Some(vcpu) = vcpu(context) else { return Next::Pick };
+    vcpu::make_resident(context, vcpu);
+    if !here.entering(context) {
+        return Next::Pick;
+    }
+    let left = vcpu.enter();
+    here.left(context);
+    match left {
+        None => {
+            cpu::poll_interrupts();
+            Next::Pick
+        }
+        Some(code) => here.vm_exit(frame, context, &vcpu::exit(context, vcpu, code)),
+    }
+}
+
+/// Starts the supervisor of a bundle whose services have homes, and runs the boot CPU from now on.
+pub fn start(bundle: Bundle<'static>) -> ! {
+    BUNDLE.call_once(|| bundle);
+    if here().restart(bundle.supervisor()).is_err() {
+        epitaph::cannot_boot("the supervisor can't be started", 0)
+    }
+    forever()
+}
+
+/// Runs this CPU from now on.
+pub(crate) fn forever() -> ! {
+    let mut frame = UserFrame::default();
+    let here = here();
+    here.tick();
+    settle(&here, Next::Pick, &mut frame);
+    syscall::enter_user(&frame)
+}
+
+/// A system call. On return the frame says what ring 3 goes on with, perhaps another service.
+pub(crate) extern "C" fn syscall(frame: &mut UserFrame) {
+    let here = here();
+    let next = here.syscall(frame);
+    settle(&here, next, frame);
+}
+
+/// An interrupt that was acknowledged: from ring 3 (`user` is there), in [`cpu::idle`] or in [`cpu::poll_interrupts`].
+/// `true` if what ring 3 did is to be abandoned for `next`.
+pub(crate) fn interrupt(number: u8, user: Option<&Trap>, next: &mut UserFrame) -> bool {
+    let here = here();
+    match number {
+        vector::TIMER => {
+            if here.tick()
+                && let Some(trap) = user
+            {
+                // What the epitaph tells of the service.
+                (next.rip, next.rsp, next.rax) = (trap.rip, trap.rsp, trap.rax);
+                let then = here.overrun(next);
+                settle(&here, then, next);
+                return true;
+            }
+        }
+        vector::FLUSH | vector::RESCHEDULE => {
+            translations::answer();
+            here.flush_if_wanted();
+        }
+        number => {
+            let line = u16::from(number.wrapping_sub(vector::LINE_0));
+            let services = BUNDLE.get().map_or(&[][..], |bundle| bundle.services);
+            if let Some(slot) = services.iter().position(|service| service.interrupt == line) {
+                here.ring(slot, doorbell::INTERRUPT);
+            }
+        }
+    }
+    false
+}
+
+/// An exception in ring 3. `next` says what ring 3 goes on with.
+pub(crate) fn fault(trap: &Trap, next: &mut UserFrame) {
+    let here = here();
+    if here.local.service.get() == NO_SERVICE {
+        epitaph::epitaph(trap);
+    }
+    let then = here.exception(next, trap.vector as u8, trap.error, trap.rip, trap.rsp, trap.address());
+    settle(&here, then, next);
+}

@@ -1,0 +1,64 @@
+//! What this machine's virtualisation can do, and how a CPU is made ready for it.
+
+use core::arch::asm;
+
+use caisson_core::boot::Quirks;
+use caisson_core::svm::state::Limits;
+use caisson_core::svm::vmcb::{TLB_FLUSH_ALL, TLB_FLUSH_ASID};
+use caisson_proto::addr::Frame;
+
+use super::vcpu::FPU_BYTES;
+use crate::cpu::{cpuid, msr, wrmsr};
+use crate::percpu::this;
+
+/// What CPUID 8000_000A and others say, and what all guests share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    /// Number of ASIDs; they are 1 to this − 1.
+    pub asids: u32,
+    /// The next rip is reported.
+    pub next_rip: bool,
+    /// The least that flushes one vCPU's translations, for the VMCB.
+    pub flush: u32,
+    /// RDTSCP or RDPID, and so TSC_AUX.
+    pub tsc_aux: bool,
+    /// What a vCPU may hold.
+    pub limits: Limits,
+    /// The I/O permission map (APM volume 2, section 15.10.1): [`IOPM_FRAMES`] frames of ones intercept every port.
+    pub iopm: Frame,
+}
+
+/// Frames of the I/O permission map.
+pub(crate) const IOPM_FRAMES: u64 = 3;
+
+impl Features {
+    /// Those of this machine, which has SVM.
+    pub(crate) fn detect(quirks: &Quirks, iopm: Frame) -> Self {
+        let (svm, structured, extended) = (cpuid(0x8000_000a, 0), cpuid(7, 0), cpuid(0x8000_0001, 0));
+        let limits = Limits {
+            xcr0: allowed_xcr0(),
+            few_error_codes: quirks.few_error_codes,
+            virq_reported_as_exception: quirks.virq_reported_as_exception,
+        };
+        let flush = if svm.edx & 1 << 6 != 0 { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
+        let tsc_aux = extended.edx & 1 << 27 != 0 || structured.ecx & 1 << 22 != 0;
+        Self { asids: svm.ebx, next_rip: svm.edx & 1 << 3 != 0, flush, tsc_aux, limits, iopm }
+    }
+}
+
+/// The components that the CPU has, that a vCPU's area holds, and that the kernel knows to be user state:
+/// x87, SSE, AVX, bounds, AVX-512, protection keys.
+fn allowed_xcr0() -> u64 {
+    let fits = |place: core::arch::x86_64::CpuidResult| place.eax as usize + place.ebx as usize <= FPU_BYTES;
+    let main = u64::from(cpuid(0xd, 0).eax) & 0x2ff;
+    (2..10).filter(|component| !fits(cpuid(0xd, *component))).fold(main, |all, component| all & !(1 << component))
+}
+
+/// Makes this CPU ready for guests. Its segments and system-call registers are what a guest's exit restores.
+pub(crate) fn enable() {
+    // SAFETY: SVM exists and is on. Both frames are this CPU's own, for good.
+    unsafe {
+        wrmsr(msr::VM_HSAVE_PA, this().save_area.0);
+        asm!("vmsave rax", in("rax") this().host.0, options(nostack, preserves_flags));
+    }
+}
