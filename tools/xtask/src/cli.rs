@@ -41,6 +41,9 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// List every file too, the longest first
+        #[arg(long)]
+        files: bool,
     },
     /// Measure
     #[command(subcommand)]

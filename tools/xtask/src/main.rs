@@ -66,7 +66,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             println!("{}", place.join("index.html").display());
             ExitCode::SUCCESS
         }),
-        Command::Tcb { json } => tcb::tcb(&paths, json).map(|()| ExitCode::SUCCESS),
+        Command::Tcb { json, files } => tcb::tcb(&paths, json, files).map(|()| ExitCode::SUCCESS),
         Command::Image(args) => image::leave(&paths, &args).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -38,7 +38,7 @@ const UNSAFE_PLACES: [&str; 4] = ["kernel/hw", "services/rt", "board/qemu/boot",
 #[derive(Debug, Serialize)]
 struct Crate {
     name: String,
-    files: usize,
+    files: Vec<(String, usize)>,
     lines: usize,
     assembly: usize,
     unsafe_blocks: usize,
@@ -61,14 +61,14 @@ struct Report {
 }
 
 /// Counts, prints, and fails if a bound is broken.
-pub fn tcb(paths: &Paths, json: bool) -> Result<(), Failure> {
+pub fn tcb(paths: &Paths, json: bool, files: bool) -> Result<(), Failure> {
     let system = image::manifest(paths, None)?;
     let kernel = image::kernel(paths, &system, LogLevel::Warn)?;
     let report = report(paths, &system.kernel.package, &kernel)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&report).context("report")?);
     } else {
-        print(&report);
+        print(&report, files);
     }
     let mut broken = Vec::new();
     if report.lines > MOST_LINES {
@@ -88,12 +88,12 @@ fn report(paths: &Paths, package: &str, kernel: &Path) -> Result<Report, Failure
     let mut used = BTreeSet::new();
     for (name, folder) in RING0 {
         let files = rust_files(&paths.root.join(folder))?;
-        crates.push(measure(name, &files)?);
+        crates.push(measure(&paths.root, name, &files)?);
         for file in &files {
             lines::modules(&read(file)?, "caisson_proto", &mut used);
         }
     }
-    crates.push(measure(&format!("{} (what the above use)", PROTO.0), &proto_files(paths, used)?)?);
+    crates.push(measure(&paths.root, &format!("{} (what the above use)", PROTO.0), &proto_files(paths, used)?)?);
     let mut outside = Vec::new();
     for file in rust_files(&paths.root)? {
         let place = file.strip_prefix(&paths.root).unwrap_or(&file);
@@ -166,32 +166,39 @@ fn proto_files(paths: &Paths, mut used: BTreeSet<String>) -> Result<Vec<PathBuf>
     Ok(used.iter().map(|name| folder.join(format!("{name}.rs"))).filter(|path| path.is_file()).collect())
 }
 
-fn measure(name: &str, files: &[PathBuf]) -> Result<Crate, Failure> {
+fn measure(root: &Path, name: &str, files: &[PathBuf]) -> Result<Crate, Failure> {
     let mut total = Count::default();
+    let mut each = Vec::new();
     for path in files {
         let count = match path.extension().is_some_and(|extension| extension == "rs") {
             true => lines::count(&read(path)?),
             false => lines::count_assembly(&read(path)?),
         };
+        each.push((path.strip_prefix(root).unwrap_or(path).display().to_string(), count.rust + count.assembly));
         total.rust += count.rust;
         total.assembly += count.assembly;
         total.unsafe_blocks += count.unsafe_blocks;
     }
     Ok(Crate {
         name: name.into(),
-        files: files.len(),
+        files: each,
         lines: total.rust,
         assembly: total.assembly,
         unsafe_blocks: total.unsafe_blocks,
     })
 }
 
-fn print(report: &Report) {
+fn print(report: &Report, files: bool) {
     println!("Ours in ring 0 (without comments, blank lines and tests):");
     println!("  {:<34} {:>5} {:>6} {:>8} {:>7}", "", "files", "lines", "assembly", "unsafe");
     for one in &report.crates {
         let Crate { name, files, lines, assembly, unsafe_blocks } = one;
-        println!("  {name:<34} {files:>5} {lines:>6} {assembly:>8} {unsafe_blocks:>7}");
+        println!("  {name:<34} {:>5} {lines:>6} {assembly:>8} {unsafe_blocks:>7}", files.len());
+    }
+    if files {
+        let mut all: Vec<&(String, usize)> = report.crates.iter().flat_map(|one| &one.files).collect();
+        all.sort_by_key(|(_, lines)| std::cmp::Reverse(*lines));
+        all.iter().for_each(|(name, lines)| println!("    {lines:>5} {name}"));
     }
     println!("  lines in all: {} of {} allowed", report.lines, report.most_lines);
     println!(

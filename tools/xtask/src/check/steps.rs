@@ -130,7 +130,7 @@ pub fn book(paths: &Paths) -> Outcome {
 
 /// Ring 0 keeps to its bounds.
 pub fn tcb(paths: &Paths) -> Outcome {
-    match crate::tcb::tcb(paths, false) {
+    match crate::tcb::tcb(paths, false, false) {
         Ok(()) => Outcome::passed(1),
         Err(failure) => Outcome::failed(failure.text),
     }
