@@ -104,6 +104,25 @@ pub fn quiet(world: &World) {
     world.check(text.is_empty(), || format!("nothing happens any more{text}"));
 }
 
+/// What there is, for the reader of a failure.
+pub fn state(world: &World) -> String {
+    let mut text = String::new();
+    for vm in world.kernel.vms.iter().filter(|vm| vm.state().is_some()) {
+        let (id, handler, state) = (vm.id.get(), vm.handler.get(), vm.state());
+        let _ = writeln!(text, "VM {id:?} of {handler:?}: {state:?}");
+    }
+    let open = |_: &_, batches: &Batches| (0..MAX_BATCHES).filter_map(|slot| batches.get(slot)).collect::<Vec<_>>();
+    for batch in world.kernel.inspect(open).unwrap_or_default() {
+        let _ = writeln!(text, "{batch:?}");
+    }
+    for (slot, name) in world.manifest.names.iter().enumerate() {
+        let service = world.kernel.service(slot);
+        let (id, alive, caller) = (service.id.get(), service.alive.get(), service.caller.get());
+        let _ = writeln!(text, "{name}: {id:?}, alive {alive}, serves {caller:?}, rung {}", service.bells.any());
+    }
+    text
+}
+
 /// What must hold when all VMs are gone and memory said that it has settled.
 pub fn settled(world: &World) {
     let left: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state().is_some()).map(|vm| vm.id.get()).collect();

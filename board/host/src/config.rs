@@ -64,6 +64,8 @@ pub struct Config {
     pub encrypted: bool,
     /// Services that are killed, crash or run for ever.
     pub deaths: u32,
+    /// Times that pages are taken from a living VM.
+    pub reclaims: u32,
     /// Times that a VM may reset.
     pub resets: u32,
     /// What a vCPU does until it is done.
@@ -94,6 +96,7 @@ impl Config {
             frames: 512 * (4 + rng.below(4) + 2 * vms as u64),
             encrypted: rng.chance(1, 2),
             deaths: rng.below(6) as u32,
+            reclaims: rng.below(12) as u32,
             resets: rng.below(3) as u32,
             actions: 20 + rng.below(60) as u32,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],

@@ -10,6 +10,7 @@ use caisson_core::ipc::Next;
 use caisson_core::schedule::Choice;
 use caisson_proto::abi::{KERNEL_SLOT, Syscall};
 use caisson_proto::addr::ServiceId;
+use caisson_proto::wire::Words;
 use corosensei::Yielder;
 
 use crate::config::Mutant;
@@ -152,6 +153,10 @@ impl Running<'_> {
             let same = matches!(other.mode.get(), Mode::User(there) | Mode::Circles(there) if there == slot);
             world.check(!same, || format!("slot {slot} runs on cpu{number} and cpu{}", self.number));
         }
+        let sender = (frame.rax >> 32) as u32;
+        if sender != 0 && sender & 1 << 31 == 0 {
+            delivered(world, slot, ServiceId::from_bits(sender), &frame.words);
+        }
         if world.breaks(Mutant::StolenTurn) && world.rng.chance(1, 16) {
             let _ = world.kernel.service(slot).turn.leave();
         }
@@ -233,3 +238,21 @@ impl Running<'_> {
     }
 }
 
+/// Checks that a message was sent, to this service, and once.
+fn delivered(world: &World, slot: usize, sender: ServiceId, words: &Words) {
+    let present = world.kernel.service(sender.index()).id.get();
+    world.check(present == sender, || format!("slot {slot} serves {sender:?}, which is dead"));
+    let mut calls = world.calls.borrow_mut();
+    let Some(pending) = calls.get_mut(&sender.index()) else {
+        drop(calls);
+        return world.fail(|| format!("slot {slot} gets a message that {sender:?} didn't send"));
+    };
+    let (before, sent) = (std::mem::replace(&mut pending.delivered, true), *pending);
+    drop(calls);
+    let receiver = world.kernel.service(slot).id.get();
+    world.check(!before, || format!("a message of {sender:?} is delivered twice"));
+    world.check(sent.words == *words, || format!("a message of {sender:?} was changed on the way"));
+    world.check(sent.target == receiver, || {
+        format!("a message of {sender:?} to {:?} is delivered to {receiver:?}", sent.target)
+    });
+}

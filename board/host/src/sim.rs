@@ -140,7 +140,7 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
             digest: world.history.borrow().digest(),
         }),
         Some(what) => {
-            let history = world.history.borrow().tell(&world.manifest.names);
+            let history = world.history.borrow().tell(&world.manifest.names) + &check::state(&world);
             Err(Failure { seed, what, history, config: *config })
         }
     };
@@ -217,8 +217,16 @@ fn sleep(world: &World) -> bool {
     true
 }
 
-/// Now and then the supervisor is made to kill a service.
+/// Now and then pages are taken from a living VM, or the supervisor is made to kill a service.
 fn disturb(world: &World) {
+    if world.config.reclaims > world.taken.get()
+        && world.rng.chance(1, 500)
+        && let Some(cpu) = world.cpus.get(world.rng.below(world.cpus.len() as u64) as usize)
+    {
+        world.taken.set(world.taken.get() + 1);
+        cpu.device.set(Some((world.manifest.memory, programs::RECLAIM)));
+        return;
+    }
     if world.deaths.get() == 0 || world.over.get().is_some() || !world.rng.chance(1, 3000) {
         return;
     }

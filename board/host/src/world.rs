@@ -14,7 +14,7 @@ use caisson_core::kernel::Kernel;
 use caisson_core::svm::npt::{ENTRIES, Mapping, Tables, Tree, look_up};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
-use caisson_proto::kernel::VmKind;
+
 use caisson_proto::layout;
 use caisson_proto::wire::Words;
 
@@ -152,6 +152,8 @@ pub struct World {
     pub lives: Lives,
     /// What the supervisor is asked to kill.
     pub kill: Cell<Option<usize>>,
+    /// How often pages were to be taken from a living VM.
+    pub taken: Cell<u32>,
     /// Resets that VMs still may do.
     pub resets: Cell<u32>,
     /// Deaths still to be injected.
@@ -201,6 +203,7 @@ impl World {
             ring: RefCell::new(vec![0; PAGE_SIZE as usize / 8]),
             lives: Lives::new(manifest.services.len()),
             kill: Cell::new(None),
+            taken: Cell::new(0),
             resets: Cell::new(config.resets),
             deaths: Cell::new(config.deaths),
             settled: Cell::new(false),
@@ -287,6 +290,12 @@ impl World {
     /// What a gfn is mapped to in a nested tree.
     pub fn nested(&self, root: Frame, gfn: u64) -> Option<Mapping> {
         look_up(&View(self), Tree::nested(root), Gfn(gfn))
+    }
+
+    /// Whether something is mapped in a VM at this gfn.
+    pub fn owns(&self, vm: VmId, gfn: u64) -> bool {
+        let root = self.kernel.vms.get(vm.index()).and_then(|vm| vm.root(0));
+        root.is_some_and(|root| self.owner.borrow().values().any(|at| *at == (root.0, gfn)))
     }
 
     /// A frame is about to have a new owner: no CPU may hold dirty lines of the old one's.

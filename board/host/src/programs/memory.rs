@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{ServiceId, Tsc};
-use caisson_proto::kernel::{GuestMap, TimerSet};
+use caisson_proto::addr::{Gfn, ServiceId, Tsc};
+use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmState};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::Settle;
 use caisson_proto::wire::{Request, Words};
@@ -83,9 +83,34 @@ impl Server for Image<'_, '_> {
     }
 
     fn doorbell(&mut self, bits: u64) {
-        self.memory.doorbell(bits, &mut self.kernel);
+        if bits & RECLAIM != 0 {
+            self.kernel.take_back();
+        }
+        self.memory.doorbell(bits & !RECLAIM, &mut self.kernel);
     }
 }
+
+impl OnKernel<'_, '_> {
+    /// Takes pages from a living VM.
+    fn take_back(&mut self) {
+        let (sys, world) = (self.sys, self.sys.world);
+        let alive: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive)).collect();
+        let Some(vm) = world.rng.pick(&alive).map(|vm| vm.id.get()) else { return };
+        let gfn = Gfn(world.rng.below(world.manifest.guest_pages));
+        let pages = 1 + world.rng.below(64);
+        if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages })
+            && unmapped.pages > 0
+        {
+            let (batch, pages) = (unmapped.batch.0, unmapped.pages);
+            if !self.post(&Reclaimed { vm: vm.bits(), batch, gfn: gfn.0, pages }) {
+                self.settle();
+            }
+        }
+    }
+}
+
+/// The bell at which pages are taken from a living VM.
+pub const RECLAIM: u64 = 1 << 21;
 
 /// Runs it.
 pub fn main(sys: &Sys<'_>) {

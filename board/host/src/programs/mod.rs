@@ -8,6 +8,7 @@ mod ring;
 mod supervisor;
 mod vmm;
 
+pub use memory::RECLAIM;
 pub use supervisor::KILL;
 
 use caisson_proto::abi::{Lease, Status, sender};

@@ -63,7 +63,7 @@ impl Vmm<'_, '_> {
                     return;
                 }
                 Err(status) => {
-                    let promised = memory.generation() == 0 && status == Status::Exhausted;
+                    let promised = memory.generation() == 0 && status == Status::Exhausted && world.taken.get() == 0;
                     world.check(!promised, || format!("memory broke its promise to {:?}", self.vm));
                     break;
                 }
@@ -83,9 +83,10 @@ impl Vmm<'_, '_> {
         let known = cpu.tlb.borrow().get(&(slot, gfn)).copied();
         let mapped = || look_up(&View(world), World::window(slot), Gfn(World::in_window(gfn))).map(|it| it.frame);
         let Some(frame) = known.or_else(mapped) else {
-            // Unless the kernel is just mapping it.
+            // Unless the kernel is just mapping it, or it was taken back meanwhile.
             let quiet = world.kernel.inspect(|_, _| ()).is_some();
-            return world.check(!quiet, || format!("gfn {gfn:#x} isn't in the window of slot {slot}"));
+            let there = world.owns(self.vm, gfn);
+            return world.check(!(quiet && there), || format!("gfn {gfn:#x} isn't in the window of slot {slot}"));
         };
         cpu.tlb.borrow_mut().insert((slot, gfn), frame);
         if let Some(is) = world.frame(frame) {
