@@ -14,7 +14,7 @@ pub const HEAP: u64 = 0x2000_0000;
 /// Rings, one page each, in the order of the service's ring list.
 pub const RINGS: u64 = 0x3000_0000;
 /// State pages of the vCPUs of this vmm: page `index` for vCPU `index`.
-pub const VCPU_STATE: u64 = 0x3100_0000;
+pub const VCPU_STATE: u64 = 0x3210_0000;
 /// Lease window: pages lent to this service for the call that it is serving.
 pub const LEASE: u64 = 0x3200_0000;
 /// Files from the bundle, read-only: file `n` at `FILES + n * FILE_STRIDE`.
