@@ -86,11 +86,11 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// Whether a record, among all, is sound in a bundle of so many pages.
-type Check = fn(&ServiceRecord, &[ServiceRecord], u64) -> bool;
+/// Whether a record, among all, is sound in a bundle of so many pages; and the fault of its slot if not.
+type Check = (fn(&ServiceRecord, &[ServiceRecord], u64) -> bool, fn(usize) -> Fault);
 
-/// What is asked of each service, and the fault if it isn't so.
-const CHECKS: [(Check, fn(usize) -> Fault); 6] = [
+/// What is asked of each service.
+const CHECKS: [Check; 6] = [
     (
         |it, _, _| Caps::from_bits(it.caps).is_some() && (it.interrupt <= 15 || it.interrupt == u16::MAX),
         Fault::Authority,
