@@ -102,17 +102,19 @@ impl Notifier {
         }
     }
 
+    /// Also for a batch that is waited for: it may have taken in frames since, which further CPUs owe for, and those
+    /// were not asked yet.
     fn write_back(&mut self, batch: BatchId, plain: bool, kernel: &mut impl Kernel) {
-        if self.waiting.iter().any(|&(waiting, _)| waiting == batch) {
-            return;
-        }
         match kernel.ask(&WriteBack { batch }) {
             Ok(accepted) if accepted.ticket == Ticket(0) => {
                 self.settled += 1;
                 self.owed_nothing += u64::from(plain);
             }
-            // A place too few only means that the batch may be asked for twice.
-            Ok(accepted) => drop(self.waiting.push((batch, accepted.ticket))),
+            Ok(accepted) => match self.waiting.iter_mut().find(|(waiting, _)| *waiting == batch) {
+                Some((_, ticket)) => *ticket = accepted.ticket,
+                // A place too few only means that it isn't counted when it is settled.
+                None => drop(self.waiting.push((batch, accepted.ticket))),
+            },
             Err(Status::Busy) => self.refused = true,
             // Settled meanwhile by another CPU's flush.
             Err(_) => {}
