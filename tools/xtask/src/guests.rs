@@ -1,7 +1,8 @@
 //! Which guests there are, checked before anything is built or booted.
 
+mod room;
+
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use caisson_manifest::plan::MAX_GUESTS;
@@ -9,7 +10,6 @@ use caisson_manifest::vm::{self, VmFile};
 use caisson_manifest::{Size, system::System};
 use caisson_proto::vmm::OnReset;
 
-use crate::bzimage;
 use crate::cli::MachineArgs;
 use crate::failure::{Context, Failure};
 use crate::paths::Paths;
@@ -132,38 +132,8 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
             guest.cmdline.len()
         )));
     }
-    check_file(&guest, &guest.kernel, "kernel")?;
-    check_file(&guest, &guest.initrd, "initrd")?;
+    room::check(&guest)?;
     Ok(guest)
-}
-
-/// Checks a guest's kernel or initrd.
-fn check_file(guest: &Guest, path: &Path, what: &str) -> Result<(), Failure> {
-    let mut file = File::open(path).about(&format!("open the {what}"), path)?;
-    let length = file.metadata().about("look at", path)?;
-    if !length.is_file() {
-        return Err(Failure::setup(format!("the {what} {} is no file", path.display())));
-    }
-    let mut needs = length.len();
-    if what == "kernel" {
-        let mut head = Vec::new();
-        file.by_ref().take(4096).read_to_end(&mut head).about("read", path)?;
-        let kernel =
-            bzimage::check(&head).map_err(|why| Failure::setup(format!("the kernel {} {why}", path.display())))?;
-        needs += u64::from(kernel.init_size);
-    }
-    // The kernel unpacks itself from 16 MiB on; an initrd lies above it.
-    let room = guest.memory.saturating_sub(16 << 20);
-    if needs > room {
-        return Err(Failure::setup(format!(
-            "VM \"{}\" has {} of memory, too little for its {what} {} (which needs {} MiB); give it more",
-            guest.name,
-            Size(guest.memory),
-            path.display(),
-            (needs + (16 << 20)).div_ceil(1 << 20)
-        )));
-    }
-    Ok(())
 }
 
 fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> {
