@@ -19,6 +19,10 @@ const LONGEST: usize = 2048;
 /// A message of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
+    /// The service, or "kernel".
+    pub who: String,
+    /// The message alone.
+    pub what: String,
     /// Time, service, level and message.
     pub text: String,
     /// Whether it reports an error.
@@ -84,10 +88,15 @@ impl Logs {
             Some((name, table)) if slot != LOG_KERNEL => (name.as_str(), table),
             _ => ("kernel", &self.kernel),
         };
-        let shown = self.level <= LogLevel::Warn;
+        let odd = |what: String| Line {
+            text: format!("{name}: {what}"),
+            who: name.into(),
+            what,
+            error: false,
+            shown: self.level <= LogLevel::Warn,
+        };
         let Some(table) = table else {
-            let text = format!("{name}: a log frame of {} bytes, but no format strings", frame.len());
-            return Line { text, error: false, shown };
+            return odd(format!("a log frame of {} bytes, but no format strings", frame.len()));
         };
         let mut decoder = table.new_stream_decoder();
         decoder.received(frame);
@@ -96,12 +105,11 @@ impl Logs {
                 let word = frame.level().map_or("info", |level| level.as_str());
                 let level = rank(word);
                 let time = frame.display_timestamp().map(|time| time.to_string()).unwrap_or_default();
-                let text = format!("[{time:>12}] {name:<12} {:<5} {}", word.to_uppercase(), frame.display_message());
-                Line { text, error: level == LogLevel::Error, shown: level >= self.level }
+                let what = frame.display_message().to_string();
+                let text = format!("[{time:>12}] {name:<12} {:<5} {what}", word.to_uppercase());
+                Line { who: name.into(), what, text, error: level == LogLevel::Error, shown: level >= self.level }
             }
-            Err(_) => {
-                Line { text: format!("{name}: a log frame that can't be decoded: {frame:02x?}"), error: false, shown }
-            }
+            Err(_) => odd(format!("a log frame that can't be decoded: {frame:02x?}")),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::cli::RunArgs;
 use crate::failure::{Context, Failure, Status};
 use crate::guests::{self, Machine};
 use crate::image::{self, Built};
-use crate::logs::Logs;
+use crate::logs::{Line, Logs};
 use crate::machine;
 use crate::paths::Paths;
 use crate::qemu::Qemu;
@@ -80,7 +80,7 @@ struct Session<'a> {
     raw: Option<Raw>,
     screen: Screen,
     logs: Logs,
-    last_error: Option<String>,
+    last_error: Option<Line>,
     notices: Notices,
     demux: channels::Demux,
     mux: channels::Mux,
@@ -156,7 +156,7 @@ impl<'a> Session<'a> {
     }
 
     fn conclude(&self, status: std::process::ExitStatus, errors: &str) -> Failure {
-        let mut end = self.notices.conclude(status, errors, self.last_error.as_deref());
+        let mut end = self.notices.conclude(status, errors, self.last_error.as_ref());
         if end.status == Status::Clean {
             end.text += &self.left();
         }
@@ -208,11 +208,11 @@ impl<'a> Session<'a> {
 
     fn log(&mut self, bytes: &[u8]) {
         for line in self.logs.feed(bytes) {
-            if line.error {
-                self.last_error = Some(line.text.clone());
-            }
             if line.shown {
                 self.say(&line.text);
+            }
+            if line.error {
+                self.last_error = Some(line);
             }
         }
     }

@@ -8,6 +8,7 @@ use caisson_proto::wire::Field;
 use zerocopy::FromBytes;
 
 use crate::failure::{Failure, Status};
+use crate::logs::Line;
 
 /// Collects notices.
 #[derive(Debug)]
@@ -53,8 +54,11 @@ impl Notices {
         };
         let guest = self.guests.get(slot).and_then(Option::as_ref).map(|name| format!("guest \"{name}\""));
         let who = guest.as_ref().unwrap_or(&service);
-        let (status, mut text) = match ServiceState::from_word(notice.state.into()) {
-            Some(ServiceState::Exited) => match ExitKind::from_word(notice.kind.into()) {
+        let state = ServiceState::from_word(notice.state.into());
+        let exit = ExitKind::from_word(notice.kind.into());
+        let reset = state == Some(ServiceState::Exited) && exit == Some(ExitKind::Reset);
+        let (status, mut text) = match state {
+            Some(ServiceState::Exited) => match exit {
                 Some(ExitKind::PoweredOff) => (Status::Clean, format!("{who} powered off")),
                 Some(ExitKind::Reset) => (Status::Clean, format!("{who} reset itself")),
                 Some(ExitKind::Crashed) => (Status::GuestCrashed, format!("{who} crashed: {}", crash(notice))),
@@ -66,14 +70,23 @@ impl Notices {
             Some(ServiceState::Killed) => (Status::Faulted, format!("{service} was killed")),
             _ => (Status::Clean, format!("{service} runs")),
         };
-        if notice.action == 1 {
-            text += "; it is started again";
+        let dead = matches!(state, Some(ServiceState::Exited | ServiceState::Faulted | ServiceState::Killed));
+        let again = notice.action == 1;
+        match (&guest, reset) {
+            _ if again => text += "; it is started again",
+            (Some(guest), true) => {
+                return (Status::GuestCrashed, format!("{guest} reset itself too often and is given up"));
+            }
+            (None, _) if dead => {
+                return (Status::Faulted, format!("{text}; it ended too often and isn't started again"));
+            }
+            _ => {}
         }
         (status, text)
     }
 
     /// The end of the run, when QEMU ended like this.
-    pub fn conclude(&self, qemu: ExitStatus, errors: &str, last_error: Option<&str>) -> Failure {
+    pub fn conclude(&self, qemu: ExitStatus, errors: &str, last_error: Option<&Line>) -> Failure {
         // QEMU exits with (value << 1) | 1; with 1 also when it can't start, but then nobody told of a guest's end.
         let silent = self.told.is_empty();
         let said = qemu
@@ -93,14 +106,20 @@ impl Notices {
             }
         };
         let told: Vec<&str> = self.told.iter().filter(|(of, _)| *of == status).map(|(_, text)| text.as_str()).collect();
-        let text = match status {
-            Status::Faulted if told.is_empty() => match last_error {
-                Some(line) => format!("the kernel faulted: {line}"),
-                None => "the kernel faulted".into(),
+        // What nobody told was decided by the kernel or the supervisor; its last error says why.
+        let text = match (told.is_empty(), last_error) {
+            (false, _) => told.join("; "),
+            (true, Some(line)) if status != Status::Clean => match (status, line.who.as_str()) {
+                (Status::Faulted, "kernel") => format!("the kernel faulted: {}", line.what),
+                (_, who) => format!("{who}: {}", line.what),
             },
-            Status::GuestCrashed if told.is_empty() => "a guest crashed".into(),
-            Status::BadSetup if told.is_empty() => "a guest can't be set up".into(),
-            _ => told.join("; "),
+            (true, _) => match status {
+                Status::Clean => "no guest is left",
+                Status::GuestCrashed => "a guest crashed; the log doesn't say how",
+                Status::BadSetup => "the machine can't be set up; the log doesn't say why",
+                _ => "the kernel or a service faulted; the log doesn't say which",
+            }
+            .into(),
         };
         Failure::new(status, text)
     }
@@ -171,8 +190,16 @@ mod tests {
         notices
     }
 
+    fn error(who: &str, what: &str) -> Line {
+        Line { who: who.into(), what: what.into(), text: String::new(), error: true, shown: true }
+    }
+
     fn ends(all: &[Notice], code: i32) -> (Status, String) {
-        let end = notices(all).conclude(ExitStatus::from_raw(code << 8), "", Some("#PF"));
+        ends_after(all, code, &error("kernel", "#PF"))
+    }
+
+    fn ends_after(all: &[Notice], code: i32, last: &Line) -> (Status, String) {
+        let end = notices(all).conclude(ExitStatus::from_raw(code << 8), "", Some(last));
         (end.status, end.text)
     }
 
@@ -198,23 +225,54 @@ mod tests {
         assert_eq!(ends(&[], 7), (Status::Faulted, "the kernel faulted: #PF".into()));
     }
 
+    const FAULTED: Notice = Notice {
+        state: ServiceState::Faulted as u8,
+        kind: FaultKind::Exception as u8,
+        slot: 0,
+        action: 1,
+        code: 14 << 32 | 2,
+        rip: 0x40_1000,
+        ..EXITED
+    };
+
     #[test]
-    fn a_service_that_faulted_is_named_with_what_is_done() {
-        let faulted = Notice {
-            state: ServiceState::Faulted as u8,
-            kind: FaultKind::Exception as u8,
-            slot: 0,
-            action: 1,
-            code: 14 << 32 | 2,
-            rip: 0x40_1000,
-            ..EXITED
-        };
-        let (status, text) = ends(&[faulted], 7);
+    fn a_service_that_faulted_is_named_even_if_the_guests_went_on() {
+        let words = "service \"memory\" faulted: exception 14 (error code 0x2) at 0x401000, address 0x0; \
+                     it is started again";
+        assert_eq!(ends(&[FAULTED, EXITED], 7), (Status::Faulted, words.into()));
+    }
+
+    #[test]
+    fn a_service_that_is_given_up_is_named() {
+        let (status, text) = ends(&[Notice { action: 0, ..FAULTED }], 7);
         assert_eq!(status, Status::Faulted);
+        assert!(text.ends_with("; it ended too often and isn't started again"), "{text}");
+        let exited = Notice { slot: 0, kind: ExitKind::Crashed as u8, ..EXITED };
+        assert!(ends(&[exited], 7).1.starts_with("service \"memory\""));
+    }
+
+    #[test]
+    fn a_guest_that_resets_without_end_is_named() {
+        let reset = Notice { kind: ExitKind::Reset as u8, action: 1, ..EXITED };
+        let words = "guest \"a\" reset itself too often and is given up";
+        let all = [reset, reset, Notice { action: 0, ..reset }];
+        assert_eq!(ends(&all, 5), (Status::GuestCrashed, words.into()));
         assert_eq!(
-            text,
-            "service \"memory\" faulted: exception 14 (error code 0x2) at 0x401000, address 0x0; it is started again"
+            ends(&[reset, EXITED], 1).1,
+            "guest \"a\" reset itself; it is started again; guest \"a\" powered off"
         );
+    }
+
+    #[test]
+    fn what_nobody_told_is_the_last_error_of_whoever_ended_the_machine() {
+        let boot = error("kernel", "can't boot: a CPU doesn't start (3)");
+        let words = "kernel: can't boot: a CPU doesn't start (3)";
+        assert_eq!(ends_after(&[], 11, &boot), (Status::BadSetup, words.into()));
+        let settle = error("supervisor", "memory didn't settle in time");
+        let words = "supervisor: memory didn't settle in time";
+        assert_eq!(ends_after(&[EXITED], 7, &settle), (Status::Faulted, words.into()));
+        let silent = notices(&[EXITED]).conclude(ExitStatus::from_raw(7 << 8), "", None);
+        assert!(silent.text.contains("the log doesn't say"));
     }
 
     #[test]
