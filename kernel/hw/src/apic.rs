@@ -5,9 +5,7 @@
 use caisson_core::cpu::NEVER;
 use caisson_proto::addr::CpuId;
 
-use crate::layout::LOCAL_APIC;
-use crate::percpu::this;
-use crate::{boot, clock, cpu, traps::vector};
+use crate::{boot, clock, cpu, layout::LOCAL_APIC, percpu::this, traps::vector};
 
 const TASK_PRIORITY: u64 = 0x80;
 const END_OF_INTERRUPT: u64 = 0xb0;
@@ -15,10 +13,8 @@ const SPURIOUS: u64 = 0xf0;
 const COMMAND_LOW: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
 const TIMER_ENTRY: u64 = 0x320;
-const PERFORMANCE_ENTRY: u64 = 0x340;
-const LINT0_ENTRY: u64 = 0x350;
-const LINT1_ENTRY: u64 = 0x360;
-const ERROR_ENTRY: u64 = 0x370;
+/// Performance counters, LINT0, LINT1 and errors.
+const OTHER_ENTRIES: [u64; 4] = [0x340, 0x350, 0x360, 0x370];
 const INITIAL_COUNT: u64 = 0x380;
 const CURRENT_COUNT: u64 = 0x390;
 const DIVIDE: u64 = 0x3e0;
@@ -54,9 +50,7 @@ pub(crate) fn id(cpu: CpuId) -> Option<u32> {
 /// Enables this CPU's APIC: nothing but the timer, other CPUs and the I/O APIC may interrupt.
 pub(crate) fn enable() {
     write(SPURIOUS, ENABLED | u32::from(vector::SPURIOUS));
-    for entry in [PERFORMANCE_ENTRY, LINT0_ENTRY, LINT1_ENTRY, ERROR_ENTRY] {
-        write(entry, MASKED);
-    }
+    OTHER_ENTRIES.iter().for_each(|entry| write(*entry, MASKED));
     write(TASK_PRIORITY, 0);
     write(DIVIDE, DIVIDE_BY_1);
     count_down(false);
@@ -92,7 +86,7 @@ pub(crate) fn set_timer(deadline: u64) {
 
 pub(crate) fn command(id: u32, low: u32) {
     while read(COMMAND_LOW) & PENDING != 0 {
-        cpu::pause();
+        core::hint::spin_loop();
     }
     write(COMMAND_HIGH, id << 24);
     write(COMMAND_LOW, low);

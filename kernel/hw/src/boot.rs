@@ -8,32 +8,20 @@ use caisson_core::boot::{BootInfo, Range};
 use caisson_core::early::{Frames, LOW_END, touched};
 use caisson_core::frames::{self, FrameTable};
 use caisson_core::machine::TablePool;
-use caisson_proto::addr::{CpuId, Frame, LARGE_PAGES, PAGE_SIZE};
+use caisson_proto::{abi::MAX_CPUS, addr::CpuId, addr::Frame, addr::LARGE_PAGES, addr::PAGE_SIZE};
 use spin::Once;
 
-use crate::layout::*;
-use crate::percpu::PerCpu;
-use crate::svm::features::{Features, IOPM_FRAMES};
-use crate::tables::{Bits, entry, frame_of};
-use crate::{clock, cpu, ioapic, kmap, segments, smp, traps};
+use crate::{
+    clock, cpu, ioapic, kmap, layout::*, percpu::PerCpu, segments, smp, svm::features::Features,
+    svm::features::IOPM_FRAMES, tables::Bits, tables::entry, tables::frame_of, traps,
+};
 
 /// What the board says.
 pub(crate) static BOARD: Once<BootInfo> = Once::new();
 
 /// Why the machine can't run the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, defmt::Format)]
-pub enum InitError {
-    /// The processor lacks something.
-    Cpu(&'static str),
-    /// Memory ends while the first tables are made.
-    OutOfMemory,
-    /// There is memory above what [`FRAMES_MAP`] covers.
-    TooMuchMemory,
-    /// The bundle isn't page-aligned.
-    Bundle,
-    /// The 8254 doesn't count, so nothing tells the time.
-    NoClock,
-}
+pub type Lacking = &'static str;
+const NO_MEMORY: Lacking = "memory, which ends at boot";
 
 unsafe extern "C" {
     static __kernel_start: u8;
@@ -56,8 +44,8 @@ struct Builder {
 
 impl Builder {
     /// Zeroed frames in a row.
-    fn take(&mut self, count: u64) -> Result<Frame, InitError> {
-        let first = self.frames.take(count).ok_or(InitError::OutOfMemory)?;
+    fn take(&mut self, count: u64) -> Result<Frame, Lacking> {
+        let first = self.frames.take(count).ok_or(NO_MEMORY)?;
         (first.0..first.0 + count).for_each(|frame| self.table(Frame(frame)).fill(0));
         Ok(first)
     }
@@ -70,7 +58,7 @@ impl Builder {
     }
 
     /// The slot of `address` in its table of level `target` below a root, with the tables on the way.
-    fn slot(&mut self, root: Frame, address: u64, target: u32) -> Result<&mut u64, InitError> {
+    fn slot(&mut self, root: Frame, address: u64, target: u32) -> Result<&mut u64, Lacking> {
         let index = |level: u32| (address >> (3 + 9 * level) & 511) as usize;
         let mut table = root;
         for level in (target + 1..=4).rev() {
@@ -83,7 +71,7 @@ impl Builder {
     }
 
     /// Maps frames in a row.
-    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: Bits) -> Result<(), InitError> {
+    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: Bits) -> Result<(), Lacking> {
         for page in 0..pages {
             *self.slot(root, address + page * PAGE_SIZE, 1)? = entry(Frame(first.0 + page), bits);
         }
@@ -91,13 +79,10 @@ impl Builder {
     }
 
     /// The image: text is executed, data is written, the rest only read.
-    fn map_image(&mut self) -> Result<(), InitError> {
-        let [start, text, data, end] = [
-            &raw const __kernel_start as u64,
-            &raw const __kernel_text as u64,
-            &raw const __kernel_data as u64,
-            &raw const __kernel_end as u64,
-        ];
+    fn map_image(&mut self) -> Result<(), Lacking> {
+        let symbols =
+            [&raw const __kernel_start, &raw const __kernel_text, &raw const __kernel_data, &raw const __kernel_end];
+        let [start, text, data, end] = symbols.map(|symbol| symbol as u64);
         for (from, to, bits) in [(start, text, READ | Bits::NX), (text, data, READ), (data, end, DATA)] {
             let first = Frame((from - KERNEL_BASE) / PAGE_SIZE);
             self.map(self.shared, from, first, (to - from) / PAGE_SIZE, bits)?;
@@ -106,7 +91,7 @@ impl Builder {
     }
 
     /// A word for each frame in the table, and an entry for each in [`FRAMES_MAP`].
-    fn map_frames(&mut self, frames: u64) -> Result<(), InitError> {
+    fn map_frames(&mut self, frames: u64) -> Result<(), Lacking> {
         for page in 0..frames.div_ceil(LARGE_PAGES) {
             let [words, entries] = [self.take(1)?, self.take(1)?];
             self.map(self.shared, FRAME_TABLE + page * PAGE_SIZE, words, 1, DATA)?;
@@ -117,7 +102,7 @@ impl Builder {
     }
 
     /// What all CPUs share: everything but [`PERCPU`].
-    fn share(&mut self, boot: &BootInfo, frames: u64) -> Result<(), InitError> {
+    fn share(&mut self, boot: &BootInfo, frames: u64) -> Result<(), Lacking> {
         self.shared = self.take(1)?;
         self.map_image()?;
         self.map_frames(frames)?;
@@ -133,7 +118,7 @@ impl Builder {
     }
 
     /// A CPU's PML4 and all that it has to itself.
-    fn cpu(&mut self, cpu: CpuId, features: Features) -> Result<Frame, InitError> {
+    fn cpu(&mut self, cpu: CpuId, features: Features) -> Result<Frame, Lacking> {
         let [root, upper] = [self.take(1)?, self.take(1)?];
         let shared = *self.table(self.shared);
         self.table(root).copy_from_slice(&shared);
@@ -171,38 +156,38 @@ impl Builder {
 /// boot CPU is like any other, but for its stack, which is the board's until ring 3 is entered.
 ///
 /// # Errors
-/// [`InitError`] says why this machine can't run the kernel.
-pub fn init(boot: &BootInfo) -> Result<Early, InitError> {
+/// What this machine lacks.
+pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
     clock::start();
     BOARD.call_once(|| boot.clone());
-    cpu::detect(boot.quirks.assume_wbnoinvd).map_err(InitError::Cpu)?;
+    cpu::detect(boot.quirks.assume_wbnoinvd)?;
     if !boot.bundle.start.0.is_multiple_of(PAGE_SIZE) {
-        return Err(InitError::Bundle);
+        return Err("a bundle that is page-aligned");
     }
     let end = boot.memory.iter().map(|range| range.start.0 + range.bytes).max();
-    let count = end.ok_or(InitError::OutOfMemory)? / PAGE_SIZE;
+    let count = end.ok_or(NO_MEMORY)? / PAGE_SIZE;
     if count > MAX_FRAMES {
-        return Err(InitError::TooMuchMemory);
+        return Err("a view of so much memory");
     }
     let mut builder = Builder { frames: Frames::new(boot), shared: Frame(0), iopm: Frame(0) };
     builder.share(boot, count)?;
     let features = Features::detect(&boot.quirks, builder.iopm);
-    for number in 0..boot.cpus.len() as u16 {
-        smp::set_root(CpuId(number), builder.cpu(CpuId(number), features)?);
-    }
+    let roots = (0..boot.cpus.len() as u16).map(|number| builder.cpu(CpuId(number), features));
+    let roots: heapless::Vec<Frame, MAX_CPUS> = roots.collect::<Result<_, _>>()?;
+    let own = roots.first().ok_or("CPUs")?.spa().0;
     // SAFETY: the new tables map what runs now where it is: image, its data and with them the stack. Nothing below
     // uses the board's map of physical memory.
-    unsafe { core::arch::asm!("mov cr3, {}", in(reg) smp::root(CpuId(0)).spa().0, options(nostack)) };
+    unsafe { core::arch::asm!("mov cr3, {}", in(reg) own, options(nostack)) };
+    smp::ready();
+    smp::ROOTS.call_once(|| roots);
     kmap::init(count);
-    let Builder { frames, .. } = builder;
-    for range in frames.taken() {
+    for range in builder.frames.taken() {
         (0..range.count).for_each(|number| kmap::map(Frame(range.first.0 + number)));
     }
     let (first, last) = touched(&boot.bundle);
     (first..last).for_each(|number| kmap::map_as(Frame(number), READ | Bits::NX));
     ioapic::init();
-    smp::ready();
-    if clock::calibrate() { Ok(Early { frames, count }) } else { Err(InitError::NoClock) }
+    if clock::calibrate() { Ok(Early { frames: builder.frames, count }) } else { Err("an 8254 that counts") }
 }
 
 /// Memory between [`init`] and the kernel's own accounting.

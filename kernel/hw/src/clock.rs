@@ -2,8 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::apic;
-use crate::cpu::{self, port};
+use crate::{apic, cpu, cpu::port};
 
 /// Frequency of the 8254's clock, in Hz.
 const PIT_HZ: u64 = 1_193_182;
@@ -99,10 +98,7 @@ pub fn boot_tsc() -> u64 {
 /// Microseconds since boot; 0 before the calibration.
 pub(crate) fn micros() -> u64 {
     let ticks = u128::from(cpu::tsc().wrapping_sub(boot_tsc()));
-    match tsc_khz() {
-        0 => 0,
-        khz => (ticks * 1000 / u128::from(khz)) as u64,
-    }
+    (ticks * 1000).checked_div(tsc_khz().into()).unwrap_or(0) as u64
 }
 
 /// Ticks of the APIC timer in so many TSC ticks, at least 1, at most what its counter holds.
@@ -115,6 +111,6 @@ pub(crate) fn timer_ticks(tsc: u64) -> u32 {
 pub(crate) fn wait(micros: u64, done: impl Fn() -> bool) {
     let end = cpu::tsc() + micros * tsc_khz() / 1000;
     while !done() && cpu::tsc() < end {
-        cpu::pause();
+        core::hint::spin_loop();
     }
 }

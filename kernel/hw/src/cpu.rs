@@ -28,8 +28,6 @@ pub(crate) const CR0: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 16 | 1 
 /// CR4: DE, PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, OSXSAVE, SMEP, SMAP. APM volume 2, section 3.1.3.
 const CR4: u64 = 1 << 3 | 1 << 5 | 1 << 6 | PAGE_GLOBAL | 1 << 9 | 1 << 10 | 1 << 18 | 1 << 20 | 1 << 21;
 const PAGE_GLOBAL: u64 = 1 << 7;
-/// CR4.UMIP, where there is one (CPUID 7 ECX\[2\]).
-const UMIP: u64 = 1 << 11;
 /// EFER: SCE, LME, LMA, NXE, SVME.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12;
 
@@ -71,7 +69,8 @@ pub(crate) fn detect(assume_wbnoinvd: bool) -> Result<(), &'static str> {
 
 /// Sets this CPU's control registers.
 pub(crate) fn enable() {
-    let umip = if cpuid(7, 0).ecx & 1 << 2 != 0 { UMIP } else { 0 };
+    // UMIP, where there is one.
+    let umip = u64::from(cpuid(7, 0).ecx >> 2 & 1) << 11;
     // SAFETY: every bit was checked by `detect`, which also holds for CPUs of the same machine; the values keep
     // long mode and the tables that are loaded, which use no-execute bits.
     unsafe {
@@ -159,12 +158,6 @@ pub fn idle() {
 pub(crate) fn poll_interrupts() {
     // SAFETY: as in `idle`.
     unsafe { asm!("sti", "nop", "cli", options(nostack)) }
-}
-
-/// Tells the CPU that this is a spin loop.
-#[inline]
-pub(crate) fn pause() {
-    core::hint::spin_loop();
 }
 
 /// Stops this CPU for good.

@@ -3,9 +3,7 @@
 use caisson_core::boot::PowerOff;
 use caisson_proto::kernel::verdict;
 
-use crate::cpu::{self, port};
-use crate::traps::Trap;
-use crate::{boot, log, percpu};
+use crate::{boot, cpu, cpu::port, log, percpu, traps::Trap};
 
 /// Ends the machine with a status, or stops this CPU where the board has no way.
 pub fn power_off(status: u8) -> ! {
@@ -19,8 +17,12 @@ pub fn power_off(status: u8) -> ! {
 /// The kernel itself faulted: says what happened where, and ends the machine.
 pub(crate) fn epitaph(trap: &Trap) -> ! {
     log::epitaph();
-    let (cpu, address) = (percpu::cpu(), trap.address());
-    defmt::error!("KERNEL FAULT on CPU {}: address {=u64:#x}, {:#x}", cpu.0, address, trap);
+    let &Trap { registers, rax, vector, error, rip, rsp, .. } = trap;
+    let names = ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx"];
+    names.into_iter().zip(registers).for_each(|(name, value)| defmt::info!("{=str} {=u64:#x}", name, value));
+    defmt::info!("rax {:#x}, error code {:#x}, rsp {:#x}", rax, error, rsp);
+    let (cpu, address) = (percpu::cpu().0, trap.address());
+    defmt::error!("KERNEL FAULT on CPU {}: exception {}, rip {:#x}, address {:#x}", cpu, vector, rip, address);
     power_off(verdict::FAULTED)
 }
 

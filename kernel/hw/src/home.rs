@@ -10,8 +10,7 @@ use caisson_proto::addr::{Frame, PAGE_SIZE};
 use caisson_proto::bundle::{MAX_SEGMENTS, PortRange, ServiceInfo};
 use spin::Once;
 
-use crate::kmap;
-use crate::space::Space;
+use crate::{kmap, space::Space};
 
 /// Pages that a service writes, and what they hold when it starts.
 #[derive(Clone, Copy, Debug)]

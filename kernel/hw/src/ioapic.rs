@@ -2,9 +2,7 @@
 
 use caisson_proto::addr::CpuId;
 
-use crate::cpu::port;
-use crate::layout::IO_APIC;
-use crate::{apic, traps::vector};
+use crate::{apic, cpu::port, layout::IO_APIC, traps::vector};
 
 /// The timer's line 0 is wired to input 2; it is the only one that differs (ACPI's usual override, and QEMU's).
 const INPUT_OF_LINE_0: u8 = 2;

@@ -7,9 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_proto::addr::{Frame, PAGE_SIZE};
 
-use crate::cpu;
-use crate::layout::{FRAME_PTES, FRAMES_MAP};
-use crate::tables::{Bits, entry};
+use crate::{cpu, layout::FRAME_PTES, layout::FRAMES_MAP, tables::Bits, tables::entry};
 
 /// Frame numbers are below this. Set once, at boot.
 static FRAMES: AtomicU64 = AtomicU64::new(0);

@@ -38,7 +38,7 @@ mod traps;
 mod user;
 mod window;
 
-pub use boot::{Early, InitError, init};
+pub use boot::{Early, Lacking, init};
 pub use epitaph::{cannot_boot, power_off};
 pub use machine::KERNEL;
 pub use smp::start_cpus;

@@ -10,8 +10,7 @@ use caisson_proto::addr::Frame;
 use caisson_proto::console::{LOG_KERNEL, LOG_MAGIC};
 use caisson_proto::ring::{SLOT_BYTES, SLOTS, header, slot_offset};
 
-use crate::cpu::{self, port};
-use crate::{boot, kmap};
+use crate::{boot, cpu::port, kmap};
 
 /// Longest frame in bytes.
 const FRAME: usize = 1024;
@@ -92,10 +91,11 @@ fn to_ring(ring: Frame, frame: Option<&[u8]>) {
 }
 
 impl State {
-    /// Lets the encoder do something with what appends to the frame.
-    fn encode(run: impl FnOnce(&mut defmt::Encoder, &mut dyn FnMut(&[u8]))) -> &'static mut Self {
+    /// Lets the encoder do something with what appends to the frame, or to a new one.
+    fn encode(new: bool, run: impl FnOnce(&mut defmt::Encoder, &mut dyn FnMut(&[u8]))) -> &'static mut Self {
         // SAFETY: the caller holds the lock and keeps no reference, and none of these functions calls another.
         let state = unsafe { &mut *STATE.0.get() };
+        state.length = if new { 0 } else { state.length };
         run(&mut state.encoder, &mut |bytes| {
             if let Some(place) = state.frame.get_mut(state.length..state.length + bytes.len()) {
                 place.copy_from_slice(bytes);
@@ -114,20 +114,20 @@ struct Log;
 unsafe impl defmt::Logger for Log {
     fn acquire() {
         while LOCKED.swap(true, Ordering::Acquire) {
-            cpu::pause();
+            core::hint::spin_loop();
         }
-        State::encode(|encoder, append| encoder.start_frame(append));
+        State::encode(true, |encoder, append| encoder.start_frame(append));
     }
 
     unsafe fn write(bytes: &[u8]) {
-        State::encode(|encoder, append| encoder.write(bytes, append));
+        State::encode(false, |encoder, append| encoder.write(bytes, append));
     }
 
     unsafe fn flush() {}
 
     unsafe fn release() {
-        let state = State::encode(|encoder, append| encoder.end_frame(append));
-        let frame = state.frame.get(..core::mem::take(&mut state.length));
+        let state = State::encode(false, |encoder, append| encoder.end_frame(append));
+        let frame = state.frame.get(..state.length);
         let ring = Frame(RING.load(Ordering::Acquire));
         if ring.0 != 0 && !EPITAPH.load(Ordering::Relaxed) {
             to_ring(ring, frame);

@@ -1,13 +1,9 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::context::Context;
-use caisson_core::event::Event;
-use caisson_core::here::Here;
-use caisson_core::kernel::Kernel;
-use caisson_core::machine::{Machine, Pool, Removed, TablePool};
-use caisson_core::svm::cpuid::Table;
-use caisson_core::svm::npt::{self, Tree};
-use caisson_core::svm::state;
+use caisson_core::{
+    context::Context, event::Event, here::Here, kernel::Kernel, machine::Machine, machine::Pool, machine::Removed,
+    machine::TablePool, svm::cpuid::Table, svm::npt, svm::npt::Tree, svm::state,
+};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, VPage};
 use caisson_proto::kernel::{Access, Features, Machine as Facts};
@@ -15,11 +11,10 @@ use caisson_proto::layout::{GUEST, VCPU_STATE};
 use caisson_proto::vcpu::{CpuidEntry, Exit, Groups, Resume};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::home::home;
-use crate::percpu::{local, this};
-use crate::svm::vcpu::{self, vcpu};
-use crate::tables::Mapped;
-use crate::{apic, clock, cpu, epitaph, kmap, segments, translations, traps, user, window};
+use crate::{
+    apic, clock, cpu, epitaph, home::home, kmap, percpu::this, segments, svm::vcpu, svm::vcpu::vcpu, tables::Mapped,
+    translations, traps, user, window,
+};
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +26,7 @@ pub static KERNEL: Kernel = Kernel::new();
 /// The kernel here.
 #[inline]
 pub(crate) fn here() -> Here<'static, Silicon> {
-    Here { kernel: &KERNEL, local: local(), machine: &Silicon }
+    Here { kernel: &KERNEL, local: &this().local, machine: &Silicon }
 }
 
 const READ_WRITE: Access = Access::READ.union(Access::WRITE);
@@ -80,7 +75,7 @@ impl Machine for Silicon {
 
     fn relax(&self) {
         translations::answer();
-        cpu::pause();
+        core::hint::spin_loop();
     }
 
     fn set_timer(&self, at: u64) {
@@ -89,7 +84,7 @@ impl Machine for Silicon {
 
     fn log(&self, event: Event) {
         match event {
-            Event::Faulted { .. } => defmt::error!("{}", event),
+            Event::Faulted { .. } => defmt::error!("{:#x}", event),
             Event::Killed(_) | Event::Refused(..) => defmt::warn!("{}", event),
             _ => defmt::debug!("{}", event),
         }

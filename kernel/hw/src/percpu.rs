@@ -2,12 +2,10 @@
 
 use core::cell::{Cell, UnsafeCell};
 
-use caisson_core::context::Context;
-use caisson_core::cpu::{Local, NEVER, NO_SERVICE, UserFrame};
+use caisson_core::{context::Context, cpu::Local, cpu::NEVER, cpu::NO_SERVICE, cpu::UserFrame};
 use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
 
-use crate::layout::{PERCPU, PERCPU_PAGES};
-use crate::svm::features::Features;
+use crate::{layout::PERCPU, layout::PERCPU_PAGES, svm::features::Features};
 
 /// The beginning of a CPU's own area. Made by the boot CPU; then only its own CPU touches it, with interrupts off or
 /// in an interrupt handler, and never holds a reference into a cell across a point where one may come.
@@ -63,12 +61,6 @@ pub(crate) fn this() -> &'static PerCpu {
     // SAFETY: mapped here on every CPU before any code of the kernel runs on it, and for good. It isn't `Sync`, so
     // the reference stays on this CPU; kernel code doesn't move between CPUs.
     unsafe { &*(PERCPU as *const PerCpu) }
-}
-
-/// The kernel's state of this CPU.
-#[inline]
-pub fn local() -> &'static Local {
-    &this().local
 }
 
 /// This CPU.

@@ -1,11 +1,8 @@
 //! The kernel's life on a CPU: what enters it, and the loop that decides what runs next.
 
-use caisson_core::bundle::Bundle;
-use caisson_core::context::Context;
-use caisson_core::cpu::{NO_SERVICE, UserFrame};
-use caisson_core::here::Here;
-use caisson_core::ipc::Next;
-use caisson_core::schedule::Choice;
+use caisson_core::{
+    bundle::Bundle, context::Context, cpu::NO_SERVICE, cpu::UserFrame, here::Here, ipc::Next, schedule::Choice,
+};
 use caisson_proto::abi::{KERNEL_SLOT, doorbell};
 use spin::Once;
 
@@ -48,11 +45,12 @@ fn settle(here: &Here<'static, Silicon>, next: Next, frame: &mut UserFrame) {
 /// came.
 #[inline]
 fn run_guest(here: &Here<'static, Silicon>, context: Context, frame: &mut UserFrame) -> Next {
-    let Some(vcpu) = vcpu(context) else { return Next::Pick };
-    vcpu::make_resident(context, vcpu);
+    vcpu::make_resident(context);
     if !here.entering(context) {
         return Next::Pick;
     }
+    // It has frames as long as it is scheduled.
+    let Some(vcpu) = vcpu(context) else { return Next::Pick };
     let left = vcpu.enter();
     here.left(context);
     match left {

@@ -1,33 +1,20 @@
 //! The other CPUs: INIT, SIPI, and a trampoline from real mode into the tables that the boot CPU made for them.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use caisson_core::boot::BootInfo;
-use caisson_proto::abi::MAX_CPUS;
-use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE};
+use caisson_proto::{abi::MAX_CPUS, addr::CpuId, addr::Frame, addr::PAGE_SIZE};
+use spin::Once;
 
-use crate::layout::{STACK_TOP, TRAMPOLINE};
-use crate::svm::features;
-use crate::{apic, clock, cpu, kmap, run, segments};
+use crate::{apic, clock, cpu, kmap, layout::STACK_TOP, layout::TRAMPOLINE, run, segments, svm::features};
 
 /// PML4 of each CPU.
-static ROOTS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+pub(crate) static ROOTS: Once<heapless::Vec<Frame, MAX_CPUS>> = Once::new();
 /// CPUs that run.
 static RUNNING: AtomicUsize = AtomicUsize::new(1);
 
 /// How long a CPU may take to arrive, in microseconds.
 const PATIENCE: u64 = 5_000_000;
-
-pub(crate) fn set_root(cpu: CpuId, root: Frame) {
-    if let Some(slot) = ROOTS.get(usize::from(cpu.0)) {
-        slot.store(root.0, Ordering::Relaxed);
-    }
-}
-
-/// The PML4 of a CPU.
-pub(crate) fn root(cpu: CpuId) -> Frame {
-    Frame(ROOTS.get(usize::from(cpu.0)).map_or(0, |slot| slot.load(Ordering::Relaxed)))
-}
 
 unsafe extern "C" {
     static caisson_trampoline: u8;
@@ -109,7 +96,7 @@ pub fn start_cpus(boot: &BootInfo) -> Result<(), CpuId> {
     kmap::map(page);
     for (number, id) in boot.cpus.iter().enumerate().skip(1) {
         let cpu = CpuId(number as u16);
-        let root = u32::try_from(root(cpu).spa().0).map_err(|_| cpu)?;
+        let root = ROOTS.get().and_then(|roots| u32::try_from(roots.get(number)?.spa().0).ok()).ok_or(cpu)?;
         if !is_ram || *id >= apic::BROADCAST {
             return Err(cpu);
         }

@@ -2,16 +2,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_core::machine::Pool;
-use caisson_core::svm::npt::{self, Tables, Tree};
+use caisson_core::{machine::Pool, svm::npt, svm::npt::Tables, svm::npt::Tree};
 use caisson_proto::abi::{Lease, MAX_LEASE_PAGES, Status};
 use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, VPage};
 use caisson_proto::kernel::Access;
 use caisson_proto::layout::{GUEST, LEASE, USER_END};
 
-use crate::layout::OWN_PML4;
-use crate::percpu::this;
-use crate::tables::{Bits, Mapped, entry, frame_of};
+use crate::{layout::OWN_PML4, percpu::this, tables::Bits, tables::Mapped, tables::entry, tables::frame_of};
 
 /// The space. Its PDPT is entered in the PML4 of the CPU where the service runs. All its tables are mapped kernel
 /// frames. Changes to one space are the caller's to keep apart.
@@ -28,8 +25,9 @@ const TABLE: Bits = Bits::PRESENT.union(Bits::WRITE).union(Bits::USER);
 /// Pages that an entry of the PDPT spans.
 const GIB_PAGES: u64 = 1 << 18;
 const LEASE_PAGE: u64 = LEASE / PAGE_SIZE;
+const LEASE_INDEX: usize = (LEASE_PAGE % 512) as usize;
 // One table of the lowest level has the whole window.
-const _: () = assert!(LEASE_PAGE % 512 + MAX_LEASE_PAGES <= 512);
+const _: () = assert!(LEASE_INDEX as u64 + MAX_LEASE_PAGES <= 512);
 const _: () = assert!(GUEST.is_multiple_of(GIB_PAGES * PAGE_SIZE));
 
 impl Space {
@@ -102,7 +100,7 @@ impl Space {
                 self.take_back();
                 return Err(Status::BadLease);
             };
-            Mapped.write(self.lease_table, lease_index(number), entry(lent.frame, bits));
+            Mapped.write(self.lease_table, LEASE_INDEX + number as usize, entry(lent.frame, bits));
         }
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
     }
@@ -111,7 +109,7 @@ impl Space {
     pub(crate) fn take_back(&self) {
         let pages = self.lent.load(Ordering::Relaxed);
         if pages != 0 {
-            (0..pages).for_each(|number| Mapped.write(self.lease_table, lease_index(number), 0));
+            (0..pages).for_each(|number| Mapped.write(self.lease_table, LEASE_INDEX + number as usize, 0));
             self.lent.store(0, Ordering::Relaxed);
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
@@ -133,8 +131,4 @@ impl Space {
             core::arch::asm!("mov cr3, {}", in(reg) cpu.cr3, options(nostack));
         }
     }
-}
-
-const fn lease_index(number: u64) -> usize {
-    ((LEASE_PAGE + number) % 512) as usize
 }

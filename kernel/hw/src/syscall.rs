@@ -1,23 +1,18 @@
 //! The system-call path: SYSCALL stores the registers of [`caisson_proto::abi`] in this CPU's frame and calls the
 //! kernel; SYSRET loads the frame again, which may be another service's by then.
 
+use core::mem::offset_of;
+
 use caisson_core::cpu::UserFrame;
 
-use crate::layout::{PERCPU, STACK_TOP};
-use crate::percpu::{PerCpu, this};
-use crate::run;
+use crate::{layout::PERCPU, layout::STACK_TOP, percpu::PerCpu, percpu::this, run};
 
 /// RFLAGS in ring 3: interrupts on, all else clear.
 const USER_FLAGS: u64 = 1 << 9 | 1 << 1;
 /// Flags that SYSCALL clears: all that can be.
 pub(crate) const FLAGS_CLEARED: u64 = 0x3f_7fd5;
 
-const FRAME: u64 = PERCPU + core::mem::offset_of!(PerCpu, frame) as u64;
-const RAX: usize = core::mem::offset_of!(UserFrame, rax);
-const WORDS: usize = core::mem::offset_of!(UserFrame, words);
-const RBX: usize = core::mem::offset_of!(UserFrame, rbx);
-const RIP: usize = core::mem::offset_of!(UserFrame, rip);
-const RSP: usize = core::mem::offset_of!(UserFrame, rsp);
+const FRAME: u64 = PERCPU + offset_of!(PerCpu, frame) as u64;
 
 unsafe extern "C" {
     /// Entered by SYSCALL.
@@ -68,11 +63,11 @@ caisson_leave:
     frame = const FRAME as i64,
     stack = const STACK_TOP as i64,
     syscall = sym run::syscall,
-    rax = const RAX,
-    words = const WORDS,
-    rbx = const RBX,
-    rip = const RIP,
-    rsp = const RSP,
+    rax = const offset_of!(UserFrame, rax),
+    words = const offset_of!(UserFrame, words),
+    rbx = const offset_of!(UserFrame, rbx),
+    rip = const offset_of!(UserFrame, rip),
+    rsp = const offset_of!(UserFrame, rsp),
     flags = const USER_FLAGS,
 );
 

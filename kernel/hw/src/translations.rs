@@ -5,11 +5,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_proto::abi::MAX_CPUS;
-use caisson_proto::addr::CpuId;
+use caisson_proto::{abi::MAX_CPUS, addr::CpuId};
 
-use crate::machine::KERNEL;
-use crate::{apic, cpu, percpu, traps::vector};
+use crate::{apic, cpu, machine::KERNEL, percpu, traps::vector};
 
 /// Flushes of all CPUs that were wished so far, and how many each CPU has fulfilled.
 static WISHED: AtomicU64 = AtomicU64::new(0);
@@ -36,7 +34,7 @@ pub(crate) fn flush_everywhere() {
     for done in all {
         while done.load(Ordering::SeqCst) < wish {
             answer();
-            cpu::pause();
+            core::hint::spin_loop();
         }
     }
 }

@@ -24,17 +24,14 @@ pub mod vector {
     pub const SPURIOUS: u8 = 0xff;
 }
 
-const NMI: u64 = 2;
-const DOUBLE_FAULT: u64 = 8;
+const NMI: u8 = 2;
+const DOUBLE_FAULT: u8 = 8;
 pub(crate) const PAGE_FAULT: u64 = 14;
-const MACHINE_CHECK: u64 = 18;
-const TIMER: u64 = vector::TIMER as u64;
-const SPURIOUS: u64 = vector::SPURIOUS as u64;
+const MACHINE_CHECK: u8 = 18;
 
 /// The registers at an exception or interrupt.
-#[derive(Clone, Copy, Debug, defmt::Format)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-#[allow(missing_docs)] // registers
 pub struct Trap {
     /// r15 to r8, rbp rdi rsi rdx rcx rbx.
     pub registers: [u64; 14],
@@ -106,9 +103,10 @@ caisson_trap:
 extern "C" fn dispatch(trap: &mut Trap) -> bool {
     // SAFETY: used only if ring 3 was running, and then nobody else uses the frame.
     let frame = || unsafe { &mut *this().frame.get() };
-    match trap.vector {
+    match trap.vector as u8 {
         NMI => false,
-        0..=31 if trap.is_user() && trap.vector != MACHINE_CHECK && trap.vector != DOUBLE_FAULT => {
+        DOUBLE_FAULT | MACHINE_CHECK => epitaph::epitaph(trap),
+        0..=31 if trap.is_user() => {
             run::fault(trap, frame());
             true
         }
@@ -119,16 +117,16 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
             }
             None => epitaph::epitaph(trap),
         },
-        SPURIOUS => false,
+        vector::SPURIOUS => false,
         number => {
-            if number == TIMER {
+            if number == vector::TIMER {
                 this().timer.set(NEVER);
             }
             apic::acknowledge();
             if trap.is_user() {
-                return run::interrupt(number as u8, Some(trap), frame());
+                return run::interrupt(number, Some(trap), frame());
             }
-            run::interrupt(number as u8, None, &mut UserFrame::default());
+            run::interrupt(number, None, &mut UserFrame::default());
             false
         }
     }
@@ -136,8 +134,8 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
 
 /// Fills the interrupt descriptor table (APM volume 2, section 4.8.4): interrupt gates, for ring 0 only.
 pub(crate) fn fill_idt(table: &mut [u64; 512]) {
-    for (number, gate) in (0..).zip(table.as_chunks_mut::<2>().0) {
-        let stub = &raw const caisson_stubs as u64 + number * STUB_BYTES;
+    for (number, gate) in (0..=255).zip(table.as_chunks_mut::<2>().0) {
+        let stub = &raw const caisson_stubs as u64 + u64::from(number) * STUB_BYTES;
         let stack = match number {
             NMI => IST_NMI,
             DOUBLE_FAULT => IST_DOUBLE_FAULT,

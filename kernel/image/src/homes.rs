@@ -1,15 +1,11 @@
 //! The services' homes, built once at boot from the bundle: everything that isn't written is mapped straight from it.
 
-use caisson_core::boot::BootInfo;
-use caisson_core::bundle::Bundle;
-use caisson_hw::home::{Home, Writable, settle};
-use caisson_hw::space::Space;
-use caisson_hw::{Early, clock, kmap, log};
-use caisson_proto::abi::{KERNEL_SLOT, Status};
-use caisson_proto::addr::{Frame, PAGE_SIZE, VPage};
-use caisson_proto::bundle::{RingInfo, ServiceInfo, ServiceRecord};
-use caisson_proto::kernel::Access;
-use caisson_proto::layout;
+use caisson_core::{boot::BootInfo, bundle::Bundle};
+use caisson_hw::{Early, clock, home::Home, home::Writable, home::settle, kmap, log, space::Space};
+use caisson_proto::{
+    abi::KERNEL_SLOT, abi::Status, addr::Frame, addr::PAGE_SIZE, addr::VPage, bundle::RingInfo, bundle::ServiceInfo,
+    bundle::ServiceRecord, kernel::Access, layout,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 const READ: Access = Access::READ;

@@ -1,14 +1,14 @@
 //! From the board's entry to the first service.
 
-use caisson_core::boot::BootInfo;
-use caisson_core::bundle::Bundle;
+use caisson_core::{boot::BootInfo, bundle::Bundle};
 use caisson_hw::{KERNEL, cannot_boot, clock, ioapic, run};
 
 caisson_qemu_boot::entry!(start);
 
 /// The boot CPU, once the board knows the machine.
 fn start(boot: &BootInfo) -> ! {
-    let mut early = caisson_hw::init(boot).unwrap_or_else(|error| cannot_boot("the machine can't run Caisson", error));
+    let mut early =
+        caisson_hw::init(boot).unwrap_or_else(|lacking| cannot_boot("the machine lacks something", lacking));
     defmt::info!("{=usize} CPUs, TSC at {=u64} kHz", boot.cpus.len(), clock::tsc_khz());
     let bundle = Bundle::parse(early.bundle(&boot.bundle)).unwrap_or_else(|fault| {
         cannot_boot("the bundle is inconsistent; was QEMU started with -initrd bundle?", fault)

@@ -1,8 +1,7 @@
 //! The machine as QEMU describes it, in the kernel's terms.
 
 use caisson_core::boot::{BootInfo, PowerOff, Quirks, Range};
-use caisson_proto::abi::MAX_CPUS;
-use caisson_proto::addr::{PAGE_SIZE, Spa};
+use caisson_proto::{abi::MAX_CPUS, addr::PAGE_SIZE, addr::Spa};
 use heapless::Vec;
 
 use crate::pvh::{MapEntry, RAM};

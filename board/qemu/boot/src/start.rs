@@ -3,8 +3,7 @@
 use caisson_core::boot::{BootInfo, Range};
 use caisson_proto::addr::Spa;
 
-use crate::info::{has_word, machine, usable};
-use crate::pvh::{MAGIC, MapEntry, Module, StartInfo};
+use crate::{info::has_word, info::machine, info::usable, pvh::MAGIC, pvh::MapEntry, pvh::Module, pvh::StartInfo};
 
 unsafe extern "Rust" {
     /// Made by [`entry!`](crate::entry), which checks its type.

@@ -2,14 +2,11 @@
 
 use core::arch::asm;
 
-use caisson_core::boot::Quirks;
-use caisson_core::svm::state::Limits;
-use caisson_core::svm::vmcb::{TLB_FLUSH_ALL, TLB_FLUSH_ASID};
+use caisson_core::{boot::Quirks, svm::state::Limits, svm::vmcb::TLB_FLUSH_ALL, svm::vmcb::TLB_FLUSH_ASID};
 use caisson_proto::addr::Frame;
 
 use super::vcpu::FPU_BYTES;
-use crate::cpu::{cpuid, msr, wrmsr};
-use crate::percpu::this;
+use crate::{cpu::cpuid, cpu::msr, cpu::wrmsr, percpu::this};
 
 /// What CPUID 8000_000A and others say, and what all guests share.
 #[derive(Clone, Copy, Debug)]

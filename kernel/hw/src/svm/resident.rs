@@ -3,15 +3,13 @@
 //!
 //! Nobody but guests uses the FPU: CR0.TS is set whenever a service or the kernel runs.
 
-use core::arch::asm;
-use core::arch::x86_64::{_xgetbv, _xrstor64, _xsave64, _xsetbv};
+use core::{arch::asm, arch::x86_64::_xgetbv, arch::x86_64::_xrstor64, arch::x86_64::_xsave64, arch::x86_64::_xsetbv};
 
 use caisson_core::svm::state::{ABSENT, RESIDENT};
 use caisson_proto::vcpu::Groups;
 
 use super::vcpu::Vcpu;
-use crate::cpu::{CR0, msr, wrmsr};
-use crate::percpu::this;
+use crate::{cpu::CR0, cpu::msr, cpu::wrmsr, percpu::this};
 
 struct Group {
     /// The state page's name for what the vmm may load.

@@ -1,22 +1,18 @@
 //! A vCPU's frames: which it has, what lies where, and what is done with them outside the world switch.
 
-use core::mem::offset_of;
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::{mem::offset_of, sync::atomic::AtomicU16, sync::atomic::AtomicU64, sync::atomic::Ordering};
 
-use caisson_core::context::{Context, Kind};
-use caisson_core::svm::cpuid::Table;
-use caisson_core::svm::exits;
-use caisson_core::svm::reset::{self, MSR_MAP, Setup};
-use caisson_core::svm::state::{self, Extra, StatePage};
-use caisson_core::svm::vmcb::{TLB_FLUSH_ALL, Vmcb};
+use caisson_core::{
+    context::Context, svm::cpuid::Table, svm::exits, svm::reset, svm::reset::MSR_MAP, svm::reset::Setup, svm::state,
+    svm::state::Extra, svm::state::StatePage, svm::vmcb::TLB_FLUSH_ALL, svm::vmcb::Vmcb,
+};
 use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
 use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
 use caisson_proto::kernel::VCPU_FRAMES;
 use caisson_proto::vcpu::{Exit, Groups, VcpuState, code};
 
 use super::resident;
-use crate::kmap;
-use crate::percpu::this;
+use crate::{kmap, percpu::this};
 
 /// What is left for the FPU.
 pub(super) const FPU_BYTES: usize = 2 * PAGE_SIZE as usize - size_of::<Extra>();
@@ -72,7 +68,7 @@ fn place(context: Context) -> Option<&'static Place> {
     PLACES.get(context.index().checked_sub(MAX_SERVICES)?)
 }
 
-/// A vCPU, for the length of one kernel entry.
+/// A vCPU. The reference is dropped before anything else looks for it.
 #[inline]
 pub(crate) fn vcpu(context: Context) -> Option<&'static mut Vcpu> {
     let first = place(context)?.first.load(Ordering::Acquire);
@@ -81,12 +77,9 @@ pub(crate) fn vcpu(context: Context) -> Option<&'static mut Vcpu> {
     (first != 0).then(|| unsafe { &mut *kmap::ptr(Frame(first)).cast() })
 }
 
-/// Index of a vCPU in its VM.
+/// Index of a vCPU in its VM: a VM's vCPUs are in a row.
 pub(crate) fn index(context: Context) -> u8 {
-    match context.kind() {
-        Kind::Vcpu(_, index) => index as u8,
-        Kind::Doorbell(_) => 0,
-    }
+    (context.index().wrapping_sub(MAX_SERVICES) % MAX_VCPUS) as u8
 }
 
 /// Gives a vCPU its frames, in reset state. No CPUID leaf exists.
@@ -115,18 +108,18 @@ fn is_here(context: Context) -> bool {
 
 /// Makes this CPU the one that holds the registers of a vCPU that aren't exchanged at each exit.
 #[inline]
-pub(crate) fn make_resident(context: Context, vcpu: &mut Vcpu) {
+pub(crate) fn make_resident(context: Context) {
     if is_here(context) {
         return;
     }
     let before = this().resident.replace(Some(context)).filter(|before| is_here(*before));
-    if let Some((other, place)) = before.and_then(|before| self::vcpu(before).zip(place(before))) {
+    if let Some((other, place)) = before.and_then(|before| vcpu(before).zip(place(before))) {
         resident::switch_out(other);
         place.cpu.store(NOWHERE, Ordering::Relaxed);
     }
-    // Another vCPU of the VM may have been here under the same ASID.
-    vcpu.flush();
-    if let Some(place) = place(context) {
+    if let Some((vcpu, place)) = vcpu(context).zip(place(context)) {
+        // Another vCPU of the VM may have been here under the same ASID.
+        vcpu.flush();
         place.cpu.store(this().local.cpu.0, Ordering::Relaxed);
     }
 }

@@ -7,20 +7,16 @@
 //! STI behind CLGI lets the guest be left for physical interrupts: with V_INTR_MASKING, it is the host's IF at VMRUN
 //! that masks them.
 
-use core::arch::{asm, naked_asm};
-use core::mem::offset_of;
+use core::{arch::asm, arch::naked_asm, mem::offset_of};
 
-use caisson_core::svm::cpuid::Answer;
-use caisson_core::svm::events;
-use caisson_core::svm::exits::{self, Answerer};
-use caisson_core::svm::state::{SVME, StatePage, gpr};
-use caisson_core::svm::vmcb::Vmcb;
-use caisson_proto::addr::Spa;
-use caisson_proto::vcpu::code;
+use caisson_core::{
+    svm::cpuid::Answer, svm::events, svm::exits, svm::exits::Answerer, svm::state::SVME, svm::state::StatePage,
+    svm::state::gpr, svm::vmcb::Vmcb,
+};
+use caisson_proto::{addr::Spa, vcpu::code};
 use zerocopy::FromZeros;
 
-use super::resident;
-use super::vcpu::Vcpu;
+use super::{resident, vcpu::Vcpu};
 use crate::percpu::this;
 
 const VMCB: usize = offset_of!(Vcpu, vmcb);
