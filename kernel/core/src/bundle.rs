@@ -1,19 +1,16 @@
 //! The bundle, checked before anything of it is used.
 //!
-//! The build made it, but the kernel trusts no number in it: a bundle that isn't consistent isn't booted.
+//! The build made it, but the kernel trusts no number that it would use unchecked: a bundle that reaches out of itself,
+//! or breaks the rule of ranks, isn't booted. Where an image may lie and what access it may have, the service's space
+//! checks when it is mapped.
 
 use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES};
 use caisson_proto::addr::PAGE_SIZE;
-use caisson_proto::bundle::{FileRecord, Header, MAGIC, MAX_RINGS, RingRecord, RingUse, SegmentRecord, ServiceRecord};
+use caisson_proto::bundle::{Header, MAGIC, MAX_RINGS, RingRecord, RingUse, ServiceRecord};
 use caisson_proto::kernel::{Access, Caps};
 use caisson_proto::layout;
 use caisson_proto::wire::Field;
 use zerocopy::FromBytes;
-
-/// Pages of stack at the most.
-pub const MAX_STACK: u32 = 256;
-/// Pages of heap at the most: 64 MiB.
-pub const MAX_HEAP: u32 = 1 << 14;
 
 /// Why a bundle isn't booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +24,8 @@ pub enum Fault {
     Authority(usize),
     /// It may call a service that isn't of a higher rank, or doesn't exist.
     Downhill(usize),
-    /// A segment, the entry point, stack or heap is out of place, or writable and executable.
-    Image(usize),
-    /// A file isn't in the bundle, or too long.
-    File(usize),
+    /// Contents of a segment or a file aren't in the bundle, or a file is too long.
+    Contents(usize),
     /// The ring with this number.
     Ring(usize),
     /// No service can supervise the others, or several can.
@@ -67,8 +62,17 @@ impl<'a> Bundle<'a> {
         let (rings, _) =
             <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).map_err(|_| Fault::Header)?;
         for (slot, service) in services.iter().enumerate() {
-            let fault = CHECKS.iter().find(|(sound, _)| !sound(service, services, header.pages));
-            fault.map_or(Ok(()), |(_, fault)| Err(fault(slot)))?;
+            if Caps::from_bits(service.caps).is_none() || !(service.interrupt <= 15 || service.interrupt == u16::MAX) {
+                return Err(Fault::Authority(slot));
+            }
+            let mut targets = (0..64).filter(|target| service.may_call >> target & 1 == 1);
+            if !targets.all(|target| services.get(target).is_some_and(|target| target.rank > service.rank)) {
+                return Err(Fault::Downhill(slot));
+            }
+            if !contents(service).all(|(first, count)| first.checked_add(count).is_some_and(|end| end <= header.pages))
+            {
+                return Err(Fault::Contents(slot));
+            }
         }
         if let Some(number) = rings.iter().position(|ring| !ring_is_sound(ring, count)) {
             return Err(Fault::Ring(number));
@@ -86,57 +90,15 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// Whether a record, among all, is sound in a bundle of so many pages; and the fault of its slot if not.
-type Check = (fn(&ServiceRecord, &[ServiceRecord], u64) -> bool, fn(usize) -> Fault);
-
-/// What is asked of each service.
-const CHECKS: [Check; 6] = [
-    (
-        |it, _, _| Caps::from_bits(it.caps).is_some() && (it.interrupt <= 15 || it.interrupt == u16::MAX),
-        Fault::Authority,
-    ),
-    (calls_go_up, Fault::Downhill),
-    (|it, _, pages| used(it).all(|segment| check_segment(segment, pages)), Fault::Image),
-    (entry_and_overlap, Fault::Image),
-    (|it, _, _| (1..=MAX_STACK).contains(&it.stack_pages) && it.heap_pages <= MAX_HEAP, Fault::Image),
-    (|it, _, pages| it.files.iter().all(|file| check_file(file, pages)), Fault::File),
-];
-
-fn used(service: &ServiceRecord) -> impl Iterator<Item = &SegmentRecord> {
-    service.segments.iter().filter(|segment| segment.pages != 0)
-}
-
-fn calls_go_up(service: &ServiceRecord, all: &[ServiceRecord], _: u64) -> bool {
-    let mut targets = (0..64).filter(|target| service.may_call >> target & 1 == 1);
-    targets.all(|target| all.get(target).is_some_and(|target| target.rank > service.rank))
-}
-
-/// The entry is in code, and no two segments overlap.
-fn entry_and_overlap(service: &ServiceRecord, _: &[ServiceRecord], _: u64) -> bool {
-    let pages = |segment: &SegmentRecord| segment.page..segment.page + u64::from(segment.pages);
-    let code = |segment: &SegmentRecord| segment.access & u32::from(Access::EXECUTE.bits()) != 0;
-    let overlap = |a: &SegmentRecord, b: &SegmentRecord| pages(a).start < pages(b).end && pages(b).start < pages(a).end;
-    used(service).any(|segment| code(segment) && pages(segment).contains(&(service.entry / PAGE_SIZE)))
-        && used(service).enumerate().all(|(at, a)| !used(service).skip(at + 1).any(|b| overlap(a, b)))
-}
-
-fn check_file(file: &FileRecord, pages: u64) -> bool {
-    let end = file.bundle_page.checked_add(file.bytes.div_ceil(PAGE_SIZE));
-    file.bytes <= layout::FILE_STRIDE && end.is_some_and(|end| end <= pages)
-}
-
-fn check_segment(segment: &SegmentRecord, pages: u64) -> bool {
-    let Some(access) = u8::try_from(segment.access).ok().and_then(Access::from_bits) else { return false };
-    let (first, last) = (layout::IMAGE / PAGE_SIZE, layout::INFO / PAGE_SIZE);
-    let in_space =
-        segment.page >= first && segment.page.checked_add(u64::from(segment.pages)).is_some_and(|end| end <= last);
-    let contents = segment.bundle_page.checked_add(u64::from(segment.file_pages));
-    in_space
-        && access.contains(Access::READ)
-        && !access.contains(Access::WRITE | Access::EXECUTE)
-        && segment.file_pages <= segment.pages
-        && (access.contains(Access::WRITE) || segment.file_pages == segment.pages)
-        && contents.is_some_and(|end| end <= pages)
+/// Where the bundle has what a service consists of, in pages: first and count. What is too long has no end.
+fn contents(service: &ServiceRecord) -> impl Iterator<Item = (u64, u64)> {
+    let segments = service.segments.iter().map(|it| match it.access & u32::from(Access::WRITE.bits()) {
+        0 => (it.bundle_page, u64::from(it.pages)),
+        _ if it.file_pages > it.pages => (it.bundle_page, u64::MAX),
+        _ => (it.bundle_page, u64::from(it.file_pages)),
+    });
+    let length = |bytes: u64| if bytes <= layout::FILE_STRIDE { bytes.div_ceil(PAGE_SIZE) } else { u64::MAX };
+    segments.chain(service.files.iter().map(move |it| (it.bundle_page, length(it.bytes))))
 }
 
 fn ring_is_sound(ring: &RingRecord, services: usize) -> bool {

@@ -34,24 +34,16 @@ const fn hash(leaf: u32) -> usize {
 }
 
 impl Table {
-    /// Whether an entry is well formed.
-    pub fn accepts(entry: &CpuidEntry) -> bool {
-        entry.flags & !KNOWN_FLAGS == 0 && entry.spare == 0
-    }
-
     /// Adds an entry. A leaf's first matching entry answers, so order matters among entries of one leaf.
     ///
     /// # Errors
-    /// [`Status::Malformed`] unless it is [accepted](Self::accepts), [`Status::Exhausted`] if the table is full.
+    /// [`Status::Malformed`] for an unknown flag or a spare word that isn't 0, [`Status::Exhausted`] if it is full.
     pub fn add(&mut self, entry: CpuidEntry) -> Result<(), Status> {
-        if !Self::accepts(&entry) {
+        if entry.flags & !KNOWN_FLAGS != 0 || entry.spare != 0 {
             return Err(Status::Malformed);
         }
-        let start = hash(entry.leaf);
-        let free = (0..CpuidEntry::MAX)
-            .map(|step| (start + step) % CpuidEntry::MAX)
-            .find(|&at| self.entries[at].spare == 0)
-            .ok_or(Status::Exhausted)?;
+        let mut row = (0..CpuidEntry::MAX).map(|step| (hash(entry.leaf) + step) % CpuidEntry::MAX);
+        let free = row.find(|&at| self.entries[at].spare == 0).ok_or(Status::Exhausted)?;
         self.entries[free] = CpuidEntry { spare: USED, ..entry };
         Ok(())
     }
@@ -59,33 +51,19 @@ impl Table {
     /// The answer to CPUID with these registers. A leaf without an entry reads as zeros.
     #[inline]
     pub fn look_up(&self, leaf: u32, subleaf: u32, cr4: u64) -> Answer {
-        let mut at = hash(leaf);
-        for _ in 0..CpuidEntry::MAX {
-            let entry = &self.entries[at];
-            if entry.spare == 0 {
-                break;
-            }
-            let any_subleaf = entry.flags & CpuidEntry::SUBLEAF == 0;
-            if entry.leaf == leaf && (any_subleaf || entry.subleaf == subleaf) {
-                return answer(entry, cr4);
-            }
-            at = (at + 1) % CpuidEntry::MAX;
+        let row = (0..CpuidEntry::MAX).map(|step| &self.entries[(hash(leaf) + step) % CpuidEntry::MAX]);
+        let found = row
+            .take_while(|entry| entry.spare != 0)
+            .find(|entry| entry.leaf == leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf));
+        let Some(entry) = found else { return Answer::Registers([0; 4]) };
+        if entry.flags & CpuidEntry::ASK != 0 {
+            return Answer::Ask;
         }
-        Answer::Registers([0; 4])
-    }
-}
-
-#[inline]
-fn answer(entry: &CpuidEntry, cr4: u64) -> Answer {
-    if entry.flags & CpuidEntry::ASK != 0 {
-        return Answer::Ask;
-    }
-    let mut registers = entry.answer;
-    if entry.flags & CpuidEntry::OSXSAVE != 0 {
-        registers[2] &= !ECX_OSXSAVE;
-        if cr4 & CR4_OSXSAVE != 0 {
-            registers[2] |= ECX_OSXSAVE;
+        let mut registers = entry.answer;
+        if entry.flags & CpuidEntry::OSXSAVE != 0 {
+            let on = if cr4 & CR4_OSXSAVE != 0 { ECX_OSXSAVE } else { 0 };
+            registers[2] = registers[2] & !ECX_OSXSAVE | on;
         }
+        Answer::Registers(registers)
     }
-    Answer::Registers(registers)
 }
