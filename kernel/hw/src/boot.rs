@@ -172,8 +172,10 @@ pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
     let mut builder = Builder { frames: Frames::new(boot), shared: Frame(0), iopm: Frame(0) };
     builder.share(boot, count)?;
     let features = Features::detect(&boot.quirks, builder.iopm);
-    let roots = (0..boot.cpus.len() as u16).map(|number| builder.cpu(CpuId(number), features));
-    let roots: heapless::Vec<Frame, MAX_CPUS> = roots.collect::<Result<_, _>>()?;
+    let mut roots = heapless::Vec::<Frame, MAX_CPUS>::new();
+    for number in 0..boot.cpus.len() as u16 {
+        roots.push(builder.cpu(CpuId(number), features)?).map_err(|_| "a place for so many CPUs")?;
+    }
     let own = roots.first().ok_or("CPUs")?.spa().0;
     // SAFETY: the new tables map what runs now where it is: image, its data and with them the stack. Nothing below
     // uses the board's map of physical memory.
