@@ -2,7 +2,7 @@
 
 use caisson_core::{
     context::Context, event::Event, here::Here, kernel::Kernel, machine::Machine, machine::Pool, machine::Removed,
-    machine::TablePool, svm::cpuid::Table, svm::npt, svm::npt::Tree, svm::state,
+    machine::TablePool, svm::npt, svm::npt::Tree, svm::state,
 };
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, VPage};
