@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod layout;
 pub mod memory;
 pub mod notifier;
+pub mod prelude;
 pub mod ring;
 pub mod supervisor;
 pub mod vcpu;

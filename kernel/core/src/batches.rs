@@ -4,9 +4,7 @@
 //! A batch that nobody owes is paid by the first [`WriteBack`](caisson_proto::kernel::WriteBack) for it.
 //! The table is bounded; when it is full, frames join an open batch and its debts become the union.
 
-use caisson_proto::abi::{MAX_CPUS, Status};
-use caisson_proto::addr::{BatchId, VmId};
-use caisson_proto::kernel::VmKind;
+use caisson_proto::prelude::*;
 
 /// Open batches at the most.
 pub const MAX_BATCHES: usize = 64;

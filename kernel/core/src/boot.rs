@@ -1,7 +1,6 @@
 //! What a board tells the kernel: the machine as it was found, in board-neutral terms.
 
-use caisson_proto::abi::MAX_CPUS;
-use caisson_proto::addr::Spa;
+use caisson_proto::prelude::*;
 
 /// A range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

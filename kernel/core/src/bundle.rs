@@ -4,12 +4,8 @@
 //! or breaks the rule of ranks, isn't booted. Where an image may lie and what access it may have, the service's space
 //! checks when it is mapped.
 
-use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES};
-use caisson_proto::addr::PAGE_SIZE;
-use caisson_proto::bundle::{Header, MAGIC, MAX_RINGS, RingRecord, RingUse, ServiceRecord};
-use caisson_proto::kernel::{Access, Caps};
+use caisson_proto::prelude::*;
 use caisson_proto::layout;
-use caisson_proto::wire::Field;
 use zerocopy::FromBytes;
 
 /// Why a bundle isn't booted.

@@ -6,9 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_proto::abi::Status;
-use caisson_proto::addr::{BatchId, Frame, VmId};
-use caisson_proto::kernel::FrameState;
+use caisson_proto::prelude::*;
 
 use crate::batches::Batches;
 

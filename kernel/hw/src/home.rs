@@ -5,9 +5,7 @@
 
 use core::mem::offset_of;
 
-use caisson_proto::abi::MAX_SERVICES;
-use caisson_proto::addr::{Frame, PAGE_SIZE};
-use caisson_proto::bundle::{MAX_SEGMENTS, PortRange, ServiceInfo};
+use caisson_proto::prelude::*;
 use spin::Once;
 
 use crate::{kmap, space::Space};

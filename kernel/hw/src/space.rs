@@ -3,9 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_core::{machine::Pool, svm::npt, svm::npt::Tables, svm::npt::Tree};
-use caisson_proto::abi::{Lease, MAX_LEASE_PAGES, Status};
-use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, VPage};
-use caisson_proto::kernel::Access;
+use caisson_proto::prelude::*;
 use caisson_proto::layout::{GUEST, LEASE, USER_END};
 
 use crate::{layout::OWN_PML4, percpu::this, tables::Bits, tables::Mapped, tables::entry, tables::frame_of};

@@ -2,9 +2,7 @@
 //! of services, whose entries are the same. A nested walk counts as a user access, so every entry
 //! has the user bit. Accessed and dirty are set from the start: the CPU needn't write tables.
 
-use caisson_proto::abi::Status;
-use caisson_proto::addr::{Frame, Gfn, LARGE_PAGES};
-use caisson_proto::kernel::Access;
+use caisson_proto::prelude::*;
 
 use crate::machine::{Pool, Removed};
 

@@ -1,7 +1,6 @@
 //! A vCPU before its first instruction: registers (APM volume 2, table 14-1), intercepts, and the MSR map.
 
-use caisson_proto::addr::{Frame, Spa};
-use caisson_proto::vcpu::Segment;
+use caisson_proto::prelude::*;
 use zerocopy::FromZeros;
 
 use super::exits::REFLECTED;

@@ -6,8 +6,7 @@
 
 use core::mem::offset_of;
 
-use caisson_proto::abi::Status;
-use caisson_proto::vcpu::{Groups, Resume, VcpuState};
+use caisson_proto::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
 
 use super::{events, vmcb::Vmcb};

@@ -6,10 +6,7 @@ use caisson_core::{
     context::Context, svm::cpuid::Table, svm::exits, svm::reset, svm::reset::MSR_MAP, svm::reset::Setup, svm::state,
     svm::state::Extra, svm::state::StatePage, svm::vmcb::TLB_FLUSH_ALL, svm::vmcb::Vmcb,
 };
-use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
-use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
-use caisson_proto::kernel::VCPU_FRAMES;
-use caisson_proto::vcpu::{Exit, Groups, VcpuState, code};
+use caisson_proto::prelude::*;
 
 use super::resident;
 use crate::{kmap, percpu::this};

@@ -1,5 +1,7 @@
 mod cpuid;
 mod events;
+// Walks through whole tables take Miri hours.
+#[cfg(not(miri))]
 mod npt;
 mod state;
 
