@@ -16,14 +16,10 @@ pub struct Range {
 pub struct Quirks {
     /// Act as if CPUID reported WBNOINVD (F3 0F 09 is executed; old CPUs take it for WBINVD).
     pub assume_wbnoinvd: bool,
-    /// RAM that nobody wrote since power-on reads zero.
-    pub ram_is_zero: bool,
     /// EXITINTINFO reports an interrupt that the CPU took from V_IRQ as type 3; it must be injected as type 0.
     pub virq_reported_as_exception: bool,
     /// The CPU pushes an injected error code only for vectors 8, 10 to 14 and 17.
     pub few_error_codes: bool,
-    /// VMEXIT_INVALID arrives as 32 bits.
-    pub invalid_is_32_bits: bool,
 }
 
 /// How the board ends the machine.

@@ -1,30 +1,18 @@
-//! Frames before the kernel's frame table has them: taken from usable RAM in rising order, never given back.
+//! Frames before the kernel's frame table has them: taken from the largest piece of usable RAM, never given back.
 
 use caisson_proto::addr::{Frame, PAGE_SIZE};
-use heapless::Vec;
 
 use crate::boot::{BootInfo, Range};
-
-/// Frames in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameRange {
-    /// The first.
-    pub first: Frame,
-    /// How many.
-    pub count: u64,
-}
-
-/// Ranges at the most: those of the board, and two more for each that is cut out.
-pub const MAX_RANGES: usize = 40;
 
 /// Frames below 1 MiB aren't given to anybody: firmware tables and the trampoline of other CPUs lie there.
 pub const LOW_END: u64 = 0x10_0000 / PAGE_SIZE;
 
-/// The allocator.
+/// The allocator: the next frame, and one past the last.
 #[derive(Debug)]
 pub struct Frames {
-    /// What could be used at the beginning, and how much of it is taken.
-    ranges: Vec<(FrameRange, u64), MAX_RANGES>,
+    first: u64,
+    next: u64,
+    end: u64,
 }
 
 /// The frames that a range touches, as first and end.
@@ -33,56 +21,43 @@ pub fn touched(range: &Range) -> (u64, u64) {
 }
 
 impl Frames {
-    /// All usable RAM but the low megabyte, image and bundle. What doesn't fit the table of ranges is left out.
+    /// Chooses the largest piece of memory outside the low megabyte, the kernel and the bundle.
     pub fn new(boot: &BootInfo) -> Self {
-        let mut ranges = Vec::new();
-        let mut taken = [touched(&boot.kernel), touched(&boot.bundle)];
+        let mut taken = [(0, LOW_END), touched(&boot.kernel), touched(&boot.bundle), (u64::MAX, 0)];
         taken.sort_unstable();
-        for range in &boot.memory {
-            let (mut at, end) = (range.start.0 / PAGE_SIZE, (range.start.0 + range.bytes) / PAGE_SIZE);
-            at = at.max(LOW_END);
-            for (from, to) in taken.into_iter().chain([(end, end)]) {
-                let stop = from.clamp(at, end.max(at));
-                if stop > at {
-                    let _ = ranges.push((FrameRange { first: Frame(at), count: stop - at }, 0));
-                }
-                at = at.max(to);
-            }
-        }
-        Self { ranges }
+        let pieces = boot.memory.iter().flat_map(|range| {
+            let (start, end) = (range.start.0 / PAGE_SIZE, (range.start.0 + range.bytes) / PAGE_SIZE);
+            taken.iter().scan(start, move |at, (from, to)| {
+                let piece = (*at, end.min(*from));
+                *at = (*at).max(*to);
+                Some(piece)
+            })
+        });
+        let (first, end) = pieces.max_by_key(|(from, to)| to.saturating_sub(*from)).unwrap_or((0, 0));
+        Self { first, next: first, end }
     }
 
-    /// Frames in a row that nobody had before.
+    /// Frames in a row.
     pub fn take(&mut self, count: u64) -> Option<Frame> {
-        let (range, used) = self.ranges.iter_mut().find(|(range, used)| range.count - used >= count)?;
-        let first = Frame(range.first.0 + *used);
-        *used += count;
-        Some(first)
+        let end = self.next.checked_add(count).filter(|end| *end <= self.end)?;
+        Some(Frame(core::mem::replace(&mut self.next, end)))
     }
 
-    /// What was taken so far.
-    pub fn taken(&self) -> impl Iterator<Item = FrameRange> + '_ {
-        self.ranges.iter().map(|(range, used)| FrameRange { first: range.first, count: *used })
-    }
-
-    /// What is left.
-    pub fn rest(&self) -> impl Iterator<Item = FrameRange> + '_ {
-        self.ranges
-            .iter()
-            .filter(|(range, used)| *used < range.count)
-            .map(|(range, used)| FrameRange { first: Frame(range.first.0 + used), count: range.count - used })
+    /// What was taken, as first and end.
+    pub fn taken(&self) -> (u64, u64) {
+        (self.first, self.next)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
     use caisson_proto::addr::Spa;
     use proptest::prelude::*;
 
     use super::*;
     use crate::boot::{PowerOff, Quirks};
+
+    extern crate std;
 
     fn boot(memory: &[(u64, u64)], kernel: (u64, u64), bundle: (u64, u64)) -> BootInfo {
         let range = |(start, bytes): (u64, u64)| Range { start: Spa(start), bytes };
@@ -90,7 +65,7 @@ mod tests {
             memory: memory.iter().copied().map(range).collect(),
             kernel: range(kernel),
             bundle: range(bundle),
-            cpus: Vec::new(),
+            cpus: heapless::Vec::new(),
             local_apic: Spa(0),
             io_apic: Spa(0),
             log_port: 0,
@@ -99,28 +74,20 @@ mod tests {
         }
     }
 
-    fn rest(frames: &Frames) -> std::vec::Vec<(u64, u64)> {
-        frames.rest().map(|range| (range.first.0, range.count)).collect()
-    }
-
     #[test]
-    fn image_bundle_and_low_memory_are_left_out() {
+    fn the_largest_piece_is_used() {
         let boot = boot(&[(0, 0x9_f000), (0x10_0000, 0x1f00_0000)], (0x20_0000, 0x2_1001), (0x100_0000, 5));
         let mut frames = Frames::new(&boot);
-        assert_eq!(rest(&frames), [(0x100, 0x100), (0x222, 0xdde), (0x1001, 0x1e0ff)]);
-        assert_eq!(frames.take(0x101), Some(Frame(0x222)));
-        assert_eq!(frames.take(0x100), Some(Frame(0x100)));
-        assert_eq!(frames.take(1), Some(Frame(0x323)));
-        assert_eq!(rest(&frames), [(0x324, 0xcdc), (0x1001, 0x1e0ff)]);
-        let taken: std::vec::Vec<_> = frames.taken().map(|range| (range.first.0, range.count)).collect();
-        assert_eq!(taken, [(0x100, 0x100), (0x222, 0x102), (0x1001, 0)]);
+        assert_eq!(frames.take(0x101), Some(Frame(0x1001)));
+        assert_eq!(frames.take(1), Some(Frame(0x1102)));
+        assert_eq!(frames.taken(), (0x1001, 0x1103));
+        assert_eq!(frames.take(u64::MAX), None);
     }
 
     #[test]
     fn nothing_is_left_of_a_range_that_the_bundle_covers() {
         let mut frames = Frames::new(&boot(&[(0x20_0000, 0x1000)], (0, 0), (0x1f_f000, 0x3000)));
         assert_eq!(frames.take(1), None);
-        assert_eq!(rest(&frames), []);
     }
 
     proptest! {
@@ -147,17 +114,9 @@ mod tests {
                 let Some(first) = frames.take(size) else { continue };
                 for frame in first.0..first.0 + size {
                     prop_assert!(seen.insert(frame));
+                    let ram = memory.iter().any(|(start, length)| inside(frame, (start >> 12, length >> 12)));
+                    prop_assert!(ram && frame >= LOW_END && !inside(frame, kernel) && !inside(frame, bundle));
                 }
-            }
-            for range in frames.rest() {
-                for frame in range.first.0..range.first.0 + range.count {
-                    prop_assert!(seen.insert(frame));
-                }
-            }
-            for frame in 0..at + 1 {
-                let ram = memory.iter().any(|(start, length)| inside(frame, (start >> 12, length >> 12)));
-                let free = ram && frame >= LOW_END && !inside(frame, kernel) && !inside(frame, bundle);
-                prop_assert_eq!(seen.contains(&frame), free);
             }
         }
     }

@@ -183,9 +183,8 @@ pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
     smp::ready();
     smp::ROOTS.call_once(|| roots);
     kmap::init(count);
-    for range in builder.frames.taken() {
-        (0..range.count).for_each(|number| kmap::map(Frame(range.first.0 + number)));
-    }
+    let (first, last) = builder.frames.taken();
+    (first..last).for_each(|number| kmap::map(Frame(number)));
     let (first, last) = touched(&boot.bundle);
     (first..last).for_each(|number| kmap::map_as(Frame(number), READ | Bits::NX));
     ioapic::init();
@@ -222,12 +221,12 @@ impl Early {
         // SAFETY: `init` mapped so many zero words there, for good, and nothing else refers to them.
         let words = unsafe { core::slice::from_raw_parts(FRAME_TABLE as *const AtomicU64, self.count as usize) };
         let table = FrameTable::new(words);
-        for range in self.frames.rest() {
-            table.declare(range.first, range.count, frames::Frames::Free { clean: boot.quirks.ram_is_zero });
+        let usable = boot.memory.iter().map(touched);
+        for (first, end) in usable.clone() {
+            table.declare(Frame(first), end - first, frames::Frames::Free { clean: false });
         }
-        let low = boot.memory.iter().map(touched).map(|(first, end)| (first, end.min(LOW_END)));
-        let taken = self.frames.taken().map(|range| (range.first.0, range.first.0 + range.count));
-        for (first, end) in low.chain([touched(&boot.kernel), touched(&boot.bundle)]).chain(taken) {
+        let low = usable.map(|(first, end)| (first, end.min(LOW_END)));
+        for (first, end) in low.chain([touched(&boot.kernel), touched(&boot.bundle), self.frames.taken()]) {
             table.declare(Frame(first), end.saturating_sub(first), frames::Frames::Kernel);
         }
         table

@@ -71,13 +71,7 @@ pub fn machine(
         io_apic: Spa(0xfec0_0000),
         log_port: LOG_PORT,
         power_off: PowerOff::ExitPort(EXIT_PORT),
-        quirks: Quirks {
-            assume_wbnoinvd,
-            ram_is_zero: true,
-            virq_reported_as_exception: true,
-            few_error_codes: true,
-            invalid_is_32_bits: true,
-        },
+        quirks: Quirks { assume_wbnoinvd, virq_reported_as_exception: true, few_error_codes: true },
     }
 }
 

@@ -5,7 +5,6 @@ use core::arch::asm;
 use caisson_core::{boot::Quirks, svm::state::Limits, svm::vmcb::TLB_FLUSH_ALL, svm::vmcb::TLB_FLUSH_ASID};
 use caisson_proto::addr::Frame;
 
-use super::vcpu::FPU_BYTES;
 use crate::{cpu::cpuid, cpu::msr, cpu::wrmsr, percpu::this};
 
 /// What CPUID 8000_000A and others say, and what all guests share.
@@ -25,6 +24,9 @@ pub(crate) struct Features {
     pub iopm: Frame,
 }
 
+/// What guests may keep in the FPU, as far as the CPU has it: x87, SSE, AVX and protection keys.
+const XCR0: u64 = 0x207;
+
 /// Frames of the I/O permission map.
 pub(crate) const IOPM_FRAMES: u64 = 3;
 
@@ -33,7 +35,7 @@ impl Features {
     pub(crate) fn detect(quirks: &Quirks, iopm: Frame) -> Self {
         let (svm, structured, extended) = (cpuid(0x8000_000a, 0), cpuid(7, 0), cpuid(0x8000_0001, 0));
         let limits = Limits {
-            xcr0: allowed_xcr0(),
+            xcr0: u64::from(cpuid(0xd, 0).eax) & XCR0,
             few_error_codes: quirks.few_error_codes,
             virq_reported_as_exception: quirks.virq_reported_as_exception,
         };
@@ -41,14 +43,6 @@ impl Features {
         let tsc_aux = extended.edx & 1 << 27 != 0 || structured.ecx & 1 << 22 != 0;
         Self { asids: svm.ebx, next_rip: svm.edx & 1 << 3 != 0, flush, tsc_aux, limits, iopm }
     }
-}
-
-/// The components that the CPU has, that a vCPU's area holds, and that the kernel knows to be user state:
-/// x87, SSE, AVX, bounds, AVX-512, protection keys.
-fn allowed_xcr0() -> u64 {
-    let fits = |place: core::arch::x86_64::CpuidResult| place.eax as usize + place.ebx as usize <= FPU_BYTES;
-    let main = u64::from(cpuid(0xd, 0).eax) & 0x2ff;
-    (2..10).filter(|component| !fits(cpuid(0xd, *component))).fold(main, |all, component| all & !(1 << component))
 }
 
 /// Makes this CPU ready for guests. Its segments and system-call registers are what a guest's exit restores.
