@@ -148,6 +148,7 @@ Exit status:
   3  a service or the kernel faulted
   4  time ran out
   5  a bad argument or set-up
+  129, 130, 143  interrupted by SIGHUP, SIGINT (Ctrl-C where the guest doesn't get it) or SIGTERM
 
 Examples:
   cargo xtask run
@@ -166,7 +167,7 @@ pub struct RunArgs {
     /// End after so many seconds, with exit status 4
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
-    /// Let QEMU wait for a debugger at port 1234
+    /// Let QEMU wait for a debugger and say how to attach one; at port 1234 if that is free
     #[arg(long)]
     pub gdb: bool,
 }

@@ -19,6 +19,12 @@ pub enum Status {
     TimedOut = 4,
     /// An argument, a file or the set-up is bad.
     BadSetup = 5,
+    /// The terminal was closed: 128 and the signal's number, as shells have it.
+    Hangup = 129,
+    /// Ctrl-C.
+    Interrupted = 130,
+    /// Asked to end.
+    Terminated = 143,
 }
 
 /// How something ended; also used for a good end.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use caisson_manifest::bundle::{self, Contents};
 use caisson_manifest::image::image;
 use caisson_manifest::plan::{Plan, plan};
-use caisson_manifest::system::System;
+use caisson_manifest::system::{self, System};
 use caisson_proto::vmm::{VmConfig, file};
 
 use crate::cli::{LogLevel, MachineArgs};
@@ -91,6 +91,8 @@ fn cargo(paths: &Paths, folder: &str, flags: &[&str], log: LogLevel) -> Command 
     command.current_dir(&paths.root).args(["build", "--release", "--target", TARGET]);
     command.arg("--target-dir").arg(paths.target.join(folder));
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
+    // Line tables alone give gdb no functions by name. Nothing of this is loaded.
+    command.env("CARGO_PROFILE_RELEASE_DEBUG", "full");
     command.env("DEFMT_LOG", if log == LogLevel::Trace { "trace" } else { "debug" });
     command
 }
@@ -109,14 +111,26 @@ pub fn kernel(paths: &Paths, system: &System, log: LogLevel) -> Result<PathBuf, 
 }
 
 /// Builds all services; the programs by binary.
+///
+/// Those with a heap are built apart from those without: in one call cargo would give each the features of all, and
+/// so an allocator to those that mustn't have one.
 pub fn services(paths: &Paths, system: &System, log: LogLevel) -> Result<HashMap<String, PathBuf>, Failure> {
-    let mut command = cargo(paths, "services", &["-Crelocation-model=static"], log);
-    let packages: BTreeSet<&str> = system.services.iter().map(|service| service.package.as_str()).collect();
-    let bins: BTreeSet<&str> = system.services.iter().map(|service| service.bin()).collect();
-    command.args(packages.iter().flat_map(|package| ["--package", package]));
-    command.args(bins.iter().flat_map(|bin| ["--bin", bin]));
-    quietly("building the services", &mut command, Status::BadSetup)?;
-    Ok(bins.into_iter().map(|bin| (bin.to_owned(), built(paths, "services", bin))).collect())
+    let (heap, plain): (Vec<&system::Service>, Vec<&system::Service>) =
+        system.services.iter().partition(|service| service.heap.0 > 0);
+    let mut programs = HashMap::new();
+    for (what, services) in [("building the services", plain), ("building the services with a heap", heap)] {
+        let mut command = cargo(paths, "services", &["-Crelocation-model=static"], log);
+        let packages: BTreeSet<&str> = services.iter().map(|service| service.package.as_str()).collect();
+        let bins: BTreeSet<&str> = services.iter().map(|service| service.bin()).collect();
+        if bins.is_empty() {
+            continue;
+        }
+        command.args(packages.iter().flat_map(|package| ["--package", package]));
+        command.args(bins.iter().flat_map(|bin| ["--bin", bin]));
+        quietly(what, &mut command, Status::BadSetup)?;
+        programs.extend(bins.into_iter().map(|bin| (bin.to_owned(), built(paths, "services", bin))));
+    }
+    Ok(programs)
 }
 
 fn contents(machine: &Machine, plan: &Plan, programs: &HashMap<String, PathBuf>) -> Result<Vec<Contents>, Failure> {

@@ -8,6 +8,7 @@ mod channels;
 mod check;
 mod cli;
 mod failure;
+mod gdb;
 mod guests;
 mod image;
 mod initramfs;
@@ -20,6 +21,7 @@ mod run;
 mod screen;
 mod script;
 mod setup;
+mod signals;
 mod tcb;
 mod terminal;
 mod verdict;
@@ -71,8 +73,15 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Says how it ended, as the last line on standard error, and makes it the exit status.
+/// Says how it ended, as the last line on standard error.
+fn tell(outcome: &Failure) {
+    use std::io::Write;
+    // Where the terminal is gone there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "caisson: exit status {}: {}", outcome.status as u8, outcome.text);
+}
+
+/// Says how it ended and makes it the exit status.
 fn end(outcome: &Failure) -> ExitCode {
-    eprintln!("caisson: exit status {}: {}", outcome.status as u8, outcome.text);
+    tell(outcome);
     ExitCode::from(outcome.status as u8)
 }

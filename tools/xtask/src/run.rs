@@ -5,9 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-
 use crate::cli::RunArgs;
 use crate::failure::{Context, Failure, Status};
 use crate::guests::{self, Machine};
@@ -20,7 +17,7 @@ use crate::screen::Screen;
 use crate::script::{self, Script};
 use crate::terminal::{HELP, Keys, Raw, Typed};
 use crate::verdict::Notices;
-use crate::{channels, setup};
+use crate::{channels, gdb, setup, signals};
 
 /// How often QEMU's end and scripts are looked at.
 const TICK: Duration = Duration::from_millis(10);
@@ -31,12 +28,13 @@ enum Event {
     Console(Vec<u8>),
     Log(Vec<u8>),
     Keys(Vec<u8>),
-    Signal(i32),
+    Signal(Failure),
     Closed,
 }
 
 /// Checks, sets up, builds, boots, and stays until it is over.
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<Failure, Failure> {
+    signals::watch()?;
     let system = image::manifest(paths, args.machine.manifest.as_deref())?;
     let lines = match &args.script {
         Some(path) => Some(script::lines(&std::fs::read_to_string(path).about("read script", path)?)),
@@ -49,11 +47,12 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<Failure, Failure> {
     let bundle = folder.path().join("bundle");
     std::fs::write(&bundle, &built.bundle).about("write", &bundle)?;
     let mut arguments = machine::arguments(&machine, &built.kernel, &bundle);
-    if args.gdb {
-        arguments.extend(["-gdb", "tcp::1234", "-S"].map(String::from));
-        eprintln!("waiting for: gdb {} -ex 'target remote :1234'", built.kernel.display());
-    }
+    let debugger = if args.gdb { Some(gdb::wait(&built.kernel)?) } else { None };
+    arguments.extend(debugger.iter().flat_map(|(wait, _)| wait.clone()));
     let mut qemu = Qemu::start(folder.path(), &arguments, true)?;
+    if let Some((_, command)) = &debugger {
+        eprintln!("QEMU waits for a debugger: {command}");
+    }
     announce(&machine, lines.is_some());
     let mut session = Session::new(&machine, &built, args, lines)?;
     let end = session.watch(&mut qemu);
@@ -128,9 +127,9 @@ impl<'a> Session<'a> {
                         return Ok(Failure::new(Status::Clean, "you left"));
                     }
                 }
-                Ok(Event::Signal(number)) => {
-                    let name = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
-                    return Ok(Failure::new(Status::TimedOut, format!("ended by {name} before the guests")));
+                Ok(Event::Signal(end)) => {
+                    let _ = self.screen.finish();
+                    return Ok(end);
                 }
                 Ok(Event::Console(bytes)) => self.console(&bytes)?,
                 Ok(Event::Log(bytes)) => self.log(&bytes),
@@ -183,8 +182,9 @@ impl<'a> Session<'a> {
             let sender = sender.clone();
             std::thread::spawn(move || pump(std::io::stdin(), |bytes| sender.send(Event::Keys(bytes)).is_ok()));
         }
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals")?;
-        std::thread::spawn(move || signals.forever().try_for_each(|number| sender.send(Event::Signal(number)).ok()));
+        signals::give(move |end| {
+            let _ = sender.send(Event::Signal(end));
+        });
         Ok(events)
     }
 

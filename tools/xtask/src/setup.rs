@@ -133,7 +133,8 @@ fn unpack(folder: &Path, name: impl Fn() -> Result<String, Failure>) -> Result<(
     let root = scratch.path().join("root");
     let mut command = Command::new("dpkg");
     command.arg("-x").arg(&archive).arg(&root);
-    quietly(&format!("unpacking {}", archive.display()), &mut command, Status::BadSetup)?;
+    let file = archive.file_name().unwrap_or_default();
+    quietly(&format!("unpacking {}", file.display()), &mut command, Status::BadSetup)?;
     put(&root, folder)
 }
 
