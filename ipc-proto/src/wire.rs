@@ -168,7 +168,6 @@ macro_rules! packed {
 
         impl $name {
             /// The words that stand for it.
-            #[inline]
             pub fn to_words(&self) -> $crate::wire::Words {
                 let head = 0 $(| $crate::wire::Field::to_word(self.$head) << $low)*;
                 let mut words = [head, 0, 0, 0, 0, 0, 0, 0];
@@ -180,7 +179,6 @@ macro_rules! packed {
             ///
             /// # Errors
             /// [`Malformed`](crate::wire::Malformed) if they aren't canonical.
-            #[inline]
             pub fn from_words(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
                 use $crate::wire::{Field, Malformed};
                 const USED: u64 = 0 $(| ((1 << $bits) - 1) << $low)*;
@@ -237,7 +235,6 @@ macro_rules! requests {
             ///
             /// # Errors
             /// [`Malformed`](crate::wire::Malformed) if the operation is unknown or its fields aren't canonical.
-            #[inline]
             pub fn decode(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
                 match words[0] {
                     $( $op => <$name as $crate::wire::Request>::decode(words).map(Self::$name), )*

@@ -57,7 +57,6 @@ pub(crate) fn enable() {
 }
 
 /// The interrupt was taken.
-#[inline]
 pub(crate) fn acknowledge() {
     write(END_OF_INTERRUPT, 0);
 }
@@ -76,7 +75,6 @@ pub(crate) fn counted() -> u32 {
 /// Makes this CPU's timer interrupt at a time on the TSC, or never ([`NEVER`]), and forgets what was set before. It
 /// may come early when that is far away (the counter has 32 bits): set it again then. Touches the device only if the
 /// time differs.
-#[inline]
 pub(crate) fn set_timer(deadline: u64) {
     if this().timer.replace(deadline) != deadline {
         let ticks = || clock::timer_ticks(deadline.saturating_sub(cpu::tsc()));
@@ -93,7 +91,6 @@ pub(crate) fn command(id: u32, low: u32) {
 }
 
 /// Interrupts another CPU, or this one. Nothing happens if there is no such CPU.
-#[inline]
 pub(crate) fn send(cpu: CpuId, vector: u8) {
     if let Some(id) = id(cpu) {
         command(id, FIXED | u32::from(vector));

@@ -111,7 +111,6 @@ pub(crate) fn flush_tlb() {
 }
 
 /// The time-stamp counter.
-#[inline]
 pub(crate) fn tsc() -> u64 {
     // SAFETY: reads a counter.
     unsafe { core::arch::x86_64::_rdtsc() }

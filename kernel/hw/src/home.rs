@@ -39,7 +39,6 @@ pub struct Home {
 static HOMES: [Once<Home>; MAX_SERVICES] = [const { Once::new() }; MAX_SERVICES];
 
 /// The home of the service in a slot.
-#[inline]
 pub(crate) fn home(slot: usize) -> Option<&'static Home> {
     HOMES.get(slot)?.get()
 }

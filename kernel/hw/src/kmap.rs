@@ -60,7 +60,6 @@ pub(crate) const fn frame_at(address: u64) -> Frame {
 }
 
 /// A word of a frame of the kernel's own structures.
-#[inline]
 pub(crate) fn word(frame: Frame, index: usize) -> &'static AtomicU64 {
     debug_assert!(is_mapped(frame));
     // SAFETY: callers pass frames of the kernel's own structures, which stay mapped while they are; what is shared

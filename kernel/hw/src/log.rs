@@ -46,7 +46,6 @@ pub fn epitaph() {
 }
 
 /// Whether the console slept when something was put in the ring, since this was asked last: ring its doorbell.
-#[inline]
 pub fn take_pending() -> bool {
     PENDING.load(Ordering::Relaxed) && PENDING.swap(false, Ordering::AcqRel)
 }

@@ -22,7 +22,6 @@ pub(crate) struct Silicon;
 pub static KERNEL: Kernel = Kernel::new();
 
 /// The kernel here.
-#[inline]
 pub(crate) fn here() -> Here<'static, Silicon> {
     Here { kernel: &KERNEL, local: &this().local, machine: &Silicon }
 }
@@ -40,7 +39,6 @@ fn state_page(vcpu: Context) -> VPage {
 }
 
 impl Machine for Silicon {
-    #[inline]
     fn now(&self) -> u64 {
         cpu::tsc()
     }
@@ -92,7 +90,6 @@ impl Machine for Silicon {
         epitaph::power_off(status);
     }
 
-    #[inline]
     fn load_space(&self, slot: usize) {
         if let Some(home) = home(slot) {
             segments::load_ports(slot as u16, &home.ports);
@@ -203,7 +200,6 @@ impl Machine for Silicon {
         }
     }
 
-    #[inline]
     fn vcpu_resume(&self, context: Context, resume: &Resume, root: Frame) -> Result<(), Status> {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         if resume.context != 0 {

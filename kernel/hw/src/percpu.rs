@@ -56,7 +56,6 @@ impl PerCpu {
 }
 
 /// This CPU's area. Not before `init` on the boot CPU.
-#[inline]
 pub(crate) fn this() -> &'static PerCpu {
     // SAFETY: mapped here on every CPU before any code of the kernel runs on it, and for good. It isn't `Sync`, so
     // the reference stays on this CPU; kernel code doesn't move between CPUs.
@@ -64,7 +63,6 @@ pub(crate) fn this() -> &'static PerCpu {
 }
 
 /// This CPU.
-#[inline]
 pub fn cpu() -> CpuId {
     this().local.cpu
 }

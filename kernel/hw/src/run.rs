@@ -43,7 +43,6 @@ fn settle(here: &Here<'static, Silicon>, next: Next, frame: &mut UserFrame) {
 
 /// Runs a guest until its vmm must be asked (then the frame enters the vmm, or the call waits), or an interrupt
 /// came.
-#[inline]
 fn run_guest(here: &Here<'static, Silicon>, context: Context, frame: &mut UserFrame) -> Next {
     vcpu::make_resident(context);
     if !here.entering(context) {

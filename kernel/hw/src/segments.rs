@@ -109,7 +109,6 @@ pub(crate) fn load() {
 
 /// Gives the service in `slot`, which is to run here next, its ports and no others; an empty range ends the list.
 /// One store unless it has ports, and then the map is written only if another service had it before.
-#[inline]
 pub(crate) fn load_ports(slot: u16, ranges: &[PortRange]) {
     let any = ranges.first().is_some_and(|range| range.count != 0);
     if any && this().ports_owner.replace(slot) != slot {

@@ -115,7 +115,6 @@ impl Space {
 
     /// Makes this the space that is loaded here. Loads CR3 only if another one was, or if something was removed
     /// since. Call it before ring 3 goes on, whenever the service or its space may have changed.
-    #[inline]
     pub(crate) fn load(&self) {
         let cpu = this();
         let wanted = (self.root, self.generation.load(Ordering::Acquire));

@@ -54,11 +54,9 @@ pub(crate) const fn entry(frame: Frame, bits: Bits) -> u64 {
 pub(crate) struct Mapped;
 
 impl Tables for Mapped {
-    #[inline]
     fn read(&self, table: Frame, index: usize) -> u64 {
         kmap::word(table, index).load(Ordering::Relaxed)
     }
-    #[inline]
     fn write(&mut self, table: Frame, index: usize, entry: u64) {
         kmap::word(table, index).store(entry, Ordering::Release);
     }

@@ -48,7 +48,6 @@ impl Table {
     }
 
     /// The answer to CPUID with these registers. A leaf without an entry reads as zeros.
-    #[inline]
     pub fn look_up(&self, leaf: u32, subleaf: u32, cr4: u64) -> Answer {
         let row = (0..CpuidEntry::MAX).map(|step| &self.entries[(hash(leaf) + step) % CpuidEntry::MAX]);
         let found = row

@@ -41,7 +41,6 @@ const fn has(set: u32, vector: u64) -> bool {
 /// has no instruction behind it.
 ///
 /// `virq_reported_as_exception`: see [`Quirks`](crate::boot::Quirks).
-#[inline]
 pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: bool) -> u64 {
     if int_info & VALID == 0 {
         return 0;
@@ -69,7 +68,6 @@ pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: boo
 /// # Errors
 /// [`Status::Malformed`] for what is no event, [`Status::Unsupported`] for an error code that this CPU doesn't push:
 /// build the frame in guest memory.
-#[inline]
 pub const fn check(word: u64, few_error_codes: bool) -> Result<(), Status> {
     if word != 0 && (word & VALID == 0 || word & RESERVED != 0) {
         return Err(Status::Malformed);
@@ -83,7 +81,6 @@ pub const fn check(word: u64, few_error_codes: bool) -> Result<(), Status> {
 
 /// Gives the guest the exception that it was left for. False, with nothing done, if the exit broke off another
 /// event: two can't be injected.
-#[inline]
 pub fn reflect(vmcb: &mut Vmcb, code: u16) -> bool {
     if vmcb.control.int_info & VALID != 0 {
         return false;

@@ -29,7 +29,6 @@ pub const fn narrow(exit_code: u64) -> u16 {
 }
 
 /// Who answers the exit with this code.
-#[inline]
 pub const fn answerer(code: u16) -> Answerer {
     const DB: u16 = code::EXCEPTION + 1;
     const AC: u16 = code::EXCEPTION + 17;
@@ -52,7 +51,6 @@ const TSC_ADJUST: u32 = 0x3b;
 const TSC_AUX: u32 = 0xc000_0103;
 
 /// The groups to fill in the state page for an exit. What isn't named can still be asked for with `VcpuRead`.
-#[inline]
 pub const fn groups(code: u16, info1: u64, rcx: u64) -> Groups {
     const LAST_DR: u16 = code::WRITE_DR0 + 15;
     const LAST_EXCEPTION: u16 = code::EXCEPTION + 31;
@@ -74,7 +72,6 @@ pub const fn groups(code: u16, info1: u64, rcx: u64) -> Groups {
 }
 
 /// The flags of the exit that `vmcb` and `extra` stand at.
-#[inline]
 pub fn flags(vmcb: &Vmcb, extra: &Extra, next_rip: u64) -> ExitFlags {
     let mut flags = ExitFlags::empty();
     flags.set(ExitFlags::INTERRUPTS_ON, vmcb.save.rflags & 1 << 9 != 0);
@@ -87,7 +84,6 @@ pub fn flags(vmcb: &Vmcb, extra: &Extra, next_rip: u64) -> ExitFlags {
 
 /// The next instruction's rip, or 0: IOIO has it in EXITINFO2; for other instructions newer CPUs have a field, which
 /// stays 0 on those without.
-#[inline]
 pub const fn next_rip(code: u16, info2: u64, field: u64) -> u64 {
     if code == code::IOIO { info2 } else { field }
 }
@@ -96,7 +92,6 @@ pub const fn next_rip(code: u16, info2: u64, field: u64) -> u64 {
 pub const CPUID_LENGTH: u64 = 2;
 
 /// Moves the guest past an instruction that was executed for it. Its shadow ends with it.
-#[inline]
 pub fn advance(vmcb: &mut Vmcb, length: u64) {
     let next = vmcb.control.next_rip;
     vmcb.save.rip = if next != 0 { next } else { vmcb.save.rip.wrapping_add(length) };
@@ -104,7 +99,6 @@ pub fn advance(vmcb: &mut Vmcb, length: u64) {
 }
 
 /// Before the guest is entered: the event counts as delivered from here on.
-#[inline]
 pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
     extra.fresh = 0;
     extra.shadow_rip = if vmcb.control.shadow & 1 == 0 { u64::MAX } else { vmcb.save.rip };
@@ -113,7 +107,6 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 /// After the guest was left for `code`: what was broken off waits for the next entry.
 ///
 /// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
-#[inline]
 pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, virq_reported_as_exception: bool) {
     let control = &mut vmcb.control;
     let broken_off = control.int_info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);

@@ -68,7 +68,6 @@ const RFLAGS: u64 = 0x003f_7fd5;
 
 /// The table of what lies where: calls with each word's offset in the state page and its place here. CPL, which isn't
 /// a word here, is left out.
-#[inline]
 fn each(groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, mut visit: impl FnMut(usize, &mut u64)) {
     let (save, control) = (&mut vmcb.save, &mut vmcb.control);
     macro_rules! words {
@@ -120,7 +119,6 @@ const fn check_xcr0(xcr0: u64, mask: u64) -> bool {
 ///
 /// # Errors
 /// [`Status::Range`] for an XCR0 that XSETBV would refuse; nothing is loaded then.
-#[inline]
 pub fn load(
     page: &impl StatePage,
     groups: Groups,
@@ -151,7 +149,6 @@ pub fn load(
 /// # Errors
 /// [`Status::Busy`] if it injects while another event waits; else as [`events::check`] and [`load`]. Nothing is
 /// changed then.
-#[inline]
 pub fn resume(
     page: &impl StatePage,
     resume: &Resume,

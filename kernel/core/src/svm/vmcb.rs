@@ -170,7 +170,6 @@ impl Vmcb {
     }
 
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't.
-    #[inline]
     pub fn set_window(&mut self, open: bool) {
         if open {
             self.control.interrupt |= PENDING;

@@ -39,11 +39,9 @@ const _: () = assert!(offset_of!(Vcpu, fpu) % 64 == 0 && offset_of!(Vcpu, msr_ma
 pub(crate) struct Page([AtomicU64; 512]);
 
 impl StatePage for Page {
-    #[inline]
     fn get(&self, offset: usize) -> u64 {
         self.0[offset / 8 % 512].load(Ordering::Relaxed)
     }
-    #[inline]
     fn set(&mut self, offset: usize, word: u64) {
         self.0[offset / 8 % 512].store(word, Ordering::Relaxed);
     }
@@ -66,7 +64,6 @@ fn place(context: Context) -> Option<&'static Place> {
 }
 
 /// A vCPU. The reference is dropped before anything else looks for it.
-#[inline]
 pub(crate) fn vcpu(context: Context) -> Option<&'static mut Vcpu> {
     let first = place(context)?.first.load(Ordering::Acquire);
     // SAFETY: these frames are the kernel's, mapped, and this vCPU's from `create` to `forget`; see `Vcpu` for who
@@ -104,7 +101,6 @@ fn is_here(context: Context) -> bool {
 }
 
 /// Makes this CPU the one that holds the registers of a vCPU that aren't exchanged at each exit.
-#[inline]
 pub(crate) fn make_resident(context: Context) {
     if is_here(context) {
         return;
@@ -130,7 +126,6 @@ pub(crate) fn save(context: Context, vcpu: &mut Vcpu, groups: Groups) {
 }
 
 /// The message to the vmm, and the groups that go with it. `code` is what [`Vcpu::enter`] returned, or KICK or TIMER.
-#[inline]
 pub(crate) fn exit(context: Context, vcpu: &mut Vcpu, code: u16) -> Exit {
     let Vcpu { page, vmcb, extra, .. } = vcpu;
     let (info1, info2, next_rip) = match code {
