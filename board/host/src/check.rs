@@ -56,9 +56,10 @@ pub fn tables(world: &World) {
 
 /// Whether nothing will ever happen again, but for the watchdog's looks.
 pub fn is_quiet(world: &World) -> bool {
-    let idle = world.cpus.iter().all(|cpu| {
-        matches!(cpu.mode.get(), Mode::Idle) && cpu.ipi.get() == 0 && cpu.device.get().is_none()
-    });
+    let idle = world
+        .cpus
+        .iter()
+        .all(|cpu| matches!(cpu.mode.get(), Mode::Idle) && cpu.ipi.get() == 0 && cpu.device.get().is_none());
     idle && next_deadline(world).is_none()
 }
 

@@ -147,7 +147,9 @@ impl Running<'_> {
     fn enter_user(&self, slot: usize, frame: &mut UserFrame) {
         let world = self.world;
         world.note(self.number, What::Enter(slot, frame.rax, frame.words));
-        world.check(self.cpu.space.get() == slot, || format!("slot {slot} runs in the space of {}", self.cpu.space.get()));
+        world.check(self.cpu.space.get() == slot, || {
+            format!("slot {slot} runs in the space of {}", self.cpu.space.get())
+        });
         world.check(world.kernel.service(slot).alive.get(), || format!("slot {slot} runs and is dead"));
         for (number, other) in world.cpus.iter().enumerate().filter(|(number, _)| *number != self.number) {
             let same = matches!(other.mode.get(), Mode::User(there) | Mode::Circles(there) if there == slot);
@@ -191,11 +193,8 @@ impl Running<'_> {
         if world.rng.chance(1, 4) && !self.wait(Mode::Kernel) {
             return Next::Pick;
         }
-        if !here.entering(context) {
-            if !world.breaks(Mutant::EnterAnyway) {
-                return Next::Pick;
-            }
-            let _ = world.kernel.context(context).world();
+        if !here.entering(context) && !world.breaks(Mutant::EnterAnyway) {
+            return Next::Pick;
         }
         if world.breaks(Mutant::NoShootDown) {
             here.left(context);
@@ -203,7 +202,7 @@ impl Running<'_> {
         guest::entered(world, context);
         world.note(self.number, What::Guest(context.number()));
         let mut spins = false;
-        let next = loop {
+        loop {
             if !self.wait(if spins { Mode::Spins(context) } else { Mode::Guest(context) }) {
                 break Next::Pick;
             }
@@ -221,8 +220,7 @@ impl Running<'_> {
                     break here.vm_exit(frame, context, &exit);
                 }
             }
-        };
-        next
+        }
     }
 
     fn leave(&self, here: &On<'_>, context: Context) {

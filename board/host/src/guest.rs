@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use caisson_core::context::Context;
 use caisson_core::frames::Frames;
 use caisson_proto::addr::{Frame, VmId};
-use caisson_proto::kernel::VmKind;
 use caisson_proto::exits::code;
+use caisson_proto::kernel::VmKind;
 use caisson_proto::vcpu::{Exit, ExitFlags, Resume};
 
 use crate::rng::Rng;
@@ -136,7 +136,7 @@ impl Guest {
             4..6 => self.ask(ask::ECHO, self.rng.next()),
             6 => Act::Exit(self.exit(code::HLT, 0, self.rng.below(3000))),
             7 => Act::Spin,
-            8..10 => self.look(world),
+            8..11 => self.look(world),
             _ => {
                 let gfn = self.rng.below(self.pages);
                 let write = self.rng.chance(1, 2);
@@ -190,7 +190,9 @@ impl Guest {
         } else if mapped {
             let reads = world.contents.borrow().get(&frame.0).copied().unwrap_or(0);
             let wrote = world.memory.borrow().get(&key).copied().unwrap_or(0);
-            world.check(reads == wrote, || format!("VM {:?} reads {reads:#x} at gfn {gfn:#x} and wrote {wrote:#x}", self.vm));
+            world.check(reads == wrote, || {
+                format!("VM {:?} reads {reads:#x} at gfn {gfn:#x} and wrote {wrote:#x}", self.vm)
+            });
         }
         Act::On
     }

@@ -8,6 +8,7 @@ use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, VPage};
 use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
 use caisson_proto::layout;
+use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 use corosensei::Yielder;
 
@@ -108,6 +109,17 @@ impl Machine for Hardware<'_> {
 
     fn log(&self, event: Event) {
         self.world.note(self.cpu, What::Kernel(event));
+        let mut ends = self.world.ends.get();
+        match event {
+            Event::Exited(_, kind) if kind == ExitKind::PoweredOff as u64 => ends.powered_off += 1,
+            Event::Exited(_, kind) if kind == ExitKind::Reset as u64 => ends.reset += 1,
+            Event::Exited(_, kind) if kind == ExitKind::Crashed as u64 => ends.crashed += 1,
+            Event::Exited(..) => ends.bad_setup += 1,
+            Event::Faulted { .. } => ends.faulted += 1,
+            Event::Killed(_) => ends.killed += 1,
+            _ => {}
+        }
+        self.world.ends.set(ends);
         self.pause();
     }
 
@@ -190,7 +202,8 @@ impl Machine for Hardware<'_> {
         }
         self.pause();
         for (number, wish) in wishes {
-            while world.cpus.get(number).is_some_and(|cpu| cpu.wishes.get().1 < wish) && world.failure.borrow().is_none()
+            while world.cpus.get(number).is_some_and(|cpu| cpu.wishes.get().1 < wish)
+                && world.failure.borrow().is_none()
             {
                 self.relax();
             }

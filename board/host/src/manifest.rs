@@ -96,9 +96,7 @@ impl Manifest {
         let none = Caps::empty();
         let (may_call, may_ring, caps, budget_ms) = match self.services.get(slot).map(|service| service.role) {
             Some(Role::Supervisor) => (0, bit(self.memory), Caps::SUPERVISE | Caps::TIMER, 1000),
-            Some(Role::Vmm(_)) => {
-                (bit(self.memory) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000)
-            }
+            Some(Role::Vmm(_)) => (bit(self.memory) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000),
             Some(Role::Memory) => (
                 bit(self.notifier),
                 bit(self.supervisor) | bit(self.memory) | bit(self.notifier),

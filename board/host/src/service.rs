@@ -80,8 +80,13 @@ impl Lives {
 
     /// Lets every program come to its end.
     pub fn end(&self) {
-        let all: Vec<Life> =
-            self.slots.borrow_mut().iter_mut().filter_map(Option::take).chain(self.dead.borrow_mut().drain(..)).collect();
+        let all: Vec<Life> = self
+            .slots
+            .borrow_mut()
+            .iter_mut()
+            .filter_map(Option::take)
+            .chain(self.dead.borrow_mut().drain(..))
+            .collect();
         for mut life in all {
             // A system call after the end of its life returns at once, so a program that ends at all ends here.
             if !life.done() && matches!(life.resume(Wake::Stop), CoroutineResult::Yield(_)) {

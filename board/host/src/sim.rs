@@ -20,6 +20,7 @@ use crate::history::What;
 use crate::manifest::Manifest;
 use crate::programs;
 use crate::rng::Rng;
+pub use crate::world::Ends;
 use crate::world::{Mode, World};
 
 /// Bytes of a CPU's stack.
@@ -42,6 +43,8 @@ pub struct Report {
     pub answered: u64,
     /// Exits of guests.
     pub exits: u64,
+    /// How services ended.
+    pub ends: Ends,
     /// The supervisor's verdict.
     pub verdict: u8,
     /// All VMs ended and their memory was free again.
@@ -135,6 +138,7 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
             ticks: world.now.get(),
             answered: world.answered.get(),
             exits: world.exits.get(),
+            ends: world.ends.get(),
             verdict: world.over.get().unwrap_or(u8::MAX),
             settled: world.settled.get(),
             digest: world.history.borrow().digest(),

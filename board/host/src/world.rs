@@ -93,6 +93,23 @@ impl Cpu {
     }
 }
 
+/// How services ended, and how often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// VMs that powered off.
+    pub powered_off: u32,
+    /// VMs that reset.
+    pub reset: u32,
+    /// VMs that crashed.
+    pub crashed: u32,
+    /// VMs that could not be set up.
+    pub bad_setup: u32,
+    /// Services that faulted.
+    pub faulted: u32,
+    /// Services that were killed.
+    pub killed: u32,
+}
+
 /// A call between services that isn't over.
 #[derive(Clone, Copy, Debug)]
 pub struct Pending {
@@ -172,6 +189,8 @@ pub struct World {
     pub answered: Cell<u64>,
     /// Exits of guests.
     pub exits: Cell<u64>,
+    /// How services ended.
+    pub ends: Cell<Ends>,
 }
 
 impl World {
@@ -213,6 +232,7 @@ impl World {
             failure: RefCell::default(),
             answered: Cell::new(0),
             exits: Cell::new(0),
+            ends: Cell::default(),
             manifest,
         })
     }
@@ -251,9 +271,9 @@ impl World {
 
     /// Whether a CPU would take an interrupt now.
     pub fn interrupted(&self, cpu: usize) -> bool {
-        self.cpus.get(cpu).is_some_and(|cpu| {
-            cpu.ipi.get() != 0 || cpu.device.get().is_some() || cpu.timer.get() <= self.now.get()
-        })
+        self.cpus
+            .get(cpu)
+            .is_some_and(|cpu| cpu.ipi.get() != 0 || cpu.device.get().is_some() || cpu.timer.get() <= self.now.get())
     }
 
     /// Fulfils what others wish of a CPU's translations.

@@ -10,7 +10,9 @@ fn every_broken_rule_is_found() {
     let mut unseen = Vec::new();
     for mutant in Mutant::ALL {
         let found = (0..SEEDS).find_map(|seed| {
-            let config = Config { mutant: Some(mutant), steps: 300_000, cpus: 4, ..Config::of_seed(seed) };
+            let usual = Config { mutant: Some(mutant), steps: 300_000, cpus: 4, ..Config::of_seed(seed) };
+            // Some are seen only where much is taken from living VMs.
+            let config = if seed % 2 == 0 { usual } else { Config { vms: 1, actions: 200, reclaims: 60, ..usual } };
             run(seed, &config).err()
         });
         match found {

@@ -195,11 +195,15 @@ impl FrameTable {
 mod tests {
     use super::*;
     extern crate std;
+    use std::sync::Mutex;
     use std::vec::Vec;
 
-    pub(crate) fn table(frames: usize) -> FrameTable {
-        let entries: Vec<AtomicU64> = (0..frames).map(|_| AtomicU64::new(0)).collect();
-        FrameTable::new(entries.leak())
+    /// A table whose entries are kept so that Miri doesn't miss them.
+    fn table(frames: usize) -> FrameTable {
+        static KEPT: Mutex<Vec<&[AtomicU64]>> = Mutex::new(Vec::new());
+        let entries: &[AtomicU64] = (0..frames).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+        KEPT.lock().unwrap().push(entries);
+        FrameTable::new(entries)
     }
 
     #[test]

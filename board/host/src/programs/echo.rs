@@ -48,10 +48,10 @@ impl Server for Echo<'_, '_> {
     fn call(&mut self, sender: ServiceId, words: &Words, lease: Option<Lease>) -> (Status, Words) {
         let sys = self.sys;
         check_lease(sys.world, sys.slot, words, lease);
-        if words[1] % 3 == 0 {
+        if words[1].is_multiple_of(3) {
             sys.null();
         }
-        if self.asks && words[1] % 2 == 0 {
+        if self.asks && words[1].is_multiple_of(2) {
             let deep = sys.world.manifest.deep;
             let mut question = *words;
             question[2] = sys.world.rng.next();

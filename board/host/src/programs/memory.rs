@@ -97,7 +97,7 @@ impl OnKernel<'_, '_> {
         let alive: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive)).collect();
         let Some(vm) = world.rng.pick(&alive).map(|vm| vm.id.get()) else { return };
         let gfn = Gfn(world.rng.below(world.manifest.guest_pages));
-        let pages = 1 + world.rng.below(64);
+        let pages = 1 + world.rng.below([64, world.manifest.guest_pages][world.rng.below(2) as usize]);
         if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages })
             && unmapped.pages > 0
         {

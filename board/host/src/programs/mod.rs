@@ -36,14 +36,14 @@ pub fn serve(sys: &Sys<'_>, server: &mut impl Server) {
     let mut delivered = sys.reply_wait(sender::START, Status::Ok, &[0; 8]);
     while !sys.stopped() {
         let (status, words) = match delivered.sender {
-            sender::VCPU => (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words()),
+            sender::VCPU => {
+                (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words())
+            }
             sender::DOORBELL => {
                 server.doorbell(delivered.words[0]);
                 (Status::Ok, [0; 8])
             }
-            from if from & 1 << 31 == 0 => {
-                server.call(ServiceId::from_bits(from), &delivered.words, delivered.lease)
-            }
+            from if from & 1 << 31 == 0 => server.call(ServiceId::from_bits(from), &delivered.words, delivered.lease),
             other => {
                 sys.world.fail(|| format!("slot {} gets a message of {other:#x}", sys.slot));
                 (Status::Ok, [0; 8])

@@ -5,23 +5,22 @@ use caisson_core::frames::Frames;
 use caisson_core::svm::npt::look_up;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
-use caisson_proto::kernel::{
-    CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind,
-};
+use caisson_proto::exits::code;
+use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind};
 use caisson_proto::memory::{Populate, VmMake};
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
-use caisson_proto::exits::code;
 use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
 use caisson_proto::wire::Words;
 
 use super::{Server, echo, serve};
 use crate::guest::ask;
 use crate::hardware::LENDABLE;
+use crate::history::What;
 use crate::service::Sys;
 use crate::world::{View, World};
 
 /// Calls that are tried again when their service died or is busy.
-const TRIES: u32 = 40;
+const TRIES: u32 = 100;
 
 struct Vmm<'a, 'b> {
     sys: &'a Sys<'b>,
@@ -43,36 +42,38 @@ impl Vmm<'_, '_> {
         self.sys.exit(&[kind as u64, detail, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Gives the guest memory around a fault.
-    fn populate(&mut self, gfn: u64) {
+    /// Gives the guest memory around a fault. False: not now.
+    fn populate(&mut self, gfn: u64) -> bool {
         let (sys, world) = (self.sys, self.sys.world);
         let chunk = [1, 4, 64, 512][world.rng.below(4) as usize];
         let start = gfn / chunk * chunk;
         let pages = chunk.min(world.manifest.guest_pages - start);
-        for _ in 0..TRIES {
-            let memory = sys.known(world.manifest.memory);
-            match sys.call(world.manifest.memory, &Populate { vm: self.vm, gfn: Gfn(start), pages }) {
-                Ok(_) => {
-                    self.busy = 0;
-                    return;
-                }
-                Err(Status::Dead | Status::Died) => {}
-                Err(Status::Busy) if self.busy < 100 => {
-                    // The guest will fault again.
-                    self.busy += 1;
-                    return;
-                }
-                Err(status) => {
-                    let promised = memory.generation() == 0 && status == Status::Exhausted && world.taken.get() == 0;
-                    world.check(!promised, || format!("memory broke its promise to {:?}", self.vm));
-                    break;
-                }
+        let memory = sys.known(world.manifest.memory);
+        match sys.call(world.manifest.memory, &Populate { vm: self.vm, gfn: Gfn(start), pages }) {
+            Ok(_) => {
+                self.busy = 0;
+                return true;
             }
-            if sys.stopped() {
-                return;
+            Err(Status::Dead | Status::Died | Status::Busy) if self.busy < TRIES => self.busy += 1,
+            Err(status) => {
+                world.note(world.running.get(), What::Said("memory refuses", status as u64));
+                let promised = memory.generation() == 0 && status == Status::Exhausted && world.taken.get() == 0;
+                world.check(!promised, || format!("memory broke its promise to {:?}", self.vm));
+                self.end(ExitKind::Crashed, CrashKind::Hung as u64);
             }
         }
-        self.end(ExitKind::Crashed, CrashKind::Hung as u64);
+        false
+    }
+
+    /// Looks at a page of the guest that it looked at before.
+    fn look_again(&self) {
+        let world = self.world();
+        let Some(cpu) = world.cpus.get(world.running.get()) else { return };
+        let slot = self.sys.slot;
+        let held: Vec<u64> = cpu.tlb.borrow().keys().filter(|(of, _)| *of == slot).map(|(_, gfn)| *gfn).collect();
+        if let Some(again) = world.rng.pick(&held) {
+            self.look(again);
+        }
     }
 
     /// Looks at a page of the guest through the window.
@@ -96,7 +97,7 @@ impl Vmm<'_, '_> {
         }
         let holds = world.contents.borrow().get(&frame.0).copied().unwrap_or(0);
         let wrote = world.memory.borrow().get(&(self.vm.bits(), gfn)).copied();
-        world.check(wrote.is_none_or(|wrote| wrote == holds), || {
+        world.check(wrote.is_none_or(|wrote| wrote == holds) || !world.owns(self.vm, gfn), || {
             format!("slot {slot} reads {holds:#x} at gfn {gfn:#x} where its guest wrote {wrote:x?}")
         });
     }
@@ -235,11 +236,18 @@ impl Server for Vmm<'_, '_> {
     fn exit(&mut self, exit: &Exit) -> Resume {
         let world = self.sys.world;
         world.exits.set(world.exits.get() + 1);
+        if world.rng.chance(1, 4) {
+            self.look_again();
+        }
         let mut resume = Resume::at(exit.next_rip, exit.rax);
         match exit.code {
             code::NPF => {
-                self.populate(exit.info2 >> 12);
                 resume.rip = exit.rip;
+                if !self.populate(exit.info2 >> 12) {
+                    // The guest will fault again.
+                    resume.action = Action::Park;
+                    resume.deadline = world.now.get() + 100;
+                }
             }
             code::HLT => {
                 resume.action = Action::Park;

@@ -1,6 +1,7 @@
 //! The tables against models that are too simple to be wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use caisson_core::batches::{Batches, MAX_BATCHES};
@@ -53,8 +54,7 @@ proptest! {
 
     #[test]
     fn frames_are_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
-        let entries: Vec<AtomicU64> = (0..N).map(|_| AtomicU64::new(0)).collect();
-        let table = FrameTable::new(entries.leak());
+        let table = FrameTable::new(entries());
         table.declare(Frame(0), N, Frames::Free { clean: true });
         let mut batches = Batches::new();
         let mut model = vec![Is::Free; N as usize];
@@ -178,6 +178,14 @@ proptest! {
             prop_assert_eq!(real.sequence(), Sequence(sequence));
         }
     }
+}
+
+/// Entries for a table, kept so that Miri doesn't miss them.
+fn entries() -> &'static [AtomicU64] {
+    static KEPT: Mutex<Vec<&[AtomicU64]>> = Mutex::new(Vec::new());
+    let entries: &[AtomicU64] = (0..N).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    KEPT.lock().unwrap().push(entries);
+    entries
 }
 
 fn close(model: &mut [Is], debts: &mut BTreeMap<u32, u64>, paid: &BTreeSet<u32>) {
