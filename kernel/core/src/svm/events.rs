@@ -3,8 +3,6 @@
 
 use caisson_proto::abi::Status;
 
-use super::vmcb::Vmcb;
-
 /// The event counts.
 pub const VALID: u64 = 1 << 31;
 /// An error code comes with it, in bits 63:32.
@@ -23,9 +21,7 @@ pub const EXCEPTION: u64 = 3 << TYPE_SHIFT;
 /// Type of a software interrupt.
 pub const SOFTWARE: u64 = 4 << TYPE_SHIFT;
 
-/// Vectors that come with an error code (APM volume 2, table 8-1).
-const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
-/// Those among them for which every CPU and QEMU push it.
+/// Vectors with an error code (APM volume 2, table 8-1) for which every CPU and QEMU push it.
 const ALWAYS_PUSHED: u32 = 1 << 8 | 0x1f << 10 | 1 << 17;
 /// #BP and #OF: exceptions that an instruction asks for.
 const ASKED_FOR: u32 = 1 << 3 | 1 << 4;
@@ -77,19 +73,4 @@ pub const fn check(word: u64, few_error_codes: bool) -> Result<(), Status> {
         return Err(Status::Unsupported);
     }
     Ok(())
-}
-
-/// Gives the guest the exception that it was left for. False, with nothing done, if the exit broke off another
-/// event: two can't be injected.
-pub fn reflect(vmcb: &mut Vmcb, code: u16) -> bool {
-    if vmcb.control.int_info & VALID != 0 {
-        return false;
-    }
-    let vector = u64::from(code & 0x1f);
-    let mut event = VALID | EXCEPTION | vector;
-    if has(WITH_ERROR_CODE, vector) {
-        event |= ERROR_CODE | vmcb.control.info1 << 32;
-    }
-    vmcb.control.event = event;
-    true
 }

@@ -6,21 +6,8 @@ use super::events;
 use super::state::Extra;
 use super::vmcb::{TLB_KEEP, Vmcb};
 
-/// Who answers an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answerer {
-    /// The kernel, from the vCPU's CPUID table.
-    Cpuid,
-    /// The kernel gives the exception to the guest. An alignment check or debug exception that arises while it is
-    /// itself delivered would otherwise keep the CPU in microcode, deaf to interrupts.
-    Reflect,
-    /// The kernel takes the interrupt.
-    Interrupt,
-    /// The vmm.
-    Vmm,
-}
-
-/// Vectors of [`Answerer::Reflect`]: #DB and #AC.
+/// Vectors that go to the vmm, which gives them to the guest: #DB and #AC. One that arises while it is itself delivered
+/// would otherwise keep the CPU in microcode, deaf to interrupts.
 pub const REFLECTED: u32 = 1 << 1 | 1 << 17;
 
 /// The exit code as messages carry it. What fits no message is a refusal of the CPU's: −1 as 64 bits, on QEMU as 32.
@@ -28,16 +15,9 @@ pub const fn narrow(exit_code: u64) -> u16 {
     if exit_code < 0xf000 { exit_code as u16 } else { code::INVALID }
 }
 
-/// Who answers the exit with this code.
-pub const fn answerer(code: u16) -> Answerer {
-    const DB: u16 = code::EXCEPTION + 1;
-    const AC: u16 = code::EXCEPTION + 17;
-    match code {
-        code::CPUID => Answerer::Cpuid,
-        DB | AC => Answerer::Reflect,
-        code::INTR | code::NMI | code::SMI | code::INIT => Answerer::Interrupt,
-        _ => Answerer::Vmm,
-    }
+/// Whether the guest was left for an interrupt of the host's, which the kernel takes.
+pub const fn is_interrupt(code: u16) -> bool {
+    matches!(code, code::INTR | code::NMI | code::SMI | code::INIT)
 }
 
 /// What an instruction must be decoded with.

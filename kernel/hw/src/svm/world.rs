@@ -10,8 +10,7 @@
 use core::{arch::asm, arch::naked_asm, mem::offset_of};
 
 use caisson_core::{
-    svm::cpuid::Answer, svm::events, svm::exits, svm::exits::Answerer, svm::state::SVME, svm::state::StatePage,
-    svm::state::gpr, svm::vmcb::Vmcb,
+    svm::cpuid::Answer, svm::exits, svm::state::SVME, svm::state::StatePage, svm::state::gpr, svm::vmcb::Vmcb,
 };
 use caisson_proto::{addr::Spa, vcpu::code};
 use zerocopy::FromZeros;
@@ -32,27 +31,21 @@ impl Vcpu {
         }
         let vmcb = self.spa(VMCB);
         // SAFETY: the VMCB's FS, GS, TR, LDTR and system-call registers are the guest's; the kernel uses none of
-        // them until they are the host's again, and GIF = 0 keeps away what would.
-        unsafe { asm!("clgi", "sti", "vmload rax", in("rax") vmcb.0, options(nostack)) };
-        let code = loop {
-            // SAFETY: the frames are the vCPU's own, mapped and set up, and this CPU is ready for guests.
-            unsafe { switch(self, vmcb) };
-            let code = exits::narrow(self.vmcb.control.exit_code);
-            if exits::answerer(code) != Answerer::Reflect || !events::reflect(&mut self.vmcb, code) {
-                break code;
-            }
-        };
-        // SAFETY: the guest's registers go to its VMCB, and the host's come from where `features::enable` put them.
+        // them until they are the host's again, which come from where `features::enable` put them, and GIF = 0 keeps
+        // away what would. The frames are the vCPU's own, mapped and set up, and this CPU is ready for guests.
         // Interrupts are off again, as they were on entry to this function, before GIF is 1.
         unsafe {
+            asm!("clgi", "sti", "vmload rax", in("rax") vmcb.0, options(nostack));
+            switch(self, vmcb);
             asm!("vmsave rax", "mov rax, {host}", "vmload rax", "cli", "stgi",
                 host = in(reg) this().host.0, inout("rax") vmcb.0 => _, options(nostack));
         }
+        let code = exits::narrow(self.vmcb.control.exit_code);
         if code == code::INVALID {
             self.contain_failed_entry();
         }
         exits::after(code, &mut self.vmcb, &mut self.extra, this().svm.limits.virq_reported_as_exception);
-        (exits::answerer(code) != Answerer::Interrupt).then_some(code)
+        (!exits::is_interrupt(code)).then_some(code)
     }
 
     /// QEMU stores the host's registers over the guest's when VMRUN refuses a VMCB; the vmm must not see them. It

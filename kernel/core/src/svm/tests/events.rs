@@ -4,8 +4,8 @@ use caisson_proto::vcpu::Groups;
 use proptest::prelude::*;
 use zerocopy::FromZeros;
 
-use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check, reflect};
-use crate::svm::exits::{self, Answerer};
+use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check};
+use crate::svm::exits;
 use crate::svm::state::Extra;
 use crate::svm::vmcb::Vmcb;
 
@@ -66,29 +66,12 @@ proptest! {
 }
 
 #[test]
-fn own_exceptions_are_reflected() {
-    let mut vmcb = Vmcb::new_zeroed();
-    vmcb.control.info1 = 0;
-    assert!(reflect(&mut vmcb, code::EXCEPTION + 17));
-    assert_eq!(vmcb.control.event, VALID | EXCEPTION | ERROR_CODE | 17);
-    assert!(reflect(&mut vmcb, code::EXCEPTION + 1));
-    assert_eq!(vmcb.control.event, VALID | EXCEPTION | 1);
-    vmcb.control.int_info = VALID | 0x20;
-    vmcb.control.event = 0;
-    assert!(!reflect(&mut vmcb, code::EXCEPTION + 1));
-    assert_eq!(vmcb.control.event, 0);
-}
-
-#[test]
 fn exits_are_routed() {
     assert_eq!(exits::narrow(u64::MAX), code::INVALID);
     assert_eq!(exits::narrow(0xffff_ffff), code::INVALID);
     assert_eq!(exits::narrow(0xf001), code::INVALID); // a code of the kernel's own can't come from the CPU
     assert_eq!(exits::narrow(0x400), code::NPF);
-    assert_eq!(exits::answerer(code::CPUID), Answerer::Cpuid);
-    assert_eq!(exits::answerer(code::EXCEPTION + 1), Answerer::Reflect);
-    assert_eq!(exits::answerer(code::INTR), Answerer::Interrupt);
-    assert_eq!(exits::answerer(code::IOIO), Answerer::Vmm);
+    assert!(exits::is_interrupt(code::INTR) && !exits::is_interrupt(code::IOIO));
     for quiet in [code::HLT, code::VMMCALL, code::WBINVD, code::CPUID, code::KICK, code::TIMER, code::VINTR] {
         assert!(exits::groups(quiet, 0, 0).is_empty());
     }
