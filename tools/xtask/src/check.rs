@@ -44,13 +44,18 @@ pub struct Step {
     run: fn(&Paths) -> Outcome,
 }
 
+/// What is quick comes first.
 const STEPS: &[Step] = &[
     Step { name: "fmt", about: "rustfmt has nothing to change", run: steps::fmt },
     Step { name: "clippy", about: "clippy has nothing to say, on the host and for the machine", run: steps::clippy },
-    Step { name: "host", about: "unit and property tests", run: steps::host },
     Step { name: "doc", about: "rustdoc without warnings", run: steps::doc },
     Step { name: "book", about: "the book builds", run: steps::book },
     Step { name: "tcb", about: "ring 0 keeps to its bounds", run: steps::tcb },
+    Step {
+        name: "host",
+        about: "unit and property tests, and some hundred seeds of the simulated machine",
+        run: steps::host,
+    },
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
     Step { name: "terminal", about: "a guest's shell at a terminal: keys, Ctrl-C, Ctrl-A N and X", run: terminal::run },

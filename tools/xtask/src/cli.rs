@@ -34,6 +34,8 @@ pub enum Command {
     Image(MachineArgs),
     /// Check everything that must hold; the last line says how many checks passed and failed
     Test(TestArgs),
+    /// Run seeds of the simulated machine: the kernel's rules and the services under a random scheduler
+    Sim(SimArgs),
     /// Build the book in docs/
     Book,
     /// Count what runs in ring 0; fails if it is too much or unsafe code is outside its place
@@ -64,6 +66,23 @@ pub struct TestArgs {
     /// List steps and machines
     #[arg(long)]
     pub list: bool,
+}
+
+/// Which seeds to run.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A seed that breaks a rule is told with what happened before it and the command that replays it; the exit status is 1.
+
+Examples:
+  cargo xtask sim --seeds 10000
+  cargo xtask sim --seeds 1 --from 4711")]
+pub struct SimArgs {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seeds: u64,
+    /// The first
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub from: u64,
 }
 
 /// What can be measured.

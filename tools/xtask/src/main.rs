@@ -22,6 +22,7 @@ mod screen;
 mod script;
 mod setup;
 mod signals;
+mod sim;
 mod tcb;
 mod terminal;
 mod verdict;
@@ -64,6 +65,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             Err(failure) if failure.text.is_empty() => Ok(ExitCode::from(failure.status as u8)),
             done => done.map(|()| ExitCode::SUCCESS),
         },
+        Command::Sim(args) => sim::sim(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Book => book::build(&paths).map(|place| {
             println!("{}", place.join("index.html").display());
             ExitCode::SUCCESS

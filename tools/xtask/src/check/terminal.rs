@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
@@ -35,10 +36,16 @@ struct Person {
     child: Child,
 }
 
-/// Both sessions.
+/// All sessions.
 pub fn run(paths: &Paths) -> Outcome {
     let mut outcome = Outcome::default();
-    for (name, done) in [("one guest", one(paths)), ("two guests", two(paths))] {
+    let sessions = [
+        ("one guest", one as fn(&Paths) -> Result<(), String>),
+        ("two guests", two),
+        ("interrupted", interrupted),
+        ("debugger", debugger),
+    ];
+    for (name, done) in sessions.map(|(name, session)| (name, session(paths))) {
         match done {
             Ok(()) => outcome.passed += 1,
             Err(why) => outcome.failed.push(format!("{name}: {why}")),
@@ -99,6 +106,33 @@ fn two(paths: &Paths) -> Result<(), String> {
     person.ends(0)
 }
 
+/// Somebody ends it by a signal.
+fn interrupted(paths: &Paths) -> Result<(), String> {
+    let mut person = Person::sits_down(paths, &[])?;
+    person.sees(PROMPT, BOOT)?;
+    kill_process(Pid::from_child(&person.child), Signal::TERM).map_err(|error| error.to_string())?;
+    person.sees("caisson: exit status 143: interrupted by SIGTERM", SOON)?;
+    person.ends(143)
+}
+
+/// The debugger's command, as it is told, stops the kernel at its start.
+fn debugger(paths: &Paths) -> Result<(), String> {
+    if crate::paths::program("gdb").is_none() {
+        return Ok(());
+    }
+    let mut person = Person::sits_down(paths, &["--gdb"])?;
+    person.sees("QEMU waits for a debugger: gdb", BOOT)?;
+    let command = person.sees("\n", SOON)?;
+    let output = Command::new("sh").arg("-c").arg(format!("gdb -nx -batch {command}")).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !said.contains("hit Breakpoint 1") {
+        return Err(format!("gdb says {said}{}", String::from_utf8_lossy(&output.stderr)));
+    }
+    person.types("\x01x")?;
+    person.ends(0)
+}
+
 impl Person {
     fn sits_down(paths: &Paths, arguments: &[&str]) -> Result<Self, String> {
         let say = |error: rustix::io::Errno| error.to_string();
@@ -133,14 +167,15 @@ impl Person {
         Ok(Self { keyboard, screen, seen: Vec::new(), terminal, child })
     }
 
-    /// Waits until `text` is on the screen, after what was seen before.
-    fn sees(&mut self, text: &str, within: Duration) -> Result<(), String> {
+    /// Waits until `text` is on the screen, after what was seen before; returns what came in between.
+    fn sees(&mut self, text: &str, within: Duration) -> Result<String, String> {
         let start = Instant::now();
         let mut ended = false;
         loop {
             if let Some(at) = self.seen.windows(text.len()).position(|window| window == text.as_bytes()) {
-                self.seen.drain(..at + text.len());
-                return Ok(());
+                let mut between: Vec<u8> = self.seen.drain(..at + text.len()).collect();
+                between.truncate(at);
+                return Ok(String::from_utf8_lossy(&between).into_owned());
             }
             match self.screen.recv_timeout(LOOK) {
                 Ok(bytes) => self.seen.extend(bytes),
