@@ -129,10 +129,10 @@ impl Set {
         members(0, self.0[0].get()).next()
     }
 
-    /// The next one round the circle from a number on.
-    pub fn next(&self, from: usize) -> Option<Context> {
-        (0..=WORDS).find_map(|step| {
-            let index = (from / 64 + step) % WORDS;
+    /// The next vCPU round the circle from a number on.
+    pub fn vcpu(&self, from: usize) -> Option<Context> {
+        (0..WORDS).find_map(|step| {
+            let index = 1 + (from / 64 + WORDS - 2 + step) % (WORDS - 1);
             let mask = if step == 0 { u64::MAX << (from % 64) } else { u64::MAX };
             let bits = self.0[index].get() & mask;
             members(index, bits & bits.wrapping_neg()).next()

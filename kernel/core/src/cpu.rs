@@ -45,14 +45,43 @@ pub struct Local {
     pub slice_end: Cell<u64>,
     /// The vCPU that ran last, for the round robin.
     pub last: Cell<u16>,
-    /// Counts what was delivered to services here; the watchdog compares.
-    pub deliveries: Cell<u64>,
-    /// `deliveries` as the watchdog saw it last.
-    pub seen: Cell<u64>,
+    /// Doorbell activations since a vCPU had the CPU.
+    pub bells: Cell<u8>,
     /// When the watchdog looked last.
     pub seen_at: Cell<u64>,
-    /// For how many TSC ticks the watchdog has seen the same service at the same request.
-    pub running_for: Cell<u64>,
+    /// What was delivered last, to whichever service.
+    pub request: Stopwatch,
+    /// What was delivered last to the first service of a call chain.
+    pub root: Stopwatch,
+}
+
+/// For how long the watchdog has seen the same request.
+#[derive(Debug)]
+pub struct Stopwatch {
+    /// Requests so far, and how many they were at the last look.
+    count: Cell<u64>,
+    seen: Cell<u64>,
+    /// TSC ticks.
+    ran: Cell<u64>,
+}
+
+impl Stopwatch {
+    const fn new() -> Self {
+        Self { count: Cell::new(0), seen: Cell::new(0), ran: Cell::new(0) }
+    }
+
+    /// Another request begins.
+    #[inline]
+    pub fn begin(&self) {
+        self.count.set(self.count.get().wrapping_add(1));
+    }
+
+    /// A look of the watchdog, `passed` ticks after the last one. Returns for how long it has seen this request.
+    pub fn look(&self, passed: u64) -> u64 {
+        let same = self.seen.replace(self.count.get()) == self.count.get();
+        self.ran.set(if same { self.ran.get() + passed } else { 0 });
+        self.ran.get()
+    }
 }
 
 /// No service.
@@ -73,10 +102,10 @@ impl Local {
             next_deadline: Cell::new(NEVER),
             slice_end: Cell::new(0),
             last: Cell::new(0),
-            deliveries: Cell::new(0),
-            seen: Cell::new(0),
+            bells: Cell::new(0),
             seen_at: Cell::new(0),
-            running_for: Cell::new(0),
+            request: Stopwatch::new(),
+            root: Stopwatch::new(),
         }
     }
 }

@@ -56,7 +56,11 @@ impl<M: Machine> Here<'_, M> {
     /// A condemned service ends, now that the chain is back at it.
     #[cold]
     pub(crate) fn die(&self, frame: &mut UserFrame, slot: usize) -> Next {
-        self.end_service(frame, plain(self.service(slot).id.get(), ServiceState::Killed))
+        let service = self.service(slot);
+        if service.epitaph.lock().fault == FaultKind::Overrun {
+            return self.blame(slot, FaultKind::Overrun, frame);
+        }
+        self.end_service(frame, plain(service.id.get(), ServiceState::Killed))
     }
 
     /// Ends a service whose turn the present context has, and answers its caller in its place.

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::FaultKind;
+use caisson_proto::layout;
 use caisson_proto::vcpu::{Action, Resume};
 use caisson_proto::wire::{Field, Words};
 
@@ -122,7 +123,10 @@ impl<M: Machine> Here<'_, M> {
         frame.rip = target.rip.load(Ordering::Relaxed);
         frame.rsp = target.rsp.load(Ordering::Relaxed);
         self.local.service.set(id.index() as u16);
-        self.local.deliveries.set(self.local.deliveries.get().wrapping_add(1));
+        self.local.request.begin();
+        if !matches!(caller, Caller::Service(_)) {
+            self.local.root.begin();
+        }
         self.machine.load_space(id.index());
         Next::User
     }
@@ -131,6 +135,10 @@ impl<M: Machine> Here<'_, M> {
     fn lend(&self, caller: Caller, to: usize, word: u64) -> Result<u64, Status> {
         let Caller::Service(from) = caller else { return Err(Status::BadLease) };
         let lease = Lease::from_word(word).map_err(|_| Status::BadLease)?.ok_or(Status::BadLease)?;
+        // Only its own memory: image, stack and heap. What it shares may vanish while it is lent.
+        if lease.page.0 + lease.pages > layout::RINGS >> 12 {
+            return Err(Status::BadLease);
+        }
         let lent = self.machine.lend(from.index(), to, lease)?;
         self.service(to).borrows.set(true);
         Ok(lent.to_word())
@@ -193,14 +201,14 @@ impl<M: Machine> Here<'_, M> {
             Caller::Service(id) => {
                 let service = self.service(id.index());
                 self.local.service.set(id.index() as u16);
-                if service.doomed.get() {
-                    return self.die(frame, id.index());
-                }
                 frame.rax = status as u64;
                 frame.words = *words;
                 frame.rbx = 0;
                 frame.rip = service.rip.load(Ordering::Relaxed);
                 frame.rsp = service.rsp.load(Ordering::Relaxed);
+                if service.doomed.get() {
+                    return self.die(frame, id.index());
+                }
                 self.machine.load_space(id.index());
                 Next::User
             }

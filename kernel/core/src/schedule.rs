@@ -15,12 +15,16 @@ use crate::cpu::{NEVER, NO_SERVICE, UserFrame};
 use crate::here::Here;
 use crate::ipc::Next;
 use crate::machine::Machine;
-use crate::service::Caller;
+use crate::service::{Caller, Service};
 
 /// A vCPU's slice where others wait, in milliseconds.
 pub const SLICE_MS: u64 = 5;
 /// How often the watchdog looks at a CPU that doesn't idle, in milliseconds.
 pub const WATCH_MS: u64 = 50;
+/// How many times its budget a service may take with all that it calls for one request.
+pub const CHAIN_BUDGETS: u64 = 4;
+/// Doorbell activations in a row while a vCPU is ready.
+pub const BELLS_IN_A_ROW: u8 = 16;
 
 /// What [`Here::pick`] chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,7 @@ impl<M: Machine> Here<'_, M> {
     /// Whether the running vCPU makes room: at once for who has a service's turn and for doorbells, for another vCPU
     /// after its slice.
     fn must_yield(&self) -> bool {
-        if self.local.ready.bell().is_some() || !self.local.granted.is_empty() {
+        if self.bell().is_some() || !self.local.granted.is_empty() {
             return true;
         }
         match (!self.local.ready.is_empty(), self.local.slice_end.get()) {
@@ -87,14 +91,20 @@ impl<M: Machine> Here<'_, M> {
     /// Takes the next context out of the ready sets: who has a service's turn, else the highest doorbell, else the
     /// next vCPU round the circle.
     fn next_ready(&self) -> Option<Context> {
-        if let Some(context) = self.local.granted.next(0) {
+        if let Some(context) = self.local.granted.iter().next() {
             self.local.granted.remove(context);
             return Some(context);
         }
         let ready = &self.local.ready;
-        let context = ready.bell().or_else(|| ready.next(usize::from(self.local.last.get()) + 1))?;
+        let vcpu = || ready.vcpu(usize::from(self.local.last.get()) + 1);
+        let context = self.bell().or_else(vcpu).or_else(|| ready.bell())?;
         ready.remove(context);
         Some(context)
+    }
+
+    /// The highest doorbell, unless it's a vCPU's time.
+    fn bell(&self) -> Option<Context> {
+        self.local.ready.bell().filter(|_| self.local.bells.get() < BELLS_IN_A_ROW)
     }
 
     /// Makes a context the running one.
@@ -110,6 +120,8 @@ impl<M: Machine> Here<'_, M> {
             }
             state.set_phase(Phase::Running);
             self.local.context.set(Some(context));
+            self.local.request.begin();
+            self.local.root.begin();
             return self.deliver(frame, context, &{ *state.call.lock() });
         }
         match context.kind() {
@@ -128,6 +140,7 @@ impl<M: Machine> Here<'_, M> {
     /// Hands a service its doorbells, or its first message.
     fn activate(&self, frame: &mut UserFrame, slot: usize, context: Context) -> Next {
         let service = self.service(slot);
+        self.local.bells.set(self.local.bells.get().saturating_add(1));
         self.context(context).set_phase(Phase::Running);
         self.local.context.set(Some(context));
         // In this order: the first message is not for a service that isn't alive yet.
@@ -149,6 +162,7 @@ impl<M: Machine> Here<'_, M> {
     /// The last look before a guest is entered. `None`: look again.
     fn before_entry(&self, frame: &mut UserFrame, context: Context) -> Option<Choice> {
         let state = self.context(context);
+        self.local.bells.set(0);
         if state.pending.load(Ordering::SeqCst) == 0 {
             return Some(Choice::Guest(context));
         }
@@ -246,21 +260,31 @@ impl<M: Machine> Here<'_, M> {
         0
     }
 
+    /// Whether the service in user mode must not go on. One that calls others again and again is never at one request
+    /// for long: the whole chain's time counts too, and condemns the service at its root.
     fn watch(&self, now: u64) -> bool {
+        // Time that the host took isn't the service's. The timer is armed from `seen_at`, which has to move on.
+        let most = 2 * WATCH_MS * self.machine.tsc_khz();
+        let passed = now.saturating_sub(self.local.seen_at.replace(now)).min(most);
         let slot = self.local.service.get();
-        if slot == NO_SERVICE || self.local.deliveries.get() != self.local.seen.get() {
-            self.local.seen.set(self.local.deliveries.get());
-            self.local.seen_at.set(now);
-            self.local.running_for.set(0);
+        if slot == NO_SERVICE {
+            self.local.request.begin();
+            self.local.root.begin();
+        }
+        let (request, chain) = (self.local.request.look(passed), self.local.root.look(passed));
+        if slot == NO_SERVICE {
             return false;
         }
-        let service = self.service(usize::from(slot));
-        let budget = u64::from(service.budget_ms.load(Ordering::Relaxed)) * self.machine.tsc_khz();
-        let began = self.local.seen_at.get();
-        // The timer is armed from `seen_at`; it has to move on although the service did not.
-        self.local.seen_at.set(now);
-        self.local.running_for.set(self.local.running_for.get() + now.saturating_sub(began));
-        service.doomed.get() || self.local.running_for.get() > budget
+        let service = self.service(slot.into());
+        let mut root = service;
+        while let Caller::Service(id) = root.caller.get() {
+            root = self.service(id.index());
+        }
+        let budget = |of: &Service| u64::from(of.budget_ms.load(Ordering::Relaxed)) * self.machine.tsc_khz();
+        if chain > CHAIN_BUDGETS * budget(root) && !root.doomed.swap(true) {
+            root.epitaph.lock().fault = FaultKind::Overrun;
+        }
+        service.doomed.get() || request > budget(service)
     }
 
     /// Ends the service in user mode because [`tick`](Self::tick) said so.

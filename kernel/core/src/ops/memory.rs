@@ -211,9 +211,11 @@ impl<M: Machine> Call<'_, M> {
                 Ok(Some(removed)) => {
                     next = Gfn(removed.gfn.0 + removed.pages);
                     pages += removed.pages;
-                    // At most MAX_PAGES_PER_CALL steps of one page or more. The window holds the same pages.
-                    let _ = taken.push((removed.frame, removed.pages));
-                    let _ = self.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
+                    result = self.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
+                    // What its handler still sees stays the VM's. At most MAX_PAGES_PER_CALL steps of one page or more.
+                    if result.is_ok() {
+                        let _ = taken.push((removed.frame, removed.pages));
+                    }
                 }
                 Ok(None) => next = end,
                 Err(status) => result = Err(status),
@@ -226,8 +228,10 @@ impl<M: Machine> Call<'_, M> {
         self.machine.flush_translations();
         self.shoot_down(slot);
         let batch = batches.open(request.vm, books.kind, &self.owing(slot, books.kind))?;
+        let mut pages = 0;
         for (frame, count) in &taken {
             table.quarantine(*frame, *count, FrameState::Owned, batch);
+            pages += count;
         }
         batches.join(batch, pages);
         ok(Unmapped { batch, pages, next })

@@ -13,6 +13,7 @@ use caisson_proto::wire::Done;
 use super::{Answer, Call, ok};
 use crate::context::{Context, Phase, pending};
 use crate::machine::Machine;
+use crate::svm::state::RESIDENT;
 use crate::vms;
 
 impl<M: Machine> Call<'_, M> {
@@ -65,6 +66,11 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_read(&self, request: &VcpuRead) -> Answer {
         let _stays = self.tables();
         let context = self.still_vcpu(request.vcpu)?;
+        // What may still be in a CPU's registers can be had there alone.
+        let home = self.context(context).home.load(Ordering::SeqCst);
+        if request.groups.intersects(RESIDENT) && home != self.local.cpu.0 {
+            return Err(Status::Busy);
+        }
         self.machine.vcpu_save(context, request.groups);
         ok(Done {})
     }

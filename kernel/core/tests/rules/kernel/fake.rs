@@ -36,6 +36,8 @@ pub struct Fake {
     pub resumed: RefCell<Vec<(Context, Resume)>>,
     pub flushed: RefCell<Vec<Context>>,
     pub off: Cell<Option<u8>>,
+    /// There are no tables to split a large page of a window.
+    pub poor: Cell<bool>,
     /// The processor refuses what the vmm loads.
     pub refuse: Cell<bool>,
     /// Called in every wait; counts.
@@ -182,6 +184,9 @@ impl Machine for Fake {
         Ok(())
     }
     fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, _: &mut dyn TablePool) -> Result<(), Status> {
+        if self.poor.get() {
+            return Err(Status::Exhausted);
+        }
         for n in 0..pages {
             assert!(self.window.borrow_mut().remove(&(slot, gfn.0 + n)).is_some(), "nothing is mapped there");
         }

@@ -56,7 +56,8 @@ fn a_lease_of_what_is_not_there_reaches_nobody() {
     let mut system = System::new(1);
     system.awake(0, VMM);
     let absent = Lease { page: NOT_THERE, ..LENT }.to_word();
-    for bad in [absent, 1, u64::MAX, LENT.to_word() | 1 << 55] {
+    let shared = Lease { page: VPage((caisson_proto::layout::RINGS >> 12) - 1), ..LENT }.to_word();
+    for bad in [absent, shared, 1, u64::MAX, LENT.to_word() | 1 << 55] {
         assert_eq!(system.call_id(0, system.id(MEMORY), bad, words(1)), At::User(VMM));
         assert_eq!(system.got(0).status, Status::BadLease);
         assert!(!system.kernel.service(MEMORY).turn.is_taken());

@@ -186,6 +186,19 @@ fn what_is_unmapped_waits_for_its_batch() {
 }
 
 #[test]
+fn what_its_handler_still_sees_stays_the_vms() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 1, 64);
+    system.as_service(MEMORY, &map(vm, 0, 512, 2)).unwrap();
+    system.machine.poor.set(true);
+    let unmapped = system.as_service(MEMORY, &unmap(vm, 0, 1)).unwrap();
+    assert_eq!((unmapped.pages, unmapped.next), (0, Gfn(1)));
+    system.machine.poor.set(false);
+    assert_eq!(system.as_service(MEMORY, &unmap(vm, 0, 2)).unwrap().pages, 1);
+    assert_eq!((counts(&mut system).owned, counts(&mut system).quarantined), (1, 1));
+}
+
+#[test]
 fn a_dying_vm_keeps_its_pages_until_its_vcpus_stand_still() {
     let mut system = System::new(2);
     let vm = system.vm(VMM, VmKind::Plain, 2, 64);

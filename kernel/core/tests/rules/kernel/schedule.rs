@@ -1,7 +1,7 @@
 //! Which context runs, and until when.
 
 use caisson_core::context::{Context, Phase};
-use caisson_core::schedule::{SLICE_MS, WATCH_MS};
+use caisson_core::schedule::{BELLS_IN_A_ROW, SLICE_MS, WATCH_MS};
 use caisson_proto::abi::{Status, doorbell, sender};
 use caisson_proto::addr::{Tsc, VcpuId, VmId};
 use caisson_proto::exits::code;
@@ -235,12 +235,60 @@ fn a_service_that_runs_too_long_faults() {
 #[test]
 fn a_service_that_serves_many_does_not_overrun() {
     let mut system = System::new(1);
-    system.awake(0, VMM);
     for n in 0..20 {
+        system.awake(0, VMM);
         system.machine.now.set(system.machine.now.get() + WATCH_MS * KHZ);
         assert!(!system.here(0).tick());
         assert_eq!(system.call(0, MEMORY, words(n)), At::User(MEMORY));
         assert_eq!(system.reply(0, Status::Ok, words(n)), At::User(VMM));
+        assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::Idle);
+    }
+}
+
+#[test]
+fn a_service_that_calls_again_and_again_for_one_request_overruns() {
+    let mut system = System::new(1);
+    system.awake(0, VMM);
+    let mut looks = 0;
+    while system.call(0, MEMORY, words(1)) == At::User(MEMORY) {
+        system.machine.now.set(system.machine.now.get() + WATCH_MS * KHZ);
+        assert!(!system.here(0).tick(), "whom it calls is not to blame");
+        system.reply(0, Status::Ok, [0; 8]);
+        looks += 1;
+    }
+    // Four times its budget of 100 ms, looked at every 50.
+    assert_eq!(looks, 10);
+    let epitaph = *system.kernel.service(VMM).epitaph.lock();
+    assert_eq!((epitaph.fault, epitaph.code), (FaultKind::Overrun, 100));
+}
+
+#[test]
+fn a_jump_of_the_hosts_time_is_not_the_services() {
+    let mut system = System::new(1);
+    system.awake(0, VMM);
+    assert!(!system.here(0).tick());
+    system.machine.now.set(system.machine.now.get() + (1 << 40));
+    assert!(!system.here(0).tick());
+}
+
+#[test]
+fn doorbells_without_end_leave_vcpus_their_time() {
+    let (mut system, vm) = crowd();
+    system.here(0).ring(MEMORY, 1);
+    system.here(0).ring(NOTIFIER, 1);
+    let mut at = system.resume(0, Action::Run, 0);
+    for turn in 0..6 {
+        let mut bells = 0;
+        while let At::User(slot) = at {
+            bells += 1;
+            system.here(0).ring(slot, 1);
+            at = system.reply(0, Status::Ok, [0; 8]);
+        }
+        assert_eq!(at, At::Guest(vcpu(vm, turn % 3)));
+        // Some of the first round's were before there were vCPUs.
+        assert!(bells == BELLS_IN_A_ROW || turn == 0 && bells < BELLS_IN_A_ROW);
+        assert_eq!(system.machine.timer.get(), system.machine.now.get() + SLICE_MS * KHZ, "they wait for a slice");
+        at = system.pick(0);
     }
 }
 
@@ -250,7 +298,7 @@ fn a_condemned_service_that_never_replies_ends_at_the_next_look() {
     system.awake(0, VMM);
     system.awake(1, SUPERVISOR);
     system.ask(1, &ServiceKill { service: system.id(VMM) }).unwrap();
-    assert_eq!(looks_until_overrun(&system), 2);
+    assert_eq!(looks_until_overrun(&system), 1);
     let mut frame = system.frames[0];
     let next = system.here(0).overrun(&mut frame);
     system.frames[0] = frame;

@@ -68,6 +68,9 @@ fn registers_are_read_while_they_stand_still() {
     assert_eq!(system.guest_exit(1, context, code::HLT), At::User(VMM));
     assert!(system.ask(1, &VcpuRead { vcpu: second, groups }).is_ok(), "its exit is being handled");
     assert_eq!(system.resume(1, Action::Park, 0), At::Idle);
+    let elsewhere = system.as_service(VMM, &VcpuRead { vcpu: second, groups });
+    assert_eq!(elsewhere, Err(Status::Busy), "some of its registers may still be in its own CPU");
+    let groups = groups - Groups::XCR0 - Groups::DEBUG - Groups::TSC;
     assert!(system.as_service(VMM, &VcpuRead { vcpu: second, groups }).is_ok(), "it is parked");
 }
 
