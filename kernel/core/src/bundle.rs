@@ -4,8 +4,7 @@
 //! or breaks the rule of ranks, isn't booted. Where an image may lie and what access it may have, the service's space
 //! checks when it is mapped.
 
-use caisson_proto::layout;
-use caisson_proto::prelude::*;
+use caisson_proto::{layout, prelude::*};
 use zerocopy::FromBytes;
 
 /// Why a bundle isn't booted.

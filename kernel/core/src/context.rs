@@ -5,12 +5,10 @@
 
 use core::cell::Cell;
 
-use caisson_proto::abi::{MAX_SERVICES, MAX_VCPUS, MAX_VMS};
-use caisson_proto::addr::ServiceId;
-use caisson_proto::wire::{Field, Words};
-
-use crate::service::Caller;
-use crate::sync::{Atomic, AtomicU16, AtomicU32, AtomicU64, Ordering, settled};
+use crate::{
+    service::Caller, sync::Atomic, sync::AtomicU16, sync::AtomicU32, sync::AtomicU64, sync::Ordering, sync::settled,
+};
+use caisson_proto::prelude::*;
 
 /// Contexts in all.
 pub const CONTEXTS: usize = MAX_SERVICES + MAX_VMS * MAX_VCPUS;

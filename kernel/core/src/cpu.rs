@@ -2,10 +2,8 @@
 
 use core::cell::Cell;
 
-use caisson_proto::addr::CpuId;
-use caisson_proto::wire::Words;
-
-use crate::context::{Context, Set};
+use crate::{context::Context, context::Set};
+use caisson_proto::prelude::*;
 
 /// The registers of a service at a system call, and those with which a service is entered. `kernel/hw` stores and
 /// loads them; the layout is known to its assembly.

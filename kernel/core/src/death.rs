@@ -6,18 +6,11 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::{MAX_VCPUS, Status, doorbell};
-use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{Caps, FaultKind, ServiceReport, ServiceState, VmState};
-use caisson_proto::wire::Field;
-
-use crate::context::{Context, Phase, pending};
-use crate::cpu::UserFrame;
-use crate::event::Event;
-use crate::here::Here;
-use crate::ipc::Next;
-use crate::machine::Machine;
-use crate::service::plain;
+use crate::{
+    context::Context, context::Phase, context::pending, cpu::UserFrame, event::Event, here::Here, ipc::Next,
+    machine::Machine, service::plain,
+};
+use caisson_proto::prelude::*;
 
 impl<M: Machine> Here<'_, M> {
     /// The service in user mode raised an exception.

@@ -1,8 +1,6 @@
 //! What the kernel tells its log. Plain data: the machine layer gives it words.
 
-use caisson_proto::abi::Status;
-use caisson_proto::addr::{BatchId, CpuId, ServiceId, VmId};
-use caisson_proto::kernel::FaultKind;
+use caisson_proto::prelude::*;
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,14 +3,11 @@
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
-use caisson_proto::addr::CpuId;
-use caisson_proto::kernel::Caps;
+use crate::{
+    context::Context, context::Phase, context::pending, cpu::Local, kernel::Kernel, kernel::Tables, machine::Machine,
+};
+use caisson_proto::prelude::*;
 use spin::MutexGuard;
-
-use crate::context::{Context, Phase, pending};
-use crate::cpu::Local;
-use crate::kernel::{Kernel, Tables};
-use crate::machine::Machine;
 
 /// Where the kernel runs now. Everything that happens in it is a method of this.
 #[derive(Debug)]

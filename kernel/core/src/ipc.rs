@@ -6,18 +6,12 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
-use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::FaultKind;
+use crate::{
+    context::Context, context::Kind, context::Phase, context::Stashed, cpu::NO_SERVICE, cpu::UserFrame, here::Here,
+    machine::Machine, service::Caller, service::Service,
+};
 use caisson_proto::layout;
-use caisson_proto::vcpu::{Action, Resume};
-use caisson_proto::wire::{Field, Words};
-
-use crate::context::{Context, Kind, Phase, Stashed};
-use crate::cpu::{NO_SERVICE, UserFrame};
-use crate::here::Here;
-use crate::machine::Machine;
-use crate::service::{Caller, Service};
+use caisson_proto::prelude::*;
 
 /// What the CPU does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,18 +2,12 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use caisson_proto::abi::{MAX_CPUS, MAX_SERVICES, MAX_VMS, Status};
-use caisson_proto::addr::BatchId;
-use caisson_proto::bundle::ServiceRecord;
+use crate::{
+    batches::Batches, context::CONTEXTS, context::Context, context::ContextState, frames::FrameTable, service::Service,
+    sync::Atomic, vms::Books, vms::Vm, woken::Woken,
+};
+use caisson_proto::prelude::*;
 use spin::Mutex;
-
-use crate::batches::Batches;
-use crate::context::{CONTEXTS, Context, ContextState};
-use crate::frames::FrameTable;
-use crate::service::Service;
-use crate::sync::Atomic;
-use crate::vms::{Books, Vm};
-use crate::woken::Woken;
 
 /// What other CPUs may touch of a CPU.
 #[derive(Debug)]

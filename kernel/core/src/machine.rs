@@ -3,13 +3,9 @@
 //! Every method is called with interrupts off, after everything was checked: none may fail past the point where a
 //! change is visible, except as its result says.
 
-use caisson_proto::abi::{Lease, Status};
-use caisson_proto::addr::{CpuId, Frame, Gfn};
-use caisson_proto::kernel::{Access, Machine as Facts, VmKind};
-use caisson_proto::vcpu::{Exit, Groups, Resume};
-
-use crate::context::Context;
-use crate::event::Event;
+use crate::{context::Context, event::Event};
+use caisson_proto::kernel::Machine as Facts;
+use caisson_proto::prelude::*;
 
 /// Frames that page tables may be made from. The taker turns them into tables; they are the kernel's already.
 pub trait TablePool {

@@ -5,17 +5,12 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::doorbell;
-use caisson_proto::addr::CpuId;
-use caisson_proto::kernel::FaultKind;
-use caisson_proto::vcpu::{Exit, code};
-
-use crate::context::{Context, Entry, Kicked, Kind, Phase, Stashed, pending};
-use crate::cpu::{NEVER, NO_SERVICE, UserFrame};
-use crate::here::Here;
-use crate::ipc::Next;
-use crate::machine::Machine;
-use crate::service::{Caller, Service};
+use crate::{
+    context::Context, context::Entry, context::Kicked, context::Kind, context::Phase, context::Stashed,
+    context::pending, cpu::NEVER, cpu::NO_SERVICE, cpu::UserFrame, here::Here, ipc::Next, machine::Machine,
+    service::Caller, service::Service,
+};
+use caisson_proto::prelude::*;
 
 /// A vCPU's slice where others wait, in milliseconds.
 pub const SLICE_MS: u64 = 5;

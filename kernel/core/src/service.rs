@@ -5,15 +5,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use caisson_proto::abi::sender;
-use caisson_proto::addr::ServiceId;
-use caisson_proto::bundle::ServiceRecord;
-use caisson_proto::kernel::{Caps, FaultKind, ServiceReport, ServiceState};
-use caisson_proto::wire::Field;
-
-use crate::bells::Bells;
-use crate::sync::Atomic;
-use crate::turn::Turn;
+use crate::{bells::Bells, sync::Atomic, turn::Turn};
+use caisson_proto::prelude::*;
 
 /// Who waits for a service's reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

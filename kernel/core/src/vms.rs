@@ -2,14 +2,9 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use caisson_proto::abi::{MAX_VCPUS, MAX_VIEWS, MAX_VMS, Status};
-use caisson_proto::addr::{Frame, ServiceId, VmId};
-use caisson_proto::kernel::{VmKind, VmState};
+use crate::{invalidation::Invalidation, machine::TablePool, sync::Atomic};
+use caisson_proto::prelude::*;
 use heapless::Vec;
-
-use crate::invalidation::Invalidation;
-use crate::machine::TablePool;
-use crate::sync::Atomic;
 
 /// Table frames that a VM keeps in stock at the most.
 pub const STOCK: usize = 64;

@@ -4,10 +4,10 @@
 
 use core::sync::atomic::AtomicU64;
 
-use caisson_core::boot::{BootInfo, Range};
-use caisson_core::early::{Frames, LOW_END, touched};
-use caisson_core::frames::{self, FrameTable};
-use caisson_core::machine::TablePool;
+use caisson_core::{
+    boot::BootInfo, boot::Range, early::Frames, early::LOW_END, early::touched, frames, frames::FrameTable,
+    machine::TablePool,
+};
 use caisson_proto::{abi::MAX_CPUS, addr::CpuId, addr::Frame, addr::LARGE_PAGES, addr::PAGE_SIZE};
 use spin::Once;
 

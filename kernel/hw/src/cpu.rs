@@ -1,8 +1,8 @@
 //! The processor: features, control registers, caches and translations of this CPU.
 
-use core::arch::asm;
-use core::arch::x86_64::{__cpuid_count, CpuidResult};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::{
+    arch::asm, arch::x86_64::__cpuid_count, arch::x86_64::CpuidResult, sync::atomic::AtomicBool, sync::atomic::Ordering,
+};
 
 /// Model-specific registers (APM volume 2, appendix A).
 pub(crate) mod msr {

@@ -3,12 +3,14 @@
 //! The ring is [`caisson_proto::ring`]'s, in a page of the kernel's. Before there is one, and in an epitaph, frames
 //! go to the device byte by byte as [`caisson_proto::console`] frames them. For cold paths only.
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::{
+    cell::UnsafeCell, sync::atomic::AtomicBool, sync::atomic::AtomicU64, sync::atomic::Ordering, sync::atomic::fence,
+};
 
-use caisson_proto::addr::Frame;
-use caisson_proto::console::{LOG_KERNEL, LOG_MAGIC};
-use caisson_proto::ring::{SLOT_BYTES, SLOTS, header, slot_offset};
+use caisson_proto::{
+    addr::Frame, console::LOG_KERNEL, console::LOG_MAGIC, ring::SLOT_BYTES, ring::SLOTS, ring::header,
+    ring::slot_offset,
+};
 
 use crate::{boot, cpu::port, kmap};
 

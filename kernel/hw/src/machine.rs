@@ -4,9 +4,9 @@ use caisson_core::{
     context::Context, event::Event, here::Here, kernel::Kernel, machine::Machine, machine::Pool, machine::Removed,
     machine::TablePool, svm::npt, svm::npt::Tree, svm::state,
 };
-use caisson_proto::kernel::{Access, Features, Machine as Facts};
-use caisson_proto::layout::{GUEST, VCPU_STATE};
-use caisson_proto::prelude::*;
+use caisson_proto::{
+    kernel::Access, kernel::Features, kernel::Machine as Facts, layout::GUEST, layout::VCPU_STATE, prelude::*,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{

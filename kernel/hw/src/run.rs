@@ -6,10 +6,10 @@ use caisson_core::{
 use caisson_proto::abi::{KERNEL_SLOT, doorbell};
 use spin::Once;
 
-use crate::machine::{Silicon, here};
-use crate::svm::vcpu::{self, vcpu};
-use crate::traps::{Trap, vector};
-use crate::{cpu, epitaph, log, syscall, translations};
+use crate::{
+    cpu, epitaph, log, machine::Silicon, machine::here, svm::vcpu, svm::vcpu::vcpu, syscall, translations, traps::Trap,
+    traps::vector,
+};
 
 /// Says who gets which interrupt, and who reads the log.
 static BUNDLE: Once<Bundle<'static>> = Once::new();

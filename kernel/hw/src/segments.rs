@@ -6,10 +6,10 @@ use core::cell::Cell;
 
 use caisson_proto::bundle::PortRange;
 
-use crate::cpu::{self, msr};
-use crate::layout::{DOUBLE_FAULT_TOP, IDT, MACHINE_CHECK_TOP, NMI_TOP, PERCPU, STACK_TOP, TSS};
-use crate::percpu::{PerCpu, this};
-use crate::syscall;
+use crate::{
+    cpu, cpu::msr, layout::DOUBLE_FAULT_TOP, layout::IDT, layout::MACHINE_CHECK_TOP, layout::NMI_TOP, layout::PERCPU,
+    layout::STACK_TOP, layout::TSS, percpu::PerCpu, percpu::this, syscall,
+};
 
 /// Kernel code; its data segment follows.
 pub(crate) const KERNEL_CODE: u16 = 0x08;

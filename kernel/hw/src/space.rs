@@ -3,8 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_core::{machine::Pool, svm::npt, svm::npt::Tables, svm::npt::Tree};
-use caisson_proto::layout::{GUEST, LEASE, USER_END};
-use caisson_proto::prelude::*;
+use caisson_proto::{layout::GUEST, layout::LEASE, layout::USER_END, prelude::*};
 
 use crate::{layout::OWN_PML4, percpu::this, tables::Bits, tables::Mapped, tables::entry, tables::frame_of};
 

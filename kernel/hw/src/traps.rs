@@ -6,9 +6,10 @@ use core::cell::UnsafeCell;
 
 use caisson_core::cpu::{NEVER, UserFrame};
 
-use crate::percpu::this;
-use crate::segments::{IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, KERNEL_CODE};
-use crate::{apic, cpu, epitaph, run, user};
+use crate::{
+    apic, cpu, epitaph, percpu::this, run, segments::IST_DOUBLE_FAULT, segments::IST_MACHINE_CHECK, segments::IST_NMI,
+    segments::KERNEL_CODE, user,
+};
 
 /// Interrupt vectors.
 pub mod vector {

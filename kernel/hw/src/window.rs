@@ -4,9 +4,10 @@ use core::arch::asm;
 
 use caisson_proto::addr::{Frame, LARGE_PAGES, PAGE_SIZE};
 
-use crate::cpu;
-use crate::layout::{OWN_DIRECTORY, OWN_TABLE, PERCPU, WINDOW_LARGE, WINDOW_SMALL};
-use crate::tables::{Bits, entry};
+use crate::{
+    cpu, layout::OWN_DIRECTORY, layout::OWN_TABLE, layout::PERCPU, layout::WINDOW_LARGE, layout::WINDOW_SMALL,
+    tables::Bits, tables::entry,
+};
 
 const SMALL_SLOT: *mut u64 = (OWN_TABLE + (WINDOW_SMALL - PERCPU) / PAGE_SIZE * 8) as *mut u64;
 const LARGE_SLOT: *mut u64 = (OWN_DIRECTORY + 8) as *mut u64;

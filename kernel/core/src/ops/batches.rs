@@ -2,20 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::{Status, doorbell};
-use caisson_proto::addr::{CpuId, Ticket};
-use caisson_proto::kernel::{
-    Accepted, BatchInfo, BatchReport, Caps, InvalidateBegin, InvalidateEnd, TicketCheck, TicketState, WriteBack,
-};
-use caisson_proto::wire::Done;
-
 use super::{Answer, Call, ok};
-use crate::batches::{MAX_BATCHES, Open};
-use crate::event::Event;
-use crate::here::Here;
-use crate::kernel::Tables;
-use crate::machine::Machine;
-use crate::vms;
+use crate::{batches::MAX_BATCHES, batches::Open, event::Event, here::Here, kernel::Tables, machine::Machine, vms};
+use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn invalidate_begin(&self, request: &InvalidateBegin) -> Answer {

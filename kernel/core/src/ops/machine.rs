@@ -2,12 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::kernel::{MachineInfo, TimerSet};
-use caisson_proto::wire::Done;
-
 use super::{Answer, Call, ok};
-use crate::context::Context;
-use crate::machine::Machine;
+use crate::{context::Context, machine::Machine};
+use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn machine_info(&self, _: &MachineInfo) -> Answer {

@@ -2,22 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VIEWS, Status};
-use caisson_proto::addr::{BatchId, Frame, Gfn, VmId};
-use caisson_proto::kernel::{
-    FrameCount, FrameCounts, FrameRun, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceNow, SequenceRead,
-    TablesDonate, Unmapped, VCPU_FRAMES, VcpuCreate, VmCreate, VmCreated, VmDestroy, VmInfo, VmKind, VmRelease,
-    VmReport, VmState,
-};
-use caisson_proto::wire::Done;
-
 use super::{Answer, Call, ok};
-use crate::batches::{CPU_WORDS, CpuSet};
-use crate::context::{Context, Phase};
-use crate::event::Event;
-use crate::frames::FrameTable;
-use crate::machine::{Machine, TablePool};
-use crate::vms::{self, Books, STOCK, TABLES_PER_MAP, Vm};
+use crate::{
+    batches::CPU_WORDS, batches::CpuSet, context::Context, context::Phase, event::Event, frames::FrameTable,
+    machine::Machine, machine::TablePool, vms, vms::Books, vms::STOCK, vms::TABLES_PER_MAP, vms::Vm,
+};
+use caisson_proto::prelude::*;
 
 /// Frames that one look at the table covers at the most.
 const RUN_LIMIT: u64 = 1 << 15;

@@ -10,16 +10,8 @@ mod vcpus;
 
 use core::ops::Deref;
 
-use caisson_proto::abi::{Lease, Status};
-use caisson_proto::kernel::{Caps, FaultKind, KernelCall};
-use caisson_proto::wire::{Reply, Words};
-
-use crate::cpu::UserFrame;
-use crate::event::Event;
-use crate::here::Here;
-use crate::ipc::Next;
-use crate::machine::Machine;
-use crate::service::Service;
+use crate::{cpu::UserFrame, event::Event, here::Here, ipc::Next, machine::Machine, service::Service};
+use caisson_proto::prelude::*;
 
 /// What an operation answers.
 type Answer = Result<Words, Status>;

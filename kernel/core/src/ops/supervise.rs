@@ -1,13 +1,8 @@
 //! Operations on services.
 
-use caisson_proto::abi::Status;
-use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{PowerOff, Restarted, ServiceKill, ServiceReport, ServiceRestart, ServiceStatus};
-use caisson_proto::wire::Done;
-
 use super::{Answer, Call, ok};
-use crate::machine::Machine;
-use crate::service::Service;
+use crate::{machine::Machine, service::Service};
+use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     fn in_slot(&self, slot: usize) -> Result<&Service, Status> {

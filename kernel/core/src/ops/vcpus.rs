@@ -4,17 +4,9 @@
 
 use core::sync::atomic::Ordering;
 
-use caisson_proto::abi::{MAX_VCPUS, Status};
-use caisson_proto::addr::VcpuId;
-use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmState};
-use caisson_proto::vcpu::{CpuidEntry, Groups};
-use caisson_proto::wire::Done;
-
 use super::{Answer, Call, ok};
-use crate::context::{Context, Phase, pending};
-use crate::machine::Machine;
-use crate::svm::state::RESIDENT;
-use crate::vms;
+use crate::{context::Context, context::Phase, context::pending, machine::Machine, svm::state::RESIDENT, vms};
+use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     /// The context of a vCPU that exists and whose VM the caller handles.
