@@ -233,13 +233,7 @@ impl Machine for Hardware<'_> {
     }
 
     fn nested_map(
-        &self,
-        root: Frame,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        access: Access,
-        pool: &mut dyn TablePool,
+        &self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: &mut dyn TablePool,
     ) -> Result<(), Status> {
         npt::map(&mut View(self.world), Tree::nested(root), gfn, frame, pages, access, pool)?;
         (0..pages).for_each(|page| self.take_page(root, gfn.0 + page, frame.0 + page));
@@ -248,11 +242,7 @@ impl Machine for Hardware<'_> {
     }
 
     fn nested_unmap(
-        &self,
-        root: Frame,
-        from: Gfn,
-        end: Gfn,
-        pool: &mut dyn TablePool,
+        &self, root: Frame, from: Gfn, end: Gfn, pool: &mut dyn TablePool,
     ) -> Result<Option<Removed>, Status> {
         let removed = npt::unmap(&mut View(self.world), Tree::nested(root), from, end, pool)?;
         if let Some(removed) = removed {
@@ -282,12 +272,7 @@ impl Machine for Hardware<'_> {
     }
 
     fn window_map(
-        &self,
-        slot: usize,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        pool: &mut dyn TablePool,
+        &self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: &mut dyn TablePool,
     ) -> Result<(), Status> {
         let at = Gfn(World::in_window(gfn.0));
         let access = Access::READ | Access::WRITE;
@@ -320,13 +305,7 @@ impl Machine for Hardware<'_> {
     }
 
     fn vcpu_create(
-        &self,
-        vcpu: Context,
-        handler: usize,
-        _: Frame,
-        asid: u32,
-        root: Frame,
-        _: &mut dyn TablePool,
+        &self, vcpu: Context, handler: usize, _: Frame, asid: u32, root: Frame, _: &mut dyn TablePool,
     ) -> Result<(), Status> {
         let world = self.world;
         let (Kind::Vcpu(vm, index), Some(id)) = (vcpu.kind(), world.vm_of(vcpu)) else {

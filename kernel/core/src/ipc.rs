@@ -184,12 +184,7 @@ impl<M: Machine> Here<'_, M> {
     /// Gives an answer to whoever waits for it.
     #[inline]
     pub(crate) fn answer(
-        &self,
-        frame: &mut UserFrame,
-        context: Context,
-        caller: Caller,
-        status: Status,
-        words: &Words,
+        &self, frame: &mut UserFrame, context: Context, caller: Caller, status: Status, words: &Words,
     ) -> Next {
         match caller {
             Caller::Service(id) => {

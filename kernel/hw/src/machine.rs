@@ -134,13 +134,7 @@ impl Machine for Silicon {
     }
 
     fn nested_map(
-        &self,
-        root: Frame,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        access: Access,
-        pool: Pool,
+        &self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool,
     ) -> Result<(), Status> {
         npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool)
     }
@@ -168,13 +162,7 @@ impl Machine for Silicon {
     }
 
     fn vcpu_create(
-        &self,
-        vcpu: Context,
-        handler: usize,
-        first: Frame,
-        asid: u32,
-        root: Frame,
-        pool: Pool,
+        &self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool,
     ) -> Result<(), Status> {
         home(handler).ok_or(Status::NotFound)?.space.map(state_page(vcpu), first, 1, READ_WRITE, pool)?;
         vcpu::create(vcpu, first, asid, root);

@@ -31,10 +31,7 @@ enum Mapped {
 
 impl Memory {
     pub(crate) fn vm_make(
-        &mut self,
-        sender: ServiceId,
-        request: &VmMake,
-        kernel: &mut impl Kernel,
+        &mut self, sender: ServiceId, request: &VmMake, kernel: &mut impl Kernel,
     ) -> Result<VmMade, Status> {
         let VmMake { kind, vcpus, pages, first_cpu } = *request;
         if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS || pages == 0 || first_cpu.0 >= self.cpus {
@@ -107,10 +104,7 @@ impl Memory {
     }
 
     pub(crate) fn populate(
-        &mut self,
-        sender: ServiceId,
-        request: &Populate,
-        kernel: &mut impl Kernel,
+        &mut self, sender: ServiceId, request: &Populate, kernel: &mut impl Kernel,
     ) -> Result<(), Status> {
         let Populate { vm, gfn, pages } = *request;
         if pages == 0 || pages > MAX_PAGES_PER_CALL || gfn.0.checked_add(pages).is_none() {

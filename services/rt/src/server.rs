@@ -26,7 +26,9 @@ pub fn serve<S: Server>(server: &mut S) -> ! {
     let mut delivered = reply_wait(Status::Ok, &[0; 8]);
     loop {
         let (status, words) = match delivered.sender {
-            sender::VCPU => (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words()),
+            sender::VCPU => {
+                (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words())
+            }
             sender::DOORBELL => {
                 server.doorbell(delivered.words[0]);
                 (Status::Ok, [0; 8])

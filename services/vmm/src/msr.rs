@@ -87,12 +87,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     fn write_msr(
-        &mut self,
-        at: usize,
-        msr: u32,
-        value: u64,
-        exit: &Exit,
-        state: &mut VcpuState,
+        &mut self, at: usize, msr: u32, value: u64, exit: &Exit, state: &mut VcpuState,
     ) -> Result<Groups, Protection> {
         let vcpu = self.vcpus.get_mut(at).ok_or(Protection)?;
         match msr {
@@ -130,11 +125,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     fn write_register_msr(
-        &mut self,
-        msr: u32,
-        value: u64,
-        exit: &Exit,
-        state: &mut VcpuState,
+        &mut self, msr: u32, value: u64, exit: &Exit, state: &mut VcpuState,
     ) -> Result<Groups, Protection> {
         let groups = group_of(msr).ok_or(Protection)?;
         let is_address = matches!(msr, FS_BASE | GS_BASE | KERNEL_GS_BASE | LSTAR | CSTAR);

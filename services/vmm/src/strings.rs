@@ -52,13 +52,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     fn move_element(
-        &mut self,
-        at: usize,
-        state: &mut VcpuState,
-        instruction: &Instruction,
-        port: u16,
-        bytes: u8,
-        input: bool,
+        &mut self, at: usize, state: &mut VcpuState, instruction: &Instruction, port: u16, bytes: u8, input: bool,
     ) -> Result<(), PageFault> {
         let width = mask(address_width(instruction));
         let [.., rsi, rdi] = *state.gpr.first_chunk::<8>().unwrap_or(&[0; 8]);

@@ -75,11 +75,7 @@ impl<P: Platform> Vmm<P> {
     /// # Errors
     /// [`SetupError`].
     pub fn new(
-        mut platform: P,
-        config: &VmConfig,
-        kernel: &[u8],
-        initrd: &[u8],
-        facts: Facts,
+        mut platform: P, config: &VmConfig, kernel: &[u8], initrd: &[u8], facts: Facts,
     ) -> Result<Self, SetupError> {
         let count = usize::from(config.vcpus);
         if !(1..=MAX_VCPUS).contains(&count) || !config.memory.is_multiple_of(CHUNK) || config.memory > MAX_MEMORY {

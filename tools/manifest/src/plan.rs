@@ -94,11 +94,7 @@ fn mask(slots: &Slots<'_>, names: &[String]) -> u64 {
 }
 
 fn record(
-    service: &Service,
-    name: &str,
-    slot: usize,
-    slots: &Slots<'_>,
-    rings: &[RingRecord],
+    service: &Service, name: &str, slot: usize, slots: &Slots<'_>, rings: &[RingRecord],
 ) -> Result<ServiceRecord, Error> {
     let mut record = ServiceRecord::new_zeroed();
     let mut padded = [0; NAME];

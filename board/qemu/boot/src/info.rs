@@ -56,11 +56,7 @@ pub fn has_word(line: impl Iterator<Item = u8>, word: &[u8]) -> bool {
 
 /// What was found, with what is the same on every machine of QEMU's.
 pub fn machine(
-    memory: Vec<Range, MAX_RANGES>,
-    kernel: Range,
-    bundle: Range,
-    cpus: usize,
-    assume_wbnoinvd: bool,
+    memory: Vec<Range, MAX_RANGES>, kernel: Range, bundle: Range, cpus: usize, assume_wbnoinvd: bool,
 ) -> BootInfo {
     BootInfo {
         memory,

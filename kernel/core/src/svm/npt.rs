@@ -115,13 +115,7 @@ fn reach<T: Tables>(tables: &mut T, tree: Tree, page: u64, level: u32, pool: Poo
 /// [`Status::Range`] for more than 512 pages, none, an end past the tree's, or without read access; [`Status::State`]
 /// if something is mapped there, [`Status::Exhausted`] without tables. Nothing is mapped then.
 pub fn map<T: Tables>(
-    tables: &mut T,
-    tree: Tree,
-    gfn: Gfn,
-    frame: Frame,
-    pages: u64,
-    access: Access,
-    pool: Pool,
+    tables: &mut T, tree: Tree, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool,
 ) -> Result<(), Status> {
     let end = gfn.0.checked_add(pages).filter(|&end| end <= tree.end()).ok_or(Status::Range)?;
     if pages == 0 || pages > LARGE_PAGES || !access.contains(Access::READ) {
@@ -155,11 +149,7 @@ pub fn map<T: Tables>(
 /// # Errors
 /// [`Status::Exhausted`] if there is no table for a split. Nothing is removed then.
 pub fn unmap<T: Tables>(
-    tables: &mut T,
-    tree: Tree,
-    from: Gfn,
-    end: Gfn,
-    pool: Pool,
+    tables: &mut T, tree: Tree, from: Gfn, end: Gfn, pool: Pool,
 ) -> Result<Option<Removed>, Status> {
     let end = end.0.min(tree.end());
     let mut page = from.0;

@@ -53,11 +53,7 @@ impl From<NoMemory> for SetupError {
 /// # Errors
 /// `Kernel` if the image can't be booted, `TooSmall` if things don't fit, `Memory` if memory can't be had.
 pub fn load(
-    platform: &mut impl Platform,
-    ram: &mut Ram,
-    config: &VmConfig,
-    kernel: &[u8],
-    initrd: &[u8],
+    platform: &mut impl Platform, ram: &mut Ram, config: &VmConfig, kernel: &[u8], initrd: &[u8],
 ) -> Result<Loaded, SetupError> {
     let image = bzimage::Image::parse(kernel).map_err(|_| SetupError::Kernel)?;
     let at = image.place(ram.low_end()).ok_or(SetupError::TooSmall)?;

@@ -77,11 +77,7 @@ impl Paging {
     /// # Errors
     /// [`PageFault`] where the CPU would raise one. Reserved bits and SMAP aren't checked.
     pub fn translate(
-        &self,
-        platform: &mut impl Platform,
-        ram: &mut Ram,
-        linear: u64,
-        access: Access,
+        &self, platform: &mut impl Platform, ram: &mut Ram, linear: u64, access: Access,
     ) -> Result<u64, PageFault> {
         if self.cr0 & CR0_PG == 0 {
             return Ok(linear & 0xffff_ffff);

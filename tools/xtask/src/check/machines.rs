@@ -190,10 +190,7 @@ const MACHINES: &[Machine] = &[
 ];
 
 const fn refused(
-    name: &'static str,
-    about: &'static str,
-    arguments: &'static [&'static str],
-    last: &'static [&'static str],
+    name: &'static str, about: &'static str, arguments: &'static [&'static str], last: &'static [&'static str],
 ) -> Machine {
     let files: &[(&str, &str)] = &[("text", "no kernel"), ("key.toml", "vcpus = 1\nmemry = \"1G\"\n")];
     Machine { name, about, arguments, last, status: 5, files, ..DEFAULT }

@@ -132,13 +132,7 @@ impl Machine for Fake {
         self.write_backs.set(self.write_backs.get() + 1);
     }
     fn nested_map(
-        &self,
-        root: Frame,
-        gfn: Gfn,
-        frame: Frame,
-        pages: u64,
-        _: Access,
-        pool: &mut dyn TablePool,
+        &self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, _: Access, pool: &mut dyn TablePool,
     ) -> Result<(), Status> {
         let mut nested = self.nested.borrow_mut();
         let large = pages == 512 && gfn.0.is_multiple_of(512) && frame.0.is_multiple_of(512);
@@ -196,13 +190,7 @@ impl Machine for Fake {
         assert!(self.window.borrow().keys().all(|(of, _)| *of != slot), "still mapped");
     }
     fn vcpu_create(
-        &self,
-        vcpu: Context,
-        _: usize,
-        first: Frame,
-        asid: u32,
-        _: Frame,
-        _: &mut dyn TablePool,
+        &self, vcpu: Context, _: usize, first: Frame, asid: u32, _: Frame, _: &mut dyn TablePool,
     ) -> Result<(), Status> {
         assert_ne!(asid, 0);
         assert!(self.vcpus.borrow_mut().insert(vcpu.number(), first).is_none());

@@ -189,10 +189,7 @@ impl System {
 
     /// A kernel operation with a lease.
     pub fn ask_lending<R: Request>(
-        &mut self,
-        cpu: usize,
-        request: &R,
-        lease: Option<Lease>,
+        &mut self, cpu: usize, request: &R, lease: Option<Lease>,
     ) -> Result<R::Reply, Status> {
         let slot = usize::from(self.locals[cpu].service.get());
         let rax = Syscall::Call as u64 | u64::from(KERNEL_SLOT) << 16;
