@@ -11,7 +11,7 @@
 //! **Memory.** The kernel sees its own frames through [`kmap`] and no other; `window` reaches a frame for the length
 //! of one function; `user` copies from the service that is loaded.
 //!
-//! **End.** [`log::epitaph`] sends the log straight to the board's device, [`power_off`] ends the machine.
+//! **End.** [`log::epitaph`] takes the log for what is said last, [`power_off`] ends the machine.
 #![no_std]
 
 mod apic;

@@ -3,15 +3,15 @@
 use caisson_core::{
     bundle::Bundle, context::Context, cpu::NO_SERVICE, cpu::UserFrame, here::Here, ipc::Next, schedule::Choice,
 };
-use caisson_proto::abi::{KERNEL_SLOT, doorbell};
+use caisson_proto::abi::doorbell;
 use spin::Once;
 
 use crate::{
-    cpu, epitaph, log, machine::Silicon, machine::here, svm::vcpu, svm::vcpu::vcpu, syscall, translations, traps::Trap,
+    cpu, epitaph, machine::Silicon, machine::here, svm::vcpu, svm::vcpu::vcpu, syscall, translations, traps::Trap,
     traps::vector,
 };
 
-/// Says who gets which interrupt, and who reads the log.
+/// Says who gets which interrupt.
 static BUNDLE: Once<Bundle<'static>> = Once::new();
 
 /// Runs what there is to run until a service is to be entered.
@@ -20,12 +20,6 @@ fn settle(here: &Here<'static, Silicon>, next: Next, frame: &mut UserFrame) {
         return;
     }
     loop {
-        if log::take_pending()
-            && let Some(ring) =
-                BUNDLE.get().and_then(|bundle| bundle.rings.iter().find(|ring| ring.producer == KERNEL_SLOT))
-        {
-            here.ring(ring.consumer.into(), doorbell::ring(ring.consumer_number.into()));
-        }
         match here.pick(frame) {
             Choice::User => return,
             Choice::Guest(context) => {

@@ -1,9 +1,9 @@
 //! The services' homes, built once at boot from the bundle: everything that isn't written is mapped straight from it.
 
 use caisson_core::{boot::BootInfo, bundle::Bundle};
-use caisson_hw::{Early, clock, home::Home, home::Writable, home::settle, kmap, log, space::Space};
+use caisson_hw::{Early, clock, home::Home, home::Writable, home::settle, kmap, space::Space};
 use caisson_proto::{
-    abi::KERNEL_SLOT, abi::Status, addr::Frame, addr::PAGE_SIZE, addr::VPage, bundle::RingInfo, bundle::ServiceInfo,
+    abi::Status, addr::Frame, addr::PAGE_SIZE, addr::VPage, bundle::RingInfo, bundle::ServiceInfo,
     bundle::ServiceRecord, kernel::Access, layout,
 };
 use zerocopy::{FromZeros, IntoBytes};
@@ -38,9 +38,6 @@ pub fn build(bundle: &Bundle<'static>, boot: &BootInfo, early: &mut Early) -> Re
         builder.map(layout::INFO, info, 1, READ)?;
         kmap::write(info, 0, builder.info.as_bytes());
         settle(slot, builder.home);
-    }
-    if let Some(number) = bundle.rings.iter().position(|ring| ring.producer == KERNEL_SLOT) {
-        log::attach(Frame(rings.0 + number as u64));
     }
     Ok(())
 }

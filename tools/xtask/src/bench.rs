@@ -73,7 +73,7 @@ fn bare(machine: &Machine) -> Vec<String> {
 /// Seconds until the first guest's shell waits at its prompt.
 fn time_to_shell(folder: &std::path::Path, arguments: &[String], caisson: Option<&Built>) -> Result<f64, Failure> {
     let mut qemu = Qemu::start(folder, arguments, caisson.is_some())?;
-    if let Some(mut log) = qemu.log.take() {
+    for mut log in [qemu.log.take(), qemu.kernel_log.take()].into_iter().flatten() {
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
     }
     qemu.console.set_read_timeout(Some(Duration::from_millis(10))).context("console")?;

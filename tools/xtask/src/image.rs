@@ -80,7 +80,11 @@ pub fn leave(paths: &Paths, args: &MachineArgs) -> Result<(), Failure> {
     println!("kernel: {}", kernel.display());
     println!("bundle: {}", bundle.display());
     let mut line = machine::arguments(&machine, &kernel, &bundle);
-    line.extend(["-serial", "stdio", "-debugcon", "file:caisson.log"].map(String::from));
+    line.extend(["-serial", "stdio"].map(String::from));
+    for (name, port) in [("services", "0xe9"), ("kernel", "0xe8")] {
+        line.extend(["-chardev".into(), format!("file,id={name},path={name}.log")]);
+        line.extend(["-device".into(), format!("isa-debugcon,iobase={port},chardev={name}")]);
+    }
     println!("start: qemu-system-x86_64 {}", line.join(" "));
     Ok(())
 }

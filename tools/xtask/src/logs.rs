@@ -37,6 +37,7 @@ pub struct Logs {
     services: Vec<(String, Option<Rc<Table>>)>,
     level: LogLevel,
     pending: Vec<u8>,
+    kernel_pending: Vec<u8>,
     /// Bytes that belonged to no frame.
     pub skipped: usize,
 }
@@ -58,7 +59,14 @@ impl Logs {
             };
             named.push((service.name.clone(), table));
         }
-        Ok(Self { kernel: table(&built.kernel)?, services: named, level, pending: Vec::new(), skipped: 0 })
+        Ok(Self {
+            kernel: table(&built.kernel)?,
+            services: named,
+            level,
+            pending: Vec::new(),
+            kernel_pending: Vec::new(),
+            skipped: 0,
+        })
     }
 
     /// The lines that became complete with `bytes`.
@@ -80,6 +88,19 @@ impl Logs {
             at += HEADER + length;
         }
         self.pending.drain(..at);
+        lines
+    }
+
+    /// The lines that became complete with bytes of the kernel's own log, in which a zero ends a frame.
+    pub fn feed_kernel(&mut self, bytes: &[u8]) -> Vec<Line> {
+        self.kernel_pending.extend_from_slice(bytes);
+        let mut lines = Vec::new();
+        while let Some(end) = self.kernel_pending.iter().position(|byte| *byte == 0) {
+            let frame: Vec<u8> = self.kernel_pending.drain(..=end).collect();
+            if frame.len() > 1 {
+                lines.push(self.decode(LOG_KERNEL, &frame));
+            }
+        }
         lines
     }
 
@@ -135,7 +156,14 @@ mod tests {
     use super::*;
 
     fn logs(level: LogLevel) -> Logs {
-        Logs { kernel: None, services: vec![("memory".into(), None)], level, pending: Vec::new(), skipped: 0 }
+        Logs {
+            kernel: None,
+            services: vec![("memory".into(), None)],
+            level,
+            pending: Vec::new(),
+            kernel_pending: Vec::new(),
+            skipped: 0,
+        }
     }
 
     #[test]

@@ -19,15 +19,17 @@ pub struct Qemu {
     child: Child,
     /// The serial line, both ways.
     pub console: UnixStream,
-    /// The log device, if the machine has one.
+    /// The services' log device, if the machine has one.
     pub log: Option<UnixStream>,
+    /// The kernel's.
+    pub kernel_log: Option<UnixStream>,
     /// When the process was started.
     pub started: Instant,
     errors: Option<JoinHandle<String>>,
 }
 
 impl Qemu {
-    /// Starts QEMU with these arguments, a serial line and, if asked for, the log device. Sockets lie in `folder`.
+    /// Starts QEMU with these arguments, a serial line and, if asked for, the log devices. Sockets lie in `folder`.
     pub fn start(folder: &Path, arguments: &[String], log: bool) -> Result<Self, Failure> {
         let program = setup::qemu()?;
         // Where util-linux is there, QEMU can't outlive xtask even if that is killed.
@@ -42,13 +44,15 @@ impl Qemu {
         command.args(arguments);
         let console = listen(folder, "console", &mut command)?;
         command.args(["-serial", "chardev:console"]);
-        let log = if log {
-            let listener = listen(folder, "log", &mut command)?;
-            command.args(["-device", "isa-debugcon,iobase=0xe9,chardev=log"]);
-            Some(listener)
-        } else {
-            None
+        let mut device = |name: &str, port: &str| -> Result<Option<UnixListener>, Failure> {
+            if !log {
+                return Ok(None);
+            }
+            let listener = listen(folder, name, &mut command)?;
+            command.args(["-device", &format!("isa-debugcon,iobase={port},chardev={name}")]);
+            Ok(Some(listener))
         };
+        let (log, kernel_log) = (device("log", "0xe9")?, device("kernel-log", "0xe8")?);
         // In a process group of its own, so that the terminal's Ctrl-C reaches xtask only.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let started = Instant::now();
@@ -61,9 +65,12 @@ impl Qemu {
             })
         });
         let mut accept = |listener: &UnixListener| accept(listener, &mut child, started);
-        let streams = accept(&console).and_then(|console| Ok((console, log.as_ref().map(accept).transpose()?)));
+        let streams = accept(&console).and_then(|console| {
+            let mut maybe = |listener: &Option<UnixListener>| listener.as_ref().map(&mut accept).transpose();
+            Ok((console, maybe(&log)?, maybe(&kernel_log)?))
+        });
         match streams {
-            Ok((console, log)) => Ok(Self { child, console, log, started, errors }),
+            Ok((console, log, kernel_log)) => Ok(Self { child, console, log, kernel_log, started, errors }),
             Err(why) => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -27,6 +27,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 enum Event {
     Console(Vec<u8>),
     Log(Vec<u8>),
+    /// Bytes of the kernel's log.
+    KernelLog(Vec<u8>),
     Keys(Vec<u8>),
     Signal(Failure),
     Closed,
@@ -132,7 +134,14 @@ impl<'a> Session<'a> {
                     return Ok(end);
                 }
                 Ok(Event::Console(bytes)) => self.console(&bytes)?,
-                Ok(Event::Log(bytes)) => self.log(&bytes),
+                Ok(Event::Log(bytes)) => {
+                    let lines = self.logs.feed(&bytes);
+                    self.log(lines);
+                }
+                Ok(Event::KernelLog(bytes)) => {
+                    let lines = self.logs.feed_kernel(&bytes);
+                    self.log(lines);
+                }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             self.type_scripts(qemu);
@@ -178,6 +187,9 @@ impl<'a> Session<'a> {
         if let Some(log) = &qemu.log {
             listen(sender.clone(), log.try_clone().context("log")?, Event::Log);
         }
+        if let Some(log) = &qemu.kernel_log {
+            listen(sender.clone(), log.try_clone().context("log")?, Event::KernelLog);
+        }
         if self.scripts.is_empty() {
             let sender = sender.clone();
             std::thread::spawn(move || pump(std::io::stdin(), |bytes| sender.send(Event::Keys(bytes)).is_ok()));
@@ -206,8 +218,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn log(&mut self, bytes: &[u8]) {
-        for line in self.logs.feed(bytes) {
+    fn log(&mut self, lines: Vec<Line>) {
+        for line in lines {
             if line.shown {
                 self.say(&line.text);
             }

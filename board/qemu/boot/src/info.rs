@@ -7,7 +7,7 @@ use heapless::Vec;
 use crate::pvh::{MapEntry, RAM};
 
 /// Port of isa-debugcon.
-const LOG_PORT: u16 = 0xe9;
+const LOG_PORT: u16 = 0xe8;
 /// Port of isa-debug-exit.
 const EXIT_PORT: u16 = 0xf4;
 
