@@ -136,7 +136,7 @@ impl Builder {
         }
         self.map(root, PERCPU, own, own_pages, DATA)?;
         self.map(root, TSS, task, TSS_PAGES, DATA)?;
-        for (address, level) in [(OWN_PML4, 4), (OWN_DIRECTORY, 2), (OWN_TABLE, 1)] {
+        for (address, level) in [(OWN_PML4, 4), (OWN_TABLE, 1)] {
             let mut table = root;
             for above in (level + 1..=4).rev() {
                 table = frame_of(*self.slot(root, PERCPU, above)?);

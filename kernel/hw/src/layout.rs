@@ -37,8 +37,6 @@ pub const PERCPU: u64 = 0xffff_ffff_c000_0000;
 pub const PERCPU_PAGES: u64 = 16;
 /// This CPU's PML4.
 pub const OWN_PML4: u64 = PERCPU + 16 * PAGE_SIZE;
-/// The page directory of this CPU's area.
-pub const OWN_DIRECTORY: u64 = PERCPU + 17 * PAGE_SIZE;
 /// The page table of this CPU's area.
 pub const OWN_TABLE: u64 = PERCPU + 18 * PAGE_SIZE;
 /// Task state with the I/O permission map; [`TSS_PAGES`] pages.
@@ -57,10 +55,8 @@ pub const NMI_TOP: u64 = PERCPU + 64 * PAGE_SIZE;
 pub const MACHINE_CHECK_TOP: u64 = PERCPU + 72 * PAGE_SIZE;
 /// Pages of each of those three; nothing is mapped below them.
 pub const IST_PAGES: u64 = 4;
-/// The window for one small page.
-pub const WINDOW_SMALL: u64 = PERCPU + 100 * PAGE_SIZE;
-/// The window for one large page.
-pub const WINDOW_LARGE: u64 = PERCPU + 512 * PAGE_SIZE;
+/// The window.
+pub const WINDOW: u64 = PERCPU + 100 * PAGE_SIZE;
 
 /// Page of the trampoline for other CPUs, mapped at its own address until a service is loaded. Below 1 MiB.
 pub const TRAMPOLINE: u64 = 0x8000;

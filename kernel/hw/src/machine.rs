@@ -215,7 +215,9 @@ impl Machine for Silicon {
     fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Result<(), Status> {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         let mut entries = [CpuidEntry::default(); CpuidEntry::MAX];
-        user::read(lease.page.0 * PAGE_SIZE, entries.as_mut_bytes()).map_err(|_| Status::BadLease)?;
+        if !user::read(lease.page.0 * PAGE_SIZE, entries.as_mut_bytes()) {
+            return Err(Status::BadLease);
+        }
         let used = entries.get(..usize::from(count)).ok_or(Status::Range)?;
         vcpu.cpuid.zero();
         used.iter().try_for_each(|entry| vcpu.cpuid.add(*entry))

@@ -22,21 +22,12 @@ pub(crate) const IST_DOUBLE_FAULT: u8 = 1;
 pub(crate) const IST_NMI: u8 = 2;
 pub(crate) const IST_MACHINE_CHECK: u8 = 3;
 
-/// Task state in long mode.
-#[repr(C, packed(4))]
-#[derive(Default)]
-struct TaskState {
-    reserved: u32,
-    stacks: [u64; 3],
-    reserved1: u64,
-    interrupt_stacks: [u64; 7],
-    reserved2: [u16; 5],
-    ports: u16,
-}
-
-/// Where the permission map begins in the task state: just behind the structure.
-const PORTS_AT: u16 = size_of::<TaskState>() as u16;
-const _: () = assert!(PORTS_AT == 104);
+/// Offsets in the task state: stack of ring 0, the first of the interrupt stacks, where the permission map begins, and
+/// the map, just behind.
+const STACK_AT: usize = 4;
+const INTERRUPT_STACKS_AT: usize = 36;
+const MAP_OFFSET_AT: usize = 102;
+const PORTS_AT: u16 = 104;
 /// Bytes of the map, and one of ones that must follow.
 const MAP_BYTES: usize = 8192;
 /// The task state's limit, with the map.
@@ -57,15 +48,12 @@ pub(crate) fn gdt() -> [Cell<u64>; 7] {
 /// # Safety
 /// `at` is where the zeroed pages of a task state are mapped now, and nobody else uses them.
 pub(crate) unsafe fn write_task_state(at: *mut u8) {
-    let state = TaskState {
-        stacks: [STACK_TOP, 0, 0],
-        interrupt_stacks: [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP, 0, 0, 0, 0],
-        ports: NO_PORTS,
-        ..Default::default()
-    };
+    let stacks = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP];
     // SAFETY: as the caller says; the three pages have room for structure, map and last byte.
     unsafe {
-        at.cast::<TaskState>().write(state);
+        at.add(STACK_AT).cast::<u64>().write_unaligned(STACK_TOP);
+        at.add(INTERRUPT_STACKS_AT).cast::<[u64; 3]>().write_unaligned(stacks);
+        at.add(MAP_OFFSET_AT).cast::<u16>().write(NO_PORTS);
         at.add(usize::from(PORTS_AT)).write_bytes(0xff, MAP_BYTES + 1);
     }
 }
@@ -116,7 +104,7 @@ pub(crate) fn load_ports(slot: u16, ranges: &[PortRange]) {
     }
     let offset = if any { PORTS_AT } else { NO_PORTS };
     // SAFETY: the task state of this CPU is mapped here; only the CPU itself reads it, at the next I/O instruction.
-    unsafe { (&raw mut (*(TSS as *mut TaskState)).ports).write_volatile(offset) }
+    unsafe { ((TSS + MAP_OFFSET_AT as u64) as *mut u16).write_volatile(offset) }
 }
 
 fn write_map(ranges: &[PortRange]) {

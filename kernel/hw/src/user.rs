@@ -6,10 +6,6 @@ use caisson_proto::layout::USER_END;
 
 use crate::traps::{PAGE_FAULT, Trap};
 
-/// The range isn't all there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fault;
-
 unsafe extern "C" {
     /// Copies `count` bytes. Returns 0, or 1 if a page was lacking. User pages are reachable meanwhile.
     fn caisson_user_copy(to: *mut u8, from: *const u8, count: usize) -> u32;
@@ -42,14 +38,9 @@ pub(crate) fn fixup(trap: &Trap) -> Option<u64> {
 }
 
 /// Copies from the service that is loaded here.
-///
-/// # Errors
-/// [`Fault`] if a page isn't there; `into` may have been filled in part.
-pub(crate) fn read(address: u64, into: &mut [u8]) -> Result<(), Fault> {
+/// False if a page isn't there; `into` may have been filled in part.
+pub(crate) fn read(address: u64, into: &mut [u8]) -> bool {
     let in_user_half = address.checked_add(into.len() as u64).is_some_and(|end| end <= USER_END);
-    // SAFETY: the source lies in the user half, where a lacking page is handled; the target is the caller's.
-    if in_user_half && unsafe { caisson_user_copy(into.as_mut_ptr(), address as *const u8, into.len()) } == 0 {
-        return Ok(());
-    }
-    Err(Fault)
+    // SAFETY: the source is in the user half, where Rust has nothing; a fault there is expected. `into` is the caller's.
+    in_user_half && unsafe { caisson_user_copy(into.as_mut_ptr(), address as *const u8, into.len()) } == 0
 }
