@@ -97,7 +97,7 @@ impl Config {
             encrypted: rng.chance(1, 2),
             deaths: rng.below(6) as u32,
             reclaims: rng.below(12) as u32,
-            resets: rng.below(3) as u32,
+            resets: rng.below(6) as u32,
             actions: 20 + rng.below(60) as u32,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
             steps: 2_000_000,

@@ -70,7 +70,10 @@ impl Running<'_> {
         self.cpu.mode.set(Mode::Kernel);
         let (kinds, device) = (self.cpu.ipi.take(), self.cpu.device.take());
         let timer = self.cpu.timer.get() <= self.world.now.get();
-        self.world.note(self.number, What::Interrupt(timer, kinds, device.is_some()));
+        // The watchdog's looks at CPUs that idle would fill the history.
+        if user || kinds != 0 || device.is_some() || here.local.context.get().is_some() {
+            self.world.note(self.number, What::Interrupt(timer, kinds, device.is_some()));
+        }
         if kinds & ipi::FLUSH != 0 {
             self.world.answer_wishes(self.number);
         }

@@ -57,7 +57,7 @@ pub fn serve(sys: &Sys<'_>, server: &mut impl Server) {
 pub fn main(sys: &Sys<'_>) {
     match sys.world.manifest.services.get(sys.slot).map(|service| service.role) {
         Some(Role::Supervisor) => supervisor::main(sys),
-        Some(Role::Vmm(number)) => vmm::main(sys, number),
+        Some(Role::Vmm(_)) => vmm::main(sys),
         Some(Role::Memory) => memory::main(sys),
         Some(Role::Notifier) => notifier::main(sys),
         Some(Role::Firmware) => firmware::main(sys),

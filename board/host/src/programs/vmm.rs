@@ -282,11 +282,12 @@ impl Vmm<'_, '_> {
 }
 
 /// Makes the VM: its id and how many vCPUs it has.
-fn make(sys: &Sys<'_>, number: usize) -> Result<(VmId, u8), Status> {
+fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
     let world = sys.world;
     let kind = world.manifest.services.get(sys.slot).map_or(VmKind::Plain, |service| service.kind);
     let vcpus = 1 + world.rng.below(u64::from(world.config.vcpus)) as u8;
-    let first_cpu = CpuId(((number * 3) % world.config.cpus) as u16);
+    // Elsewhere in each life, so that what is left of a former one would be seen.
+    let first_cpu = CpuId(world.rng.below(world.config.cpus as u64) as u16);
     let make = VmMake { kind, vcpus, pages: world.manifest.guest_pages, first_cpu };
     let mut last = Status::Dead;
     for _ in 0..TRIES {
@@ -305,9 +306,9 @@ fn make(sys: &Sys<'_>, number: usize) -> Result<(VmId, u8), Status> {
 }
 
 /// Runs it.
-pub fn main(sys: &Sys<'_>, number: usize) {
+pub fn main(sys: &Sys<'_>) {
     let world = sys.world;
-    let Ok((vm, vcpus)) = make(sys, number) else {
+    let Ok((vm, vcpus)) = make(sys) else {
         let memory = SetupError::Memory as u64;
         return sys.exit(&[ExitKind::BadSetup as u64, memory, 0, 0, 0, 0, 0, 0]);
     };
