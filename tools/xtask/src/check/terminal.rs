@@ -123,7 +123,8 @@ fn debugger(paths: &Paths) -> Result<(), String> {
     let mut person = Person::sits_down(paths, &["--gdb"])?;
     person.sees("QEMU waits for a debugger: gdb", BOOT)?;
     let command = person.sees("\n", SOON)?;
-    let output = Command::new("sh").arg("-c").arg(format!("gdb -nx -batch {command}")).stdin(Stdio::null()).output();
+    let output =
+        Command::new("sh").arg("-c").arg(format!("gdb -nx -batch {}", command.trim())).stdin(Stdio::null()).output();
     let output = output.map_err(|error| error.to_string())?;
     let said = String::from_utf8_lossy(&output.stdout);
     if !said.contains("hit Breakpoint 1") {
