@@ -4,32 +4,21 @@
 //! first says so and then looks for bits. So between the two a bell is neither lost nor does it queue twice.
 //! `tests/loom.rs` explores it.
 
-use crate::sync::{AtomicU8, AtomicU64, Ordering, settled};
+use crate::sync::{AtomicU8, AtomicU64, Ordering, initial, settled};
 
-/// The doorbells of one service.
-#[derive(Debug)]
-pub struct Bells {
-    /// Rang and not taken.
-    rung: AtomicU64,
-    /// 1 while an activation is queued or runs.
-    queued: AtomicU8,
-    /// 1 from a restart on until the activation takes the first message, for which the restart took the turn.
-    fresh: AtomicU8,
+initial! {
+    /// The doorbells of one service.
+    pub struct Bells {
+        /// Rang and not taken.
+        rung: AtomicU64 = AtomicU64::new(0),
+        /// 1 while an activation is queued or runs.
+        queued: AtomicU8 = AtomicU8::new(0),
+        /// 1 from a restart on until the activation takes the first message, for which the restart took the turn.
+        fresh: AtomicU8 = AtomicU8::new(0),
+    }
 }
 
 impl Bells {
-    /// Nothing rang.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self { rung: AtomicU64::new(0), queued: AtomicU8::new(0), fresh: AtomicU8::new(0) }
-    }
-
-    /// Nothing rang.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self { rung: AtomicU64::new(0), queued: AtomicU8::new(0), fresh: AtomicU8::new(0) }
-    }
-
     /// Notes bells.
     pub fn ring(&self, bits: u64) {
         self.rung.fetch_or(bits, Ordering::SeqCst);

@@ -6,7 +6,8 @@
 use core::cell::Cell;
 
 use crate::{
-    service::Caller, sync::Atomic, sync::AtomicU16, sync::AtomicU32, sync::AtomicU64, sync::Ordering, sync::settled,
+    service::Caller, sync::Atomic, sync::AtomicU16, sync::AtomicU32, sync::AtomicU64, sync::Ordering, sync::initial,
+    sync::settled,
 };
 use caisson_proto::prelude::*;
 
@@ -20,15 +21,6 @@ const _: () = assert!(MAX_SERVICES == 64 && CONTEXTS.is_multiple_of(64));
 /// A context's number: below [`MAX_SERVICES`] the doorbell activation of that slot, above a vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Context(u16);
-
-impl Field for Context {
-    fn to_word(self) -> u64 {
-        self.0.into()
-    }
-    fn from_word(word: u64) -> Option<Self> {
-        Self::from_number(word as u16)
-    }
-}
 
 /// What a context stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,47 +158,23 @@ pub mod pending {
     pub const GRANTED: u32 = 1 << 3;
 }
 
-/// What a kick has to be followed by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Kicked {
-    /// It was parked and is ready now: make it run.
-    Ready,
-    /// It may be in its guest: interrupt its CPU.
-    InGuest,
-    /// It finds out by itself before it enters its guest, or when it is run again.
-    Noted,
-}
-
-/// Whether a vCPU may enter its guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Entry {
-    /// It counts as in its guest now.
-    Entered {
-        /// Its translations may be stale: flush them first.
-        flush: bool,
-    },
-    /// Something is pending; it is not in its guest.
-    Pending,
-}
-
-/// The shared part of a context.
-#[derive(Debug)]
-pub struct ContextState {
-    phase: Atomic<Phase>,
-    /// The CPU that it runs on.
-    pub home: AtomicU16,
-    /// See [`pending`].
-    pub pending: AtomicU32,
-    /// When it wants to be woken, in TSC ticks; 0 for never.
-    pub deadline: AtomicU64,
-    /// Odd while the vCPU is in its guest; moves at each entry and exit.
-    world: AtomicU32,
-    /// Whether translations were removed that the vCPU's CPU may still have.
-    stale: Atomic<bool>,
-    /// The call that waits for its turn. Only the context's own CPU locks it.
-    pub call: spin::Mutex<Stashed>,
+initial! {
+    /// The shared part of a context.
+    pub struct ContextState {
+        phase: Atomic<Phase> = Atomic::new(Phase::Idle as u64),
+        /// The CPU that it runs on.
+        pub home: AtomicU16 = AtomicU16::new(0),
+        /// See [`pending`].
+        pub pending: AtomicU32 = AtomicU32::new(0),
+        /// When it wants to be woken, in TSC ticks; 0 for never.
+        pub deadline: AtomicU64 = AtomicU64::new(0),
+        /// Odd while the vCPU is in its guest; moves at each entry and exit.
+        world: AtomicU32 = AtomicU32::new(0),
+        /// Whether translations were removed that the vCPU's CPU may still have.
+        stale: Atomic<bool> = Atomic::new(0),
+        /// The call that waits for its turn. Only the context's own CPU locks it.
+        pub call: spin::Mutex<Stashed> = spin::Mutex::new(Stashed::NONE),
+    }
 }
 
 /// A call on hold.
@@ -222,45 +190,11 @@ pub struct Stashed {
     pub lease: u64,
 }
 
+impl Stashed {
+    const NONE: Self = Self { target: ServiceId::new(0, 0), caller: Caller::NONE, words: [0; 8], lease: 0 };
+}
+
 impl ContextState {
-    /// A context that doesn't run.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self {
-            phase: Atomic::new(Phase::Idle as u64),
-            home: AtomicU16::new(0),
-            pending: AtomicU32::new(0),
-            deadline: AtomicU64::new(0),
-            world: AtomicU32::new(0),
-            stale: Atomic::new(0),
-            call: spin::Mutex::new(Stashed {
-                target: ServiceId::new(0, 0),
-                caller: Caller::None,
-                words: [0; 8],
-                lease: 0,
-            }),
-        }
-    }
-
-    /// A context that doesn't run.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self {
-            phase: Atomic::new(Phase::Idle as u64),
-            home: AtomicU16::new(0),
-            pending: AtomicU32::new(0),
-            deadline: AtomicU64::new(0),
-            world: AtomicU32::new(0),
-            stale: Atomic::new(0),
-            call: spin::Mutex::new(Stashed {
-                target: ServiceId::new(0, 0),
-                caller: Caller::None,
-                words: [0; 8],
-                lease: 0,
-            }),
-        }
-    }
-
     /// Its phase.
     pub fn phase(&self) -> Phase {
         self.phase.get()
@@ -277,6 +211,7 @@ impl ContextState {
     }
 
     /// Whether the vCPU is in its guest now.
+    #[inline]
     pub fn in_guest(&self) -> bool {
         self.world.load(Ordering::SeqCst) & 1 == 1
     }
@@ -286,18 +221,15 @@ impl ContextState {
         self.world.load(Ordering::SeqCst)
     }
 
-    /// Tells a vCPU of something ([`pending`]), wherever it is. Notes it first and then looks where the vCPU is, as
-    /// [`enter`](Self::enter) and [`unpark`](Self::unpark) do it the other way round: nobody misses the other.
-    pub fn kick(&self, why: u32) -> Kicked {
+    /// Tells a vCPU of something ([`pending`]), wherever it is. Notes it first; its CPU looks after it has said where
+    /// the vCPU is ([`enter`](Self::enter), [`unpark`](Self::unpark)): nobody misses the other. True: it was parked and
+    /// is ready now, make it run. Else, if it is [`in_guest`](Self::in_guest) after this, interrupt its CPU; if not, it
+    /// finds out by itself before it enters, or when it is run again.
+    #[must_use]
+    pub fn kick(&self, why: u32) -> bool {
         self.pending.fetch_or(why, Ordering::SeqCst);
         settled();
-        if self.change_phase(Phase::Parked, Phase::Ready) {
-            Kicked::Ready
-        } else if self.in_guest() {
-            Kicked::InGuest
-        } else {
-            Kicked::Noted
-        }
+        self.change_phase(Phase::Parked, Phase::Ready)
     }
 
     /// Its translations are stale from now on. If [`world`](Self::world) is odd after this, it may use them until
@@ -307,16 +239,18 @@ impl ContextState {
         settled();
     }
 
-    /// The vCPU's CPU is about to enter the guest.
+    /// The vCPU's CPU is about to enter the guest. `None`: something is pending, and it isn't in its guest. Else it
+    /// counts as in there, and `true` says that its translations may be stale: flush them first.
     #[inline]
-    pub fn enter(&self) -> Entry {
+    #[must_use]
+    pub fn enter(&self) -> Option<bool> {
         self.world.fetch_add(1, Ordering::SeqCst);
         settled();
         if self.pending.load(Ordering::SeqCst) != 0 {
             self.leave();
-            return Entry::Pending;
+            return None;
         }
-        Entry::Entered { flush: self.stale.get() && self.stale.swap(false) }
+        Some(self.stale.get() && self.stale.swap(false))
     }
 
     /// The vCPU's CPU has left the guest.

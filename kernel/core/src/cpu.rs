@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use crate::{context::Context, context::Set};
+use crate::{context::Context, context::Set, sync::initial};
 use caisson_proto::prelude::*;
 
 /// The registers of a service at a system call, and those with which a service is entered. `kernel/hw` stores and
@@ -22,52 +22,50 @@ pub struct UserFrame {
     pub rsp: u64,
 }
 
-/// State that only its own CPU touches, with interrupts off.
-#[derive(Debug)]
-pub struct Local {
-    /// This CPU.
-    pub cpu: CpuId,
-    /// Whose time is being spent: the context at the root of the present call chain.
-    pub context: Cell<Option<Context>>,
-    /// Slot of the service that is in user mode, or was when the kernel was entered.
-    pub service: Cell<u16>,
-    /// Contexts that can run here.
-    pub ready: Set,
-    /// Contexts that wait here although they have a service's turn: everybody else waits for them.
-    pub granted: Set,
-    /// Contexts with a deadline that this CPU's timer serves.
-    pub timed: Set,
-    /// The earliest of those deadlines, or later than `u64::MAX / 2` for none.
-    pub next_deadline: Cell<u64>,
-    /// When the running vCPU's slice ends; 0 while it has no rival.
-    pub slice_end: Cell<u64>,
-    /// The vCPU that ran last, for the round robin.
-    pub last: Cell<u16>,
-    /// Doorbell activations since a vCPU had the CPU.
-    pub bells: Cell<u8>,
-    /// When the watchdog looked last.
-    pub seen_at: Cell<u64>,
-    /// What was delivered last, to whichever service.
-    pub request: Stopwatch,
-    /// What was delivered last to the first service of a call chain.
-    pub root: Stopwatch,
+initial! {
+    /// State that only its own CPU touches, with interrupts off.
+    pub struct Local(cpu: CpuId) {
+        /// This CPU.
+        pub cpu: CpuId = cpu,
+        /// Whose time is being spent: the context at the root of the present call chain.
+        pub context: Cell<Option<Context>> = Cell::new(None),
+        /// Slot of the service that is in user mode, or was when the kernel was entered.
+        pub service: Cell<u16> = Cell::new(NO_SERVICE),
+        /// Contexts that can run here.
+        pub ready: Set = Set::new(),
+        /// Contexts that wait here although they have a service's turn: everybody else waits for them.
+        pub granted: Set = Set::new(),
+        /// Contexts with a deadline that this CPU's timer serves.
+        pub timed: Set = Set::new(),
+        /// The earliest of those deadlines, or later than `u64::MAX / 2` for none.
+        pub next_deadline: Cell<u64> = Cell::new(NEVER),
+        /// When the running vCPU's slice ends; 0 while it has no rival.
+        pub slice_end: Cell<u64> = Cell::new(0),
+        /// The vCPU that ran last, for the round robin.
+        pub last: Cell<u16> = Cell::new(0),
+        /// Doorbell activations since a vCPU had the CPU.
+        pub bells: Cell<u8> = Cell::new(0),
+        /// When the watchdog looked last.
+        pub seen_at: Cell<u64> = Cell::new(0),
+        /// What was delivered last, to whichever service.
+        pub request: Stopwatch = Stopwatch::new(),
+        /// What was delivered last to the first service of a call chain.
+        pub root: Stopwatch = Stopwatch::new(),
+    }
 }
 
-/// For how long the watchdog has seen the same request.
-#[derive(Debug)]
-pub struct Stopwatch {
-    /// Requests so far, and how many they were at the last look.
-    count: Cell<u64>,
-    seen: Cell<u64>,
-    /// TSC ticks.
-    ran: Cell<u64>,
+initial! {
+    /// For how long the watchdog has seen the same request.
+    pub struct Stopwatch {
+        /// Requests so far, and how many they were at the last look.
+        count: Cell<u64> = Cell::new(0),
+        seen: Cell<u64> = Cell::new(0),
+        /// TSC ticks.
+        ran: Cell<u64> = Cell::new(0),
+    }
 }
 
 impl Stopwatch {
-    const fn new() -> Self {
-        Self { count: Cell::new(0), seen: Cell::new(0), ran: Cell::new(0) }
-    }
-
     /// Another request begins.
     #[inline]
     pub fn begin(&self) {
@@ -86,24 +84,3 @@ impl Stopwatch {
 pub const NO_SERVICE: u16 = u16::MAX;
 /// No deadline.
 pub const NEVER: u64 = u64::MAX;
-
-impl Local {
-    /// The state of a CPU that has run nothing yet.
-    pub const fn new(cpu: CpuId) -> Self {
-        Self {
-            cpu,
-            context: Cell::new(None),
-            service: Cell::new(NO_SERVICE),
-            ready: Set::new(),
-            granted: Set::new(),
-            timed: Set::new(),
-            next_deadline: Cell::new(NEVER),
-            slice_end: Cell::new(0),
-            last: Cell::new(0),
-            bells: Cell::new(0),
-            seen_at: Cell::new(0),
-            request: Stopwatch::new(),
-            root: Stopwatch::new(),
-        }
-    }
-}

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use crate::{
     context::Context, context::Phase, context::pending, cpu::UserFrame, event::Event, here::Here, ipc::Next,
-    machine::Machine, service::plain,
+    machine::Machine, machine::ensure, service::plain,
 };
 use caisson_proto::prelude::*;
 
@@ -136,13 +136,10 @@ impl<M: Machine> Here<'_, M> {
     pub fn restart(&self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
-        if service.alive.get() || self.vms.iter().any(handles) {
-            return Err(Status::State);
-        }
-        if !service.turn.try_enter() {
-            return Err(Status::Busy);
-        }
+        ensure(!service.alive.get() && !self.vms.iter().any(handles), Status::State)?;
+        ensure(service.turn.try_enter(), Status::Busy)?;
         let entry = self.machine.reset_service(slot);
+        self.context(Context::doorbell(slot)).deadline.store(0, Ordering::SeqCst);
         service.revive(entry, caisson_proto::layout::STACK_TOP);
         self.machine.log(Event::Started(service.id.get()));
         self.ring(slot, 0);

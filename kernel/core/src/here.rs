@@ -4,7 +4,8 @@ use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
 use crate::{
-    context::Context, context::Phase, context::pending, cpu::Local, kernel::Kernel, kernel::Tables, machine::Machine,
+    context::Context, context::Phase, context::pending, cpu::Local, kernel::Kernel, kernel::Shared, kernel::Tables,
+    machine::Machine,
 };
 use caisson_proto::prelude::*;
 use spin::MutexGuard;
@@ -36,6 +37,12 @@ impl<M: Machine> Deref for Here<'_, M> {
 }
 
 impl<M: Machine> Here<'_, M> {
+    /// What other CPUs may touch of this one.
+    #[inline]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.kernel.cpus[usize::from(self.local.cpu.0) % MAX_CPUS]
+    }
+
     /// The table lock. Whoever waits for it answers other CPUs meanwhile; nobody who holds it waits for it.
     pub fn tables(&self) -> MutexGuard<'_, Tables> {
         loop {

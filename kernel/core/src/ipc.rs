@@ -4,11 +4,11 @@
 //! and return address; who called is noted in the callee. So a chain of calls is a list through the services, and
 //! its root is a context.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    context::Context, context::Kind, context::Phase, context::Stashed, cpu::NO_SERVICE, cpu::UserFrame, here::Here,
-    machine::Machine, service::Caller, service::Service,
+    context::Context, context::Kind, context::Phase, context::Stashed, context::pending, cpu::NO_SERVICE,
+    cpu::UserFrame, here::Here, machine::Machine, machine::ensure, service::Caller, service::Service,
 };
 use caisson_proto::layout;
 use caisson_proto::prelude::*;
@@ -32,10 +32,7 @@ impl<M: Machine> Here<'_, M> {
             Some(Syscall::Call) => self.call(frame, slot, service),
             Some(Syscall::Reply) => self.reply(frame, slot, service),
             Some(Syscall::Ring) => self.ring_from(frame, service),
-            Some(Syscall::Null) => {
-                frame.rax = Status::Ok as u64;
-                Next::User
-            }
+            Some(Syscall::Null) => back(frame, Status::Ok),
             Some(Syscall::Exit) => self.exit_service(slot, frame),
             None => self.blame(slot, FaultKind::Protocol, frame),
         }
@@ -47,22 +44,19 @@ impl<M: Machine> Here<'_, M> {
         if target == usize::from(KERNEL_SLOT) {
             return self.kernel_call(frame, slot, service);
         }
-        if target >= 64 || service.may_call.load(Ordering::Relaxed) >> target & 1 == 0 {
-            let known = target < self.service_count();
-            frame.rax = if known { Status::Downhill } else { Status::Denied } as u64;
-            return Next::User;
+        if !allows(&service.may_call, target) {
+            return back(frame, if target < self.service_count() { Status::Downhill } else { Status::Denied });
         }
         let id = ServiceId::new(target as u16, (frame.rax >> 32) as u16);
-        if self.service(target).id.get() != id {
-            frame.rax = Status::Dead as u64;
-            frame.words = id_words(self.service(target).id.get());
-            return Next::User;
+        let now = self.service(target).id.get();
+        if now != id {
+            frame.words = first_word(now.bits().into());
+            return back(frame, Status::Dead);
         }
         let Some(context) = self.local.context.get() else { return Next::Pick };
-        service.rip.store(frame.rip, Ordering::Relaxed);
-        service.rsp.store(frame.rsp, Ordering::Relaxed);
-        let caller = Caller::Service(service.id.get());
-        let call = Stashed { target: id, caller, words: frame.words, lease: frame.rbx };
+        service.goes_on_at(frame.rip, frame.rsp);
+        let call =
+            Stashed { target: id, caller: Caller(service.id.get().bits()), words: frame.words, lease: frame.rbx };
         self.send(frame, context, &call)
     }
 
@@ -98,41 +92,43 @@ impl<M: Machine> Here<'_, M> {
             } else {
                 self.reap(id.index())
             }
-            let now = target.id.get();
-            return self.answer(frame, context, caller, Status::Dead, &id_words(now));
+            let now = first_word(target.id.get().bits().into());
+            return self.answer(frame, context, caller, Status::Dead, &now);
         }
-        frame.rbx = 0;
-        if call.lease != 0 {
-            match self.lend(caller, id.index(), call.lease) {
-                Ok(lease) => frame.rbx = lease,
-                Err(status) => {
-                    self.pass_turn(target);
-                    return self.answer(frame, context, caller, status, &[0; 8]);
-                }
+        let lent = if call.lease == 0 { Ok(0) } else { self.lend(caller, id.index(), call.lease) };
+        let rbx = match lent {
+            Ok(lease) => lease,
+            Err(status) => {
+                self.pass_turn(target);
+                return self.answer(frame, context, caller, status, &[0; 8]);
             }
-        }
+        };
         target.caller.set(caller);
-        frame.words = call.words;
-        frame.rax = caller.to_word() << 32;
-        frame.rip = target.rip.load(Ordering::Relaxed);
-        frame.rsp = target.rsp.load(Ordering::Relaxed);
-        self.local.service.set(id.index() as u16);
         self.local.request.begin();
-        if !matches!(caller, Caller::Service(_)) {
+        if caller.service().is_none() {
             self.local.root.begin();
         }
-        self.machine.load_space(id.index());
+        let registers = UserFrame { rax: caller.to_word() << 32, words: call.words, rbx, ..*frame };
+        self.go_on(frame, id.index(), registers)
+    }
+
+    /// Lets a service go on where it waits, with these registers.
+    #[inline]
+    fn go_on(&self, frame: &mut UserFrame, slot: usize, registers: UserFrame) -> Next {
+        let service = self.service(slot);
+        let (rip, rsp) = (service.rip.load(Ordering::Relaxed), service.rsp.load(Ordering::Relaxed));
+        *frame = UserFrame { rip, rsp, ..registers };
+        self.local.service.set(slot as u16);
+        self.machine.load_space(slot);
         Next::User
     }
 
     #[cold]
     fn lend(&self, caller: Caller, to: usize, word: u64) -> Result<u64, Status> {
-        let Caller::Service(from) = caller else { return Err(Status::BadLease) };
+        let from = caller.service().ok_or(Status::BadLease)?;
         let lease = Lease::from_word(word).map_err(|_| Status::BadLease)?.ok_or(Status::BadLease)?;
         // Only its own memory: image, stack and heap. What it shares may vanish while it is lent.
-        if lease.page.0 + lease.pages > layout::RINGS >> 12 {
-            return Err(Status::BadLease);
-        }
+        ensure(lease.page.0 + lease.pages <= layout::RINGS >> 12, Status::BadLease)?;
         let lent = self.machine.lend(from.index(), to, lease)?;
         self.service(to).borrows.set(true);
         Ok(lent.to_word())
@@ -142,7 +138,7 @@ impl<M: Machine> Here<'_, M> {
     #[inline]
     pub(crate) fn pass_turn(&self, service: &Service) {
         if let Some(next) = service.turn.leave() {
-            self.context(next).pending.fetch_or(crate::context::pending::GRANTED, Ordering::SeqCst);
+            self.context(next).pending.fetch_or(pending::GRANTED, Ordering::SeqCst);
             self.wake(next);
         }
     }
@@ -154,14 +150,13 @@ impl<M: Machine> Here<'_, M> {
         };
         let Some(context) = self.local.context.get() else { return Next::Pick };
         let caller = service.caller.get();
-        if caller == Caller::Vcpu && (status != Status::Ok || !self.apply(context, &frame.words)) {
+        if caller == Caller::VCPU && (status != Status::Ok || !self.apply(context, &frame.words)) {
             return self.blame(slot, FaultKind::Protocol, frame);
         }
         if service.doomed.get() {
             return self.die(frame, slot);
         }
-        service.rip.store(frame.rip, Ordering::Relaxed);
-        service.rsp.store(frame.rsp, Ordering::Relaxed);
+        service.goes_on_at(frame.rip, frame.rsp);
         self.settle(slot, service);
         self.pass_turn(service);
         if service.doomed.get() {
@@ -178,7 +173,7 @@ impl<M: Machine> Here<'_, M> {
             service.borrows.set(false);
             self.machine.take_back(slot);
         }
-        service.caller.set(Caller::None);
+        service.caller.set(Caller::NONE);
     }
 
     /// Gives an answer to whoever waits for it.
@@ -186,54 +181,35 @@ impl<M: Machine> Here<'_, M> {
     pub(crate) fn answer(
         &self, frame: &mut UserFrame, context: Context, caller: Caller, status: Status, words: &Words,
     ) -> Next {
-        match caller {
-            Caller::Service(id) => {
-                let service = self.service(id.index());
-                self.local.service.set(id.index() as u16);
-                frame.rax = status as u64;
-                frame.words = *words;
-                frame.rbx = 0;
-                frame.rip = service.rip.load(Ordering::Relaxed);
-                frame.rsp = service.rsp.load(Ordering::Relaxed);
-                if service.doomed.get() {
-                    return self.die(frame, id.index());
-                }
-                self.machine.load_space(id.index());
-                Next::User
-            }
-            Caller::Vcpu => {
-                self.local.service.set(NO_SERVICE);
+        if let Some(id) = caller.service() {
+            self.go_on(frame, id.index(), UserFrame { rax: status as u64, words: *words, rbx: 0, ..*frame });
+            return if self.service(id.index()).doomed.get() { self.die(frame, id.index()) } else { Next::User };
+        }
+        self.local.service.set(NO_SERVICE);
+        match context.kind() {
+            Kind::Vcpu(..) => {
                 if status != Status::Ok {
                     // Its vmm died: there is nobody to ask what becomes of it.
                     self.context(context).set_phase(Phase::Idle);
                 }
                 self.answered(context);
-                Next::Pick
             }
-            Caller::Doorbell | Caller::Start | Caller::None => {
-                self.local.service.set(NO_SERVICE);
-                self.activation_done(context);
-                Next::Pick
-            }
-        }
-    }
-
-    /// A doorbell activation has run. Bells that rang meanwhile queue it again.
-    fn activation_done(&self, context: Context) {
-        self.local.context.set(None);
-        if let Kind::Doorbell(slot) = context.kind() {
-            self.context(context).set_phase(Phase::Idle);
-            if self.service(slot).bells.done() {
-                self.ring(slot, 0);
+            // Bells that rang meanwhile queue the activation again.
+            Kind::Doorbell(slot) => {
+                self.local.context.set(None);
+                self.context(context).set_phase(Phase::Idle);
+                if self.service(slot).bells.done() {
+                    self.ring(slot, 0);
+                }
             }
         }
+        Next::Pick
     }
 
     /// Applies a vmm's reply to its vCPU. False: the reply can't be.
     #[inline]
     fn apply(&self, context: Context, words: &Words) -> bool {
-        let Ok(resume) = Resume::from_words(words) else { return false };
-        let Kind::Vcpu(vm, _) = context.kind() else { return false };
+        let (Ok(resume), Kind::Vcpu(vm, _)) = (Resume::from_words(words), context.kind()) else { return false };
         let Some(root) = self.vms.get(vm).and_then(|vm| vm.root(resume.view)) else { return false };
         if self.machine.vcpu_resume(context, &resume, root).is_err() {
             return false;
@@ -250,18 +226,28 @@ impl<M: Machine> Here<'_, M> {
 
     fn ring_from(&self, frame: &mut UserFrame, service: &Service) -> Next {
         let target = (frame.rax >> 16 & 0xffff) as usize;
-        let allowed = target < 64 && service.may_ring.load(Ordering::Relaxed) >> target & 1 == 1;
-        frame.rax = if allowed {
-            self.ring(target, frame.words[0]);
-            Status::Ok
-        } else {
-            Status::Denied
-        } as u64;
-        Next::User
+        if !allows(&service.may_ring, target) {
+            return back(frame, Status::Denied);
+        }
+        self.ring(target, frame.words[0]);
+        back(frame, Status::Ok)
     }
 }
 
-/// The words that tell a sender the present id of a slot.
-fn id_words(id: ServiceId) -> Words {
-    [u64::from(id.bits()), 0, 0, 0, 0, 0, 0, 0]
+/// Whether a service is in a set of services.
+#[inline]
+fn allows(set: &AtomicU64, slot: usize) -> bool {
+    slot < 64 && set.load(Ordering::Relaxed) >> slot & 1 == 1
+}
+
+/// The service in user mode goes on with this status.
+#[inline]
+pub(crate) fn back(frame: &mut UserFrame, status: Status) -> Next {
+    frame.rax = status as u64;
+    Next::User
+}
+
+/// A message of one word.
+pub(crate) const fn first_word(word: u64) -> Words {
+    [word, 0, 0, 0, 0, 0, 0, 0]
 }

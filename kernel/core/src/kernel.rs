@@ -4,43 +4,39 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::{
     batches::Batches, context::CONTEXTS, context::Context, context::ContextState, frames::FrameTable, service::Service,
-    sync::Atomic, vms::Books, vms::Vm, woken::Woken,
+    sync::Atomic, sync::array, sync::initial, vms::Books, vms::Vm, woken::Woken,
 };
 use caisson_proto::prelude::*;
 use spin::Mutex;
 
-/// What other CPUs may touch of a CPU.
-#[derive(Debug)]
-pub struct Shared {
-    /// Contexts that became ready here.
-    pub woken: Woken,
-    /// VMs that ran here since this CPU last wrote back, by slot. Only this CPU clears its row.
-    pub ran: AtomicU64,
-    /// Somebody wants this CPU to write back.
-    pub flush_wanted: Atomic<bool>,
-}
-
-impl Shared {
-    const fn new() -> Self {
-        Self { woken: Woken::new(), ran: AtomicU64::new(0), flush_wanted: Atomic::new(0) }
+initial! {
+    /// What other CPUs may touch of a CPU.
+    pub struct Shared {
+        /// Contexts that became ready here.
+        pub woken: Woken = Woken::new(),
+        /// VMs that ran here since this CPU last wrote back, by slot. Only this CPU clears its row.
+        pub ran: AtomicU64 = AtomicU64::new(0),
+        /// Somebody wants this CPU to write back.
+        pub flush_wanted: Atomic<bool> = Atomic::new(0),
     }
 }
 
 const _: () = assert!(MAX_VMS <= 64, "a CPU's row is one word");
 
-/// What changes under the table lock.
-#[derive(Debug)]
-pub struct Tables {
-    /// Frames; none until boot has declared memory.
-    pub frames: FrameTable,
-    /// Batches.
-    pub batches: Batches,
-    /// VMs, by slot.
-    pub books: [Books; MAX_VMS],
-    /// Tickets given so far.
-    pub tickets: u64,
-    /// Batch that each of the last tickets is for: number of the ticket and batch.
-    pub open_tickets: heapless::Vec<(u64, BatchId), 64>,
+initial! {
+    /// What changes under the table lock.
+    pub struct Tables {
+        /// Frames; none until boot has declared memory.
+        pub frames: FrameTable = FrameTable::new(&[]),
+        /// Batches.
+        pub batches: Batches = Batches::new(),
+        /// VMs, by slot.
+        pub books: [Books; MAX_VMS] = array![Books::new(); MAX_VMS],
+        /// Tickets given so far.
+        pub tickets: u64 = 0,
+        /// Batch that each of the last tickets is for: number of the ticket and batch.
+        pub open_tickets: heapless::Vec<(u64, BatchId), 64> = heapless::Vec::new(),
+    }
 }
 
 impl Tables {
@@ -50,42 +46,24 @@ impl Tables {
     }
 }
 
-/// Everything.
-#[derive(Debug)]
-pub struct Kernel {
-    /// Services, by slot.
-    pub services: [Service; MAX_SERVICES],
-    /// Contexts, by number.
-    pub contexts: [ContextState; CONTEXTS],
-    /// CPUs.
-    pub cpus: [Shared; MAX_CPUS],
-    /// VMs, by slot.
-    pub vms: [Vm; MAX_VMS],
-    pub(crate) tables: Mutex<Tables>,
-    service_count: AtomicU32,
-    cpu_count: AtomicU32,
+initial! {
+    /// Everything.
+    pub struct Kernel {
+        /// Services, by slot.
+        pub services: [Service; MAX_SERVICES] = array![Service::new(); MAX_SERVICES],
+        /// Contexts, by number.
+        pub contexts: [ContextState; CONTEXTS] = array![ContextState::new(); CONTEXTS],
+        /// CPUs.
+        pub cpus: [Shared; MAX_CPUS] = array![Shared::new(); MAX_CPUS],
+        /// VMs, by slot.
+        pub vms: [Vm; MAX_VMS] = array![Vm::new(); MAX_VMS],
+        pub(crate) tables: Mutex<Tables> = Mutex::new(Tables::new()),
+        service_count: AtomicU32 = AtomicU32::new(0),
+        cpu_count: AtomicU32 = AtomicU32::new(1),
+    }
 }
 
 impl Kernel {
-    /// A kernel without services, memory or CPUs.
-    pub const fn new() -> Self {
-        Self {
-            services: [const { Service::new() }; MAX_SERVICES],
-            contexts: [const { ContextState::new() }; CONTEXTS],
-            cpus: [const { Shared::new() }; MAX_CPUS],
-            vms: [const { Vm::new() }; MAX_VMS],
-            tables: Mutex::new(Tables {
-                frames: FrameTable::new(&[]),
-                batches: Batches::new(),
-                books: [const { Books::new() }; MAX_VMS],
-                tickets: 0,
-                open_tickets: heapless::Vec::new(),
-            }),
-            service_count: AtomicU32::new(0),
-            cpu_count: AtomicU32::new(1),
-        }
-    }
-
     /// Boot: takes the services' authority from the bundle.
     pub fn configure<'a>(&self, records: impl Iterator<Item = &'a ServiceRecord>, cpus: usize) {
         for (slot, (service, record)) in self.services.iter().zip(records).enumerate() {

@@ -18,6 +18,15 @@ pub trait TablePool {
 /// How something ends that answers nothing.
 pub type Outcome = Result<(), Status>;
 
+/// Refuses what doesn't hold.
+///
+/// # Errors
+/// `status` unless `holds`.
+#[inline]
+pub fn ensure(holds: bool, status: Status) -> Outcome {
+    if holds { Ok(()) } else { Err(status) }
+}
+
 /// Where an operation takes tables from.
 pub type Pool<'a> = &'a mut dyn TablePool;
 

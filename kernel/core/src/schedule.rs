@@ -6,9 +6,8 @@
 use core::sync::atomic::Ordering;
 
 use crate::{
-    context::Context, context::Entry, context::Kicked, context::Kind, context::Phase, context::Stashed,
-    context::pending, cpu::NEVER, cpu::NO_SERVICE, cpu::UserFrame, here::Here, ipc::Next, machine::Machine,
-    service::Caller, service::Service,
+    context::Context, context::Kind, context::Phase, context::Stashed, context::pending, cpu::NEVER, cpu::NO_SERVICE,
+    cpu::UserFrame, here::Here, ipc::Next, ipc::first_word, machine::Machine, service::Caller, service::Service,
 };
 use caisson_proto::prelude::*;
 
@@ -36,13 +35,11 @@ impl<M: Machine> Here<'_, M> {
     /// Chooses what this CPU does next.
     pub fn pick(&self, frame: &mut UserFrame) -> Choice {
         loop {
-            self.collect();
+            self.shared().woken.take(|context| self.make_ready(context));
             if let Some(context) = self.local.context.get() {
                 if !self.must_yield() {
-                    match self.before_entry(frame, context) {
-                        Some(choice) => return choice,
-                        None => continue,
-                    }
+                    let Some(choice) = self.before_entry(frame, context) else { continue };
+                    return choice;
                 }
                 self.context(context).set_phase(Phase::Ready);
                 self.make_ready(context);
@@ -55,32 +52,20 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    /// Takes over what other CPUs woke here.
-    fn collect(&self) {
-        if let Some(shared) = self.cpus.get(usize::from(self.local.cpu.0)) {
-            shared.woken.take(|context| self.make_ready(context));
-        }
-    }
-
     /// Whether the running vCPU makes room: at once for who has a service's turn and for doorbells, for another vCPU
     /// after its slice.
     fn must_yield(&self) -> bool {
         if self.bell().is_some() || !self.local.granted.is_empty() {
             return true;
         }
-        match (!self.local.ready.is_empty(), self.local.slice_end.get()) {
-            (false, 0) => false,
-            (false, _) => {
-                self.local.slice_end.set(0);
-                false
-            }
-            (true, 0) => {
-                self.local.slice_end.set(self.machine.now() + SLICE_MS * self.machine.tsc_khz());
-                self.arm();
-                false
-            }
-            (true, end) => self.machine.now() >= end,
+        let (rivals, end) = (!self.local.ready.is_empty(), self.local.slice_end.get());
+        if !rivals {
+            self.local.slice_end.set(0);
+        } else if end == 0 {
+            self.local.slice_end.set(self.machine.now() + SLICE_MS * self.machine.tsc_khz());
+            self.arm();
         }
+        rivals && end != 0 && self.machine.now() >= end
     }
 
     /// Takes the next context out of the ready sets: who has a service's turn, else the highest doorbell, else the
@@ -140,18 +125,14 @@ impl<M: Machine> Here<'_, M> {
         self.local.context.set(Some(context));
         // In this order: the first message is not for a service that isn't alive yet.
         let alive = service.alive.get();
-        let fresh = alive && service.bells.take_fresh();
-        let bells = if fresh { 0 } else { service.bells.take() };
-        let caller = if fresh { Caller::Start } else { Caller::Doorbell };
-        if (!fresh && bells == 0) || !alive {
-            return self.answer(frame, context, Caller::None, caisson_proto::abi::Status::Ok, &[0; 8]);
+        let call = |caller, bells| Stashed { target: service.id.get(), caller, words: first_word(bells), lease: 0 };
+        if alive && service.bells.take_fresh() {
+            return self.deliver(frame, context, &call(Caller::START, 0));
         }
-        let words = [bells, 0, 0, 0, 0, 0, 0, 0];
-        let call = Stashed { target: service.id.get(), caller, words, lease: 0 };
-        if fresh {
-            return self.deliver(frame, context, &call);
+        match service.bells.take() {
+            bells if alive && bells != 0 => self.send(frame, context, &call(Caller::DOORBELL, bells)),
+            _ => self.answer(frame, context, Caller::NONE, Status::Ok, &[0; 8]),
         }
-        self.send(frame, context, &call)
     }
 
     /// The last look before a guest is entered. `None`: look again.
@@ -178,7 +159,7 @@ impl<M: Machine> Here<'_, M> {
     pub fn vm_exit(&self, frame: &mut UserFrame, context: Context, exit: &Exit) -> Next {
         let Kind::Vcpu(vm, _) = context.kind() else { return Next::Pick };
         let Some(target) = self.vms.get(vm).map(|vm| vm.handler.get()) else { return Next::Pick };
-        let call = Stashed { target, caller: Caller::Vcpu, words: exit.to_words(), lease: 0 };
+        let call = Stashed { target, caller: Caller::VCPU, words: exit.to_words(), lease: 0 };
         self.send(frame, context, &call)
     }
 
@@ -186,10 +167,7 @@ impl<M: Machine> Here<'_, M> {
     #[inline]
     pub(crate) fn answered(&self, context: Context) {
         let state = self.context(context);
-        let deadline = state.deadline.load(Ordering::Relaxed);
-        if deadline != 0 {
-            self.await_deadline(context, deadline);
-        }
+        self.await_deadline(context, state.deadline.load(Ordering::Relaxed));
         if state.phase() == Phase::Running {
             return;
         }
@@ -199,8 +177,12 @@ impl<M: Machine> Here<'_, M> {
         self.local.context.set(None);
     }
 
-    /// Makes this CPU's timer see a context's deadline.
+    /// Makes this CPU's timer see a context's deadline; 0 for none.
+    #[inline]
     pub(crate) fn await_deadline(&self, context: Context, deadline: u64) {
+        if deadline == 0 {
+            return;
+        }
         self.local.timed.insert(context);
         if deadline < self.local.next_deadline.get() {
             self.local.next_deadline.set(deadline);
@@ -224,9 +206,21 @@ impl<M: Machine> Here<'_, M> {
         let mut next = NEVER;
         if self.local.next_deadline.get() <= now {
             for context in self.local.timed.iter() {
-                match self.due(context, now) {
-                    0 => self.local.timed.remove(context),
-                    later => next = next.min(later),
+                let deadline = &self.context(context).deadline;
+                let at = deadline.load(Ordering::SeqCst);
+                if at > now {
+                    next = next.min(at);
+                    continue;
+                }
+                self.local.timed.remove(context);
+                // Another CPU that sets it anew looks after it itself.
+                if at == 0 || deadline.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+                    continue;
+                }
+                match context.kind() {
+                    Kind::Doorbell(slot) => self.ring(slot, doorbell::TIMER),
+                    // The vCPU of that number may be another one by now, and at home elsewhere.
+                    Kind::Vcpu(..) => self.kick(context, pending::TIMER),
                 }
             }
             self.local.next_deadline.set(next);
@@ -234,25 +228,6 @@ impl<M: Machine> Here<'_, M> {
         let overrun = self.watch(now);
         self.arm();
         overrun
-    }
-
-    /// Wakes a context whose deadline has come. Returns the deadline that it still has, or 0.
-    fn due(&self, context: Context, now: u64) -> u64 {
-        let time = match context.kind() {
-            Kind::Doorbell(slot) => &self.service(slot).timer,
-            Kind::Vcpu(..) => &self.context(context).deadline,
-        };
-        let at = time.load(Ordering::SeqCst);
-        if at == 0 || at > now {
-            return at;
-        }
-        time.store(0, Ordering::SeqCst);
-        match context.kind() {
-            Kind::Doorbell(slot) => self.ring(slot, doorbell::TIMER),
-            // The vCPU of that number may be another one by now, and at home elsewhere.
-            Kind::Vcpu(..) => self.kick(context, pending::TIMER),
-        }
-        0
     }
 
     /// Whether the service in user mode must not go on. One that calls others again and again is never at one request
@@ -265,14 +240,12 @@ impl<M: Machine> Here<'_, M> {
         if slot == NO_SERVICE {
             self.local.request.begin();
             self.local.root.begin();
-        }
-        let (request, chain) = (self.local.request.look(passed), self.local.root.look(passed));
-        if slot == NO_SERVICE {
             return false;
         }
+        let (request, chain) = (self.local.request.look(passed), self.local.root.look(passed));
         let service = self.service(slot.into());
         let mut root = service;
-        while let Caller::Service(id) = root.caller.get() {
+        while let Some(id) = root.caller.get().service() {
             root = self.service(id.index());
         }
         let budget = |of: &Service| u64::from(of.budget_ms.load(Ordering::Relaxed)) * self.machine.tsc_khz();
@@ -294,12 +267,10 @@ impl<M: Machine> Here<'_, M> {
     /// Makes a vCPU exit to its vmm, wherever it is.
     pub fn kick(&self, context: Context, why: u32) {
         let state = self.context(context);
-        match state.kick(why) {
-            Kicked::Ready => self.wake(context),
-            Kicked::InGuest => {
-                self.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
-            }
-            Kicked::Noted => {}
+        if state.kick(why) {
+            self.wake(context);
+        } else if state.in_guest() {
+            self.machine.interrupt_cpu(CpuId(state.home.load(Ordering::SeqCst)));
         }
     }
 
@@ -308,18 +279,17 @@ impl<M: Machine> Here<'_, M> {
     #[inline]
     #[must_use]
     pub fn entering(&self, context: Context) -> bool {
+        let ran = &self.shared().ran;
         if let Kind::Vcpu(vm, _) = context.kind()
-            && let Some(shared) = self.cpus.get(usize::from(self.local.cpu.0))
-            && shared.ran.load(Ordering::Relaxed) >> (vm % 64) & 1 == 0
+            && ran.load(Ordering::Relaxed) >> (vm % 64) & 1 == 0
         {
-            shared.ran.fetch_or(1 << (vm % 64), Ordering::SeqCst);
+            ran.fetch_or(1 << (vm % 64), Ordering::SeqCst);
         }
-        match self.context(context).enter() {
-            Entry::Pending => return false,
-            Entry::Entered { flush: true } => self.machine.vcpu_flush(context),
-            Entry::Entered { flush: false } => {}
+        let stale = self.context(context).enter();
+        if stale == Some(true) {
+            self.machine.vcpu_flush(context);
         }
-        true
+        stale.is_some()
     }
 
     /// Notes that it left.

@@ -9,6 +9,40 @@ pub use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+/// Declares structures whose fields begin with what stands after `=`. `new` makes one in a constant; but under loom,
+/// whose atomics can't be made there.
+macro_rules! initial {
+    ($($(#[$meta:meta])* $vis:vis struct $name:ident $(($arg:ident: $arg_type:ty))? {
+        $($(#[$field_meta:meta])* $field_vis:vis $field:ident: $type:ty = $value:expr,)+
+    })+) => { $(
+        $(#[$meta])*
+        #[derive(Debug)]
+        $vis struct $name { $($(#[$field_meta])* $field_vis $field: $type,)+ }
+
+        impl $name {
+            /// As it begins.
+            #[cfg(not(loom))]
+            $vis const fn new($($arg: $arg_type)?) -> Self { Self { $($field: $value,)+ } }
+
+            /// As it begins.
+            #[cfg(loom)]
+            $vis fn new($($arg: $arg_type)?) -> Self { Self { $($field: $value,)+ } }
+        }
+    )+ };
+}
+
+/// An array in [`initial!`] whose elements aren't `Copy`.
+macro_rules! array {
+    ($value:expr; $count:expr) => {{
+        #[cfg(not(loom))]
+        let array = [const { $value }; $count];
+        #[cfg(loom)]
+        let array = core::array::from_fn(|_| $value);
+        array
+    }};
+}
+pub(crate) use {array, initial};
+
 /// Between a `SeqCst` write here and a `SeqCst` read of what another CPU writes: one of two CPUs that do this to each
 /// other sees the other's write. The accesses themselves guarantee it; loom takes them for acquire and release, and
 /// needs to be told.

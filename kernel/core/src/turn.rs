@@ -5,7 +5,7 @@
 //! what the first one left there, so a wake-up is neither lost nor doubled. `tests/loom.rs` explores all of it.
 
 use crate::context::Context;
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU64, Ordering, array, initial};
 
 /// Slots for waiters: at least one a context, as a context waits in one place at a time.
 pub const SLOTS: usize = if cfg!(loom) { 4 } else { 512 };
@@ -16,27 +16,16 @@ const EMPTY: u16 = 0;
 const GRANTED: u16 = 1;
 const FIRST: u16 = 2;
 
-/// The queue of one service.
-#[derive(Debug)]
-pub struct Turn {
-    /// Tickets given in the high half, the ticket being served in the low half. Both are 0 when all have left.
-    state: AtomicU64,
-    waiters: [AtomicU16; SLOTS],
+initial! {
+    /// The queue of one service.
+    pub struct Turn {
+        /// Tickets given in the high half, the ticket being served in the low half. Both are 0 when all have left.
+        state: AtomicU64 = AtomicU64::new(0),
+        waiters: [AtomicU16; SLOTS] = array![AtomicU16::new(EMPTY); SLOTS],
+    }
 }
 
 impl Turn {
-    /// A queue in which nobody is.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self { state: AtomicU64::new(0), waiters: [const { AtomicU16::new(EMPTY) }; SLOTS] }
-    }
-
-    /// A queue in which nobody is.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self { state: AtomicU64::new(0), waiters: core::array::from_fn(|_| AtomicU16::new(EMPTY)) }
-    }
-
     /// Joins the queue. True: it is this context's turn. False: it waits, and a later [`leave`](Self::leave)
     /// will name it.
     #[inline]

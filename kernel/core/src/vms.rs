@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{invalidation::Invalidation, machine::TablePool, sync::Atomic};
+use crate::{invalidation::Invalidation, machine::TablePool, sync::Atomic, sync::array, sync::initial};
 use caisson_proto::prelude::*;
 use heapless::Vec;
 
@@ -12,33 +12,23 @@ pub const STOCK: usize = 64;
 /// ones each where the range crosses a boundary, and two of each level above.
 pub const TABLES_PER_MAP: usize = 12;
 
-/// What the exit path reads.
-#[derive(Debug)]
-pub struct Vm {
-    /// The id of the VM here, or the next one to be.
-    pub id: Atomic<VmId>,
-    /// The service that handles its exits.
-    pub handler: Atomic<ServiceId>,
-    /// 0 for an unused slot, else 1 + [`VmState`].
-    state: Atomic<u8>,
-    /// Roots of its views; frame 0 for none.
-    roots: [Atomic<Frame>; MAX_VIEWS],
-    /// vCPUs that exist, a bit each.
-    pub vcpus: AtomicU32,
+initial! {
+    /// What the exit path reads.
+    pub struct Vm {
+        /// The id of the VM here, or the next one to be.
+        pub id: Atomic<VmId> = Atomic::new(0),
+        /// The service that handles its exits.
+        pub handler: Atomic<ServiceId> = Atomic::new(0),
+        /// 0 for an unused slot, else 1 + [`VmState`].
+        state: Atomic<u8> = Atomic::new(0),
+        /// Roots of its views; frame 0 for none.
+        roots: [Atomic<Frame>; MAX_VIEWS] = array![Atomic::new(0); MAX_VIEWS],
+        /// vCPUs that exist, a bit each.
+        pub vcpus: AtomicU32 = AtomicU32::new(0),
+    }
 }
 
 impl Vm {
-    /// An unused slot.
-    pub const fn new() -> Self {
-        Self {
-            id: Atomic::new(0),
-            handler: Atomic::new(0),
-            state: Atomic::new(0),
-            roots: [const { Atomic::new(0) }; MAX_VIEWS],
-            vcpus: AtomicU32::new(0),
-        }
-    }
-
     /// Its state; `None` for an unused slot.
     #[inline]
     pub fn state(&self) -> Option<VmState> {
@@ -88,37 +78,23 @@ pub fn find(vms: &[Vm; MAX_VMS], id: VmId) -> Result<(usize, &Vm), Status> {
         .ok_or(Status::Dead)
 }
 
-/// The part of a VM that only kernel operations use.
-#[derive(Debug)]
-pub struct Books {
-    /// Its kind.
-    pub kind: VmKind,
-    /// Its ASID.
-    pub asid: u32,
-    /// Pages mapped in it.
-    pub pages: u64,
-    /// The kernel's frames for it, tables and vCPUs.
-    pub kernel_frames: u64,
-    /// First of the frames of each vCPU.
-    pub vcpus: [Option<Frame>; MAX_VCPUS],
-    /// Its invalidation state.
-    pub invalidation: Invalidation,
-    /// Tables in stock, adopted and zeroed.
-    pub stock: Vec<Frame, STOCK>,
-}
-
-impl Books {
-    /// Of an unused slot.
-    pub const fn new() -> Self {
-        Self {
-            kind: VmKind::Plain,
-            asid: 0,
-            pages: 0,
-            kernel_frames: 0,
-            vcpus: [None; MAX_VCPUS],
-            invalidation: Invalidation::new(),
-            stock: Vec::new(),
-        }
+initial! {
+    /// The part of a VM that only kernel operations use.
+    pub struct Books {
+        /// Its kind.
+        pub kind: VmKind = VmKind::Plain,
+        /// Its ASID.
+        pub asid: u32 = 0,
+        /// Pages mapped in it.
+        pub pages: u64 = 0,
+        /// The kernel's frames for it, tables and vCPUs.
+        pub kernel_frames: u64 = 0,
+        /// First of the frames of each vCPU.
+        pub vcpus: [Option<Frame>; MAX_VCPUS] = [None; MAX_VCPUS],
+        /// Its invalidation state.
+        pub invalidation: Invalidation = Invalidation::new(),
+        /// Tables in stock, adopted and zeroed.
+        pub stock: Vec<Frame, STOCK> = Vec::new(),
     }
 }
 

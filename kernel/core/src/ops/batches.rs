@@ -3,7 +3,10 @@
 use core::sync::atomic::Ordering;
 
 use super::{Answer, Call, ok};
-use crate::{batches::MAX_BATCHES, batches::Open, event::Event, here::Here, kernel::Tables, machine::Machine, vms};
+use crate::{
+    batches::MAX_BATCHES, batches::Open, event::Event, here::Here, kernel::Tables, machine::Machine, machine::ensure,
+    vms,
+};
 use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
@@ -56,9 +59,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn ticket_check(&self, request: &TicketCheck) -> Answer {
         let tables = self.tables();
-        if request.ticket.0 > tables.tickets {
-            return Err(Status::NotFound);
-        }
+        ensure(request.ticket.0 <= tables.tickets, Status::NotFound)?;
         ok(TicketState { done: !tables.open_tickets.iter().any(|(ticket, _)| *ticket == request.ticket.0) })
     }
 }
@@ -68,9 +69,11 @@ impl<M: Machine> Here<'_, M> {
     /// while this CPU holds the table lock.
     pub fn flush_if_wanted(&self) {
         let cpu = usize::from(self.local.cpu.0);
-        let Some(shared) = self.cpus.get(cpu).filter(|shared| shared.flush_wanted.swap(false)) else { return };
+        if !self.shared().flush_wanted.swap(false) {
+            return;
+        }
         self.machine.write_back();
-        shared.ran.store(0, Ordering::SeqCst);
+        self.shared().ran.store(0, Ordering::SeqCst);
         self.machine.log(Event::WroteBack(self.local.cpu));
         let mut tables = self.tables();
         let mut paid = heapless::Vec::<Open, MAX_BATCHES>::new();

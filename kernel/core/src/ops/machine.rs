@@ -15,10 +15,9 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn timer_set(&self, request: &TimerSet) -> Answer {
-        self.caller.timer.store(request.at.0, Ordering::SeqCst);
-        if request.at.0 != 0 {
-            self.await_deadline(Context::doorbell(self.slot), request.at.0);
-        }
+        let bell = Context::doorbell(self.slot);
+        self.context(bell).deadline.store(request.at.0, Ordering::SeqCst);
+        self.await_deadline(bell, request.at.0);
         ok(Done {})
     }
 }

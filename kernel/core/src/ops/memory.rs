@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use super::{Answer, Call, ok};
 use crate::{
     batches::CPU_WORDS, batches::CpuSet, context::Context, context::Phase, event::Event, frames::FrameTable,
-    machine::Machine, machine::TablePool, vms, vms::Books, vms::STOCK, vms::TABLES_PER_MAP, vms::Vm,
+    machine::Machine, machine::TablePool, machine::ensure, vms, vms::Books, vms::STOCK, vms::TABLES_PER_MAP, vms::Vm,
 };
 use caisson_proto::prelude::*;
 
@@ -17,13 +17,14 @@ const GUEST_PAGES: u64 = (caisson_proto::layout::USER_END - caisson_proto::layou
 /// Checks that a range of guest frames is one that a single call may name.
 fn in_guest(gfn: Gfn, pages: u64, most: u64) -> Result<(), Status> {
     let end = gfn.0.checked_add(pages).ok_or(Status::Range)?;
-    if pages == 0 || pages > most || end > GUEST_PAGES { Err(Status::Range) } else { Ok(()) }
+    ensure((1..=most).contains(&pages) && end <= GUEST_PAGES, Status::Range)
 }
 
 impl<M: Machine> Call<'_, M> {
     fn alive(&self, id: VmId) -> Result<(usize, &Vm), Status> {
         let found = vms::find(&self.vms, id)?;
-        if found.1.state() == Some(VmState::Alive) { Ok(found) } else { Err(Status::State) }
+        ensure(found.1.state() == Some(VmState::Alive), Status::State)?;
+        Ok(found)
     }
 
     pub(super) fn frame_runs(&self, request: &FrameRuns) -> Answer {
@@ -44,15 +45,9 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vm_create(&self, request: &VmCreate) -> Answer {
         let handler = self.service(request.handler.index());
-        if handler.id.get() != request.handler || !handler.alive.get() {
-            return Err(Status::Dead);
-        }
-        if !handler.is_vmm.get() {
-            return Err(Status::Denied);
-        }
-        if !self.machine.runs(request.kind) {
-            return Err(Status::Unsupported);
-        }
+        ensure(handler.id.get() == request.handler && handler.alive.get(), Status::Dead)?;
+        ensure(handler.is_vmm.get(), Status::Denied)?;
+        ensure(self.machine.runs(request.kind), Status::Unsupported)?;
         let mut tables = self.tables();
         tables.frames.check_free(request.root, 1, &tables.batches)?;
         let mut unused = self.vms.iter().enumerate().filter(|(_, vm)| vm.state().is_none());
@@ -79,15 +74,9 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         let mut rest = self.vms.iter().zip(&tables.books).zip(1..).skip(request.slot.into());
         let ((vm, books), next) = rest.find(|((vm, _), _)| vm.state().is_some()).ok_or(Status::NotFound)?;
-        ok(VmReport {
-            vm: vm.id.get(),
-            handler: vm.handler.get(),
-            kind: books.kind,
-            state: vm.state().unwrap_or_default(),
-            pages: books.pages,
-            kernel_frames: books.kernel_frames,
-            next,
-        })
+        let Books { kind, pages, kernel_frames, .. } = *books;
+        let (id, handler, state) = (vm.id.get(), vm.handler.get(), vm.state().unwrap_or_default());
+        ok(VmReport { vm: id, handler, kind, state, pages, kernel_frames, next })
     }
 
     /// Makes free frames the kernel's, for a VM.
@@ -101,9 +90,7 @@ impl<M: Machine> Call<'_, M> {
         let (slot, _) = self.alive(request.vm)?;
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
-        if request.count == 0 || request.count > (STOCK - books.stock.len()) as u64 {
-            return Err(Status::Range);
-        }
+        ensure((1..=(STOCK - books.stock.len()) as u64).contains(&request.count), Status::Range)?;
         table.check_free(request.frame, request.count, batches)?;
         self.adopt(table, books, request.frame, request.count, request.vm);
         let frames = request.frame.0..request.frame.0 + request.count;
@@ -114,21 +101,15 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&self, request: &VcpuCreate) -> Answer {
         let (slot, vm) = self.alive(request.vcpu.vm)?;
         let index = usize::from(request.vcpu.index);
-        if usize::from(request.cpu.0) >= self.cpu_count() {
-            return Err(Status::Range);
-        }
+        ensure(usize::from(request.cpu.0) < self.cpu_count(), Status::Range)?;
         let root = vm.root(0).ok_or(Status::State)?;
         let handler = vm.handler.get();
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
         let place = books.vcpus.get_mut(index).ok_or(Status::Range)?;
-        if place.is_some() {
-            return Err(Status::State);
-        }
+        ensure(place.is_none(), Status::State)?;
         table.check_free(request.frame, VCPU_FRAMES, batches)?;
-        if books.stock.len() < TABLES_PER_MAP {
-            return Err(Status::Exhausted);
-        }
+        ensure(books.stock.len() >= TABLES_PER_MAP, Status::Exhausted)?;
         *place = Some(request.frame);
         self.adopt(table, books, request.frame, VCPU_FRAMES, request.vcpu.vm);
         let context = Context::vcpu(slot, index);
@@ -160,9 +141,7 @@ impl<M: Machine> Call<'_, M> {
         let (table, batches, books) = tables.of(slot)?;
         books.invalidation.commit(request.sequence, gfn, pages)?;
         let clean = table.check_free(frame, pages, batches)?;
-        if books.stock.len() < TABLES_PER_MAP {
-            return Err(Status::Exhausted);
-        }
+        ensure(books.stock.len() >= TABLES_PER_MAP, Status::Exhausted)?;
         // Before anybody can see them.
         if !clean {
             self.machine.zero(frame, pages);
@@ -185,9 +164,7 @@ impl<M: Machine> Call<'_, M> {
         let end = Gfn(request.gfn.0 + request.pages);
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
-        if vm.state() == Some(VmState::Dying) && !self.vcpus_idle(slot) {
-            return Err(Status::Busy);
-        }
+        ensure(vm.state() == Some(VmState::Alive) || self.vcpus_idle(slot), Status::Busy)?;
         batches.check_room(books.kind)?;
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
         let (mut pages, mut next, mut result) = (0, request.gfn, Ok(()));
@@ -248,14 +225,10 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vm_release(&self, request: &VmRelease) -> Answer {
         let (slot, vm) = vms::find(&self.vms, request.vm)?;
-        if vm.state() != Some(VmState::Dying) {
-            return Err(Status::State);
-        }
+        ensure(vm.state() == Some(VmState::Dying), Status::State)?;
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
-        if books.pages != 0 || !self.vcpus_idle(slot) {
-            return Err(Status::Busy);
-        }
+        ensure(books.pages == 0 && self.vcpus_idle(slot), Status::Busy)?;
         let batch = batches.open(request.vm, VmKind::Plain, &[])?;
         let handler = vm.handler.get().index();
         let mut sink = Sink { machine: self.machine, table, batch, count: 0 };

@@ -10,7 +10,7 @@ mod vcpus;
 
 use core::ops::Deref;
 
-use crate::{cpu::UserFrame, event::Event, here::Here, ipc::Next, machine::Machine, service::Service};
+use crate::{cpu::UserFrame, event::Event, here::Here, ipc::Next, ipc::back, machine::Machine, service::Service};
 use caisson_proto::prelude::*;
 
 /// What an operation answers.
@@ -51,10 +51,9 @@ impl<M: Machine> Here<'_, M> {
         if let Err(status @ (Status::Denied | Status::BadLease | Status::TooWeak)) = answer {
             self.machine.log(Event::Refused(caller.id.get(), frame.words[0], status));
         }
-        frame.rax = answer.err().unwrap_or(Status::Ok) as u64;
         frame.words = answer.unwrap_or_default();
         frame.rbx = 0;
-        Next::User
+        back(frame, answer.err().unwrap_or(Status::Ok))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Operations on services.
 
 use super::{Answer, Call, ok};
-use crate::{machine::Machine, service::Service};
+use crate::{machine::Machine, machine::ensure, service::Service};
 use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
@@ -25,9 +25,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn service_kill(&self, request: &ServiceKill) -> Answer {
-        if !self.target(request.service)?.alive.get() || request.service.index() == self.slot {
-            return Err(Status::State);
-        }
+        ensure(self.target(request.service)?.alive.get() && request.service.index() != self.slot, Status::State)?;
         self.kill(request.service.index());
         ok(Done {})
     }

@@ -5,23 +5,19 @@
 use core::sync::atomic::Ordering;
 
 use super::{Answer, Call, ok};
-use crate::{context::Context, context::Phase, context::pending, machine::Machine, svm::state::RESIDENT, vms};
+use crate::{
+    context::Context, context::Phase, context::pending, machine::Machine, machine::ensure, svm::state::RESIDENT, vms,
+};
 use caisson_proto::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     /// The context of a vCPU that exists and whose VM the caller handles.
     fn own_vcpu(&self, id: VcpuId) -> Result<Context, Status> {
         let (slot, vm) = vms::find(&self.vms, id.vm)?;
-        if vm.handler.get() != self.caller.id.get() {
-            return Err(Status::Denied);
-        }
+        ensure(vm.handler.get() == self.caller.id.get(), Status::Denied)?;
         let index = usize::from(id.index);
-        if index >= MAX_VCPUS || vm.vcpus.load(Ordering::Acquire) >> index & 1 == 0 {
-            return Err(Status::NotFound);
-        }
-        if vm.state() != Some(VmState::Alive) {
-            return Err(Status::State);
-        }
+        ensure(index < MAX_VCPUS && vm.vcpus.load(Ordering::Acquire) >> index & 1 == 1, Status::NotFound)?;
+        ensure(vm.state() == Some(VmState::Alive), Status::State)?;
         Ok(Context::vcpu(slot, index))
     }
 
@@ -39,9 +35,7 @@ impl<M: Machine> Call<'_, M> {
         let _stays = self.tables();
         let context = self.own_vcpu(request.vcpu)?;
         let state = self.context(context);
-        if state.phase() != Phase::Idle {
-            return Err(Status::State);
-        }
+        ensure(state.phase() == Phase::Idle, Status::State)?;
         self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.set_phase(Phase::Ready);
@@ -60,9 +54,7 @@ impl<M: Machine> Call<'_, M> {
         let context = self.still_vcpu(request.vcpu)?;
         // What may still be in a CPU's registers can be had there alone.
         let home = self.context(context).home.load(Ordering::SeqCst);
-        if request.groups.intersects(RESIDENT) && home != self.local.cpu.0 {
-            return Err(Status::Busy);
-        }
+        ensure(!request.groups.intersects(RESIDENT) || home == self.local.cpu.0, Status::Busy)?;
         self.machine.vcpu_save(context, request.groups);
         ok(Done {})
     }
@@ -71,9 +63,7 @@ impl<M: Machine> Call<'_, M> {
         let _stays = self.tables();
         self.own_vcpu(request.vcpu)?;
         let lease = self.lease.ok_or(Status::BadLease)?;
-        if lease.pages != 1 || usize::from(request.count) > CpuidEntry::MAX {
-            return Err(Status::Range);
-        }
+        ensure(lease.pages == 1 && usize::from(request.count) <= CpuidEntry::MAX, Status::Range)?;
         let context = self.still_vcpu(request.vcpu)?;
         self.machine.vcpu_cpuid(context, lease, request.count)?;
         ok(Done {})
@@ -81,9 +71,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vcpu_stop(&self, request: &VcpuStop) -> Answer {
         let context = self.own_vcpu(request.vcpu)?;
-        if self.local.context.get() == Some(context) {
-            return Err(Status::State);
-        }
+        ensure(self.local.context.get() != Some(context), Status::State)?;
         self.kick(context, pending::STOP);
         self.expel(context);
         ok(Done {})
