@@ -114,14 +114,6 @@ pub mod doorbell {
     pub const VM_GONE: u64 = 1 << 59;
     /// All frames of dead VMs are free again (memory to supervisor).
     pub const SETTLED: u64 = 1 << 58;
-    /// Something was put in a ring that this service reads: bit = 32 + the ring's number there, up to 16 rings.
-    pub const fn ring(number: usize) -> u64 {
-        1 << (32 + (number & 15))
-    }
-    /// Room was made in a ring that this service writes: bit = its number there, up to 16 rings.
-    pub const fn room(number: usize) -> u64 {
-        1 << (number & 15)
-    }
 }
 
 /// Pages lent for the length of one call, as they stand in rbx: first page in bits 51:0, count − 1 in bits 61:56,

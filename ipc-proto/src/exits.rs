@@ -1,5 +1,14 @@
 //! The exit codes that a vmm tells apart (APM volume 2, appendix C), with those that the kernel knows, too.
 
+use crate::vcpu::Resume;
+
+impl Resume {
+    /// Run on at `rip` with `rax`, and nothing else.
+    pub fn at(rip: u64, rax: u64) -> Self {
+        Self { rip, rax, ..Self::default() }
+    }
+}
+
 /// Exit codes.
 pub mod code {
     pub use crate::vcpu::code::*;

@@ -47,3 +47,15 @@ pub const fn available(head: u64, tail: u64) -> Option<u32> {
 pub const fn slot_offset(count: u64) -> usize {
     ((count % SLOTS as u64 + 1) * 64) as usize
 }
+
+/// Doorbell bits of rings, beside those of [`crate::abi::doorbell`].
+pub mod doorbell {
+    /// Something was put in a ring that this service reads: bit = 32 + the ring's number there, up to 16 rings.
+    pub const fn ring(number: usize) -> u64 {
+        1 << (32 + (number & 15))
+    }
+    /// Room was made in a ring that this service writes: bit = its number there, up to 16 rings.
+    pub const fn room(number: usize) -> u64 {
+        1 << (number & 15)
+    }
+}

@@ -176,13 +176,6 @@ packed! {
     }
 }
 
-impl Resume {
-    /// Run on at `rip` with `rax`, and nothing else.
-    pub fn at(rip: u64, rax: u64) -> Self {
-        Self { rip, rax, ..Self::default() }
-    }
-}
-
 /// A segment register with its hidden part, as a VMCB has it (APM volume 2, section 15.5.1 and appendix B).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]

@@ -22,15 +22,6 @@ pub struct Quirks {
     pub few_error_codes: bool,
 }
 
-/// How the board ends the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PowerOff {
-    /// Write the status as a byte to this port (QEMU's isa-debug-exit).
-    ExitPort(u16),
-    /// There is no way: halt.
-    Halt,
-}
-
 /// What the kernel is started with. Built once, on the boot CPU.
 #[derive(Clone, Debug)]
 pub struct BootInfo {
@@ -48,8 +39,8 @@ pub struct BootInfo {
     pub io_apic: Spa,
     /// Port of a device that takes log frames byte by byte without waiting, for the kernel's epitaph; 0 for none.
     pub log_port: u16,
-    /// How the machine ends.
-    pub power_off: PowerOff,
+    /// Port to which the status is written as a byte to end the machine (QEMU's isa-debug-exit); without one it halts.
+    pub power_off: Option<u16>,
     /// Differences from silicon.
     pub quirks: Quirks,
 }

@@ -55,7 +55,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::boot::{PowerOff, Quirks};
+    use crate::boot::Quirks;
 
     extern crate std;
 
@@ -69,7 +69,7 @@ mod tests {
             local_apic: Spa(0),
             io_apic: Spa(0),
             log_port: 0,
-            power_off: PowerOff::Halt,
+            power_off: None,
             quirks: Quirks::default(),
         }
     }

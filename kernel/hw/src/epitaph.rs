@@ -1,13 +1,12 @@
 //! The end of the machine, and what is said at it.
 
-use caisson_core::boot::PowerOff;
 use caisson_proto::kernel::verdict;
 
 use crate::{boot, cpu, cpu::port, log, percpu, traps::Trap};
 
 /// Ends the machine with a status, or stops this CPU where the board has no way.
 pub fn power_off(status: u8) -> ! {
-    if let Some(PowerOff::ExitPort(exit)) = boot::BOARD.get().map(|board| board.power_off) {
+    if let Some(exit) = boot::BOARD.get().and_then(|board| board.power_off) {
         // SAFETY: the board says that this port ends the machine.
         unsafe { port::write(exit, status) }
     }

@@ -47,7 +47,7 @@ impl Kernel for OnKernel<'_, '_> {
             return false;
         }
         if self.reclaimed.must_wake() {
-            let _ = self.sys.ring(self.sys.world.manifest.notifier, doorbell::ring(0));
+            let _ = self.sys.ring(self.sys.world.manifest.notifier, caisson_proto::ring::doorbell::ring(0));
         }
         true
     }

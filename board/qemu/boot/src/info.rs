@@ -1,6 +1,6 @@
 //! The machine as QEMU describes it, in the kernel's terms.
 
-use caisson_core::boot::{BootInfo, PowerOff, Quirks, Range};
+use caisson_core::boot::{BootInfo, Quirks, Range};
 use caisson_proto::{abi::MAX_CPUS, addr::PAGE_SIZE, addr::Spa};
 use heapless::Vec;
 
@@ -66,7 +66,7 @@ pub fn machine(
         local_apic: Spa(0xfee0_0000),
         io_apic: Spa(0xfec0_0000),
         log_port: LOG_PORT,
-        power_off: PowerOff::ExitPort(EXIT_PORT),
+        power_off: Some(EXIT_PORT),
         quirks: Quirks { assume_wbnoinvd, virq_reported_as_exception: true, few_error_codes: true },
     }
 }
