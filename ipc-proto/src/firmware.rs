@@ -8,7 +8,7 @@ pub type Error = Status;
 wire_enum! {
     /// What the machine offers.
     pub enum SevSupport {
-        /// No SEV: CPUID 8000_001F EAX[1] is 0 or the leaf is absent.
+        /// No SEV: CPUID 8000_001F EAX\[1\] is 0 or the leaf is absent.
         None = 0,
         /// SEV, and perhaps more.
         Present = 1,

@@ -130,7 +130,7 @@ macro_rules! wire_flags {
     };
 }
 
-/// Declares a struct of [`Fields`](wire::Fields). What isn't said of a field, its struct's text says.
+/// Declares a struct of `Fields`. What isn't said of a field, its struct's text says.
 #[macro_export]
 macro_rules! fields {
     ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ty),* }) => {

@@ -1,7 +1,7 @@
 //! Write-back batches: frames that wait until the CPUs which may hold dirty lines of them have written back.
 //!
 //! A batch is {the CPUs that still owe}. A flush on a CPU, whatever asked for it, pays for every open batch.
-//! A batch that nobody owes is paid by the first [`WriteBack`](caisson_proto::kernel::WriteBack) for it.
+//! A batch that nobody owes is paid by the first [`WriteBack`] for it.
 //! The table is bounded; when it is full, frames join an open batch and its debts become the union.
 
 use caisson_proto::prelude::*;

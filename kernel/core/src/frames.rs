@@ -2,7 +2,7 @@
 //!
 //! One 64-bit entry a frame. Invariant: a transition happens only from the state that it names; counts by state
 //! always add up to the number of frames. A quarantined frame names its batch; once that is paid the frame is free
-//! without being touched again: [`FrameTable::state`] sees it by the batch's generation.
+//! without being touched again: [`FrameTable::get`] sees it by the batch's generation.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

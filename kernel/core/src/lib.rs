@@ -3,7 +3,7 @@
 //! Nothing here dereferences an address or executes a privileged instruction; what must happen to the machine is
 //! asked of a [`machine::Machine`], which `kernel/hw` is on silicon and QEMU and `board/host` in simulation.
 //!
-//! One call, from a vCPU's exit to its vmm and on to memory, goes [`schedule`] → [`ipc`] → [`ops`]; [`turn`] says
+//! One call, from a vCPU's exit to its vmm and on to memory, goes [`schedule`] → [`ipc`] → `ops`; [`turn`] says
 //! who is served, [`death`] what happens when a service ends. [`frames`], [`batches`], [`invalidation`] and
 //! [`vms`] are the tables that hold the invariants.
 #![no_std]

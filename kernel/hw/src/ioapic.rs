@@ -37,7 +37,7 @@ pub(crate) fn init() {
     }
 }
 
-/// Lets an ISA line interrupt the boot CPU with vector [`LINE_0`](vector::LINE_0) + `line`, at its rising edge.
+/// Lets an ISA line interrupt the boot CPU with vector `LINE_0` + `line`, at its rising edge.
 pub fn enable_line(line: u8) {
     let input = if line == 0 { INPUT_OF_LINE_0 } else { line % 16 };
     write(REDIRECTION + 2 * input + 1, apic::id(CpuId(0)).unwrap_or(0) << 24);

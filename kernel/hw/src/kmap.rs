@@ -1,6 +1,6 @@
 //! The kernel's view of memory: its own frames, and no other.
 //!
-//! Frame f appears at `FRAMES_MAP + f * 4096` between [`map`] and [`unmap`]. The tables of that region exist for
+//! Frame f appears at `FRAMES_MAP + f * 4096` between `map` and `unmap`. The tables of that region exist for
 //! all RAM since boot, so neither can fail for want of memory. There is no other map of physical memory.
 
 use core::sync::atomic::{AtomicU64, Ordering};

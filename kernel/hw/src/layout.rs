@@ -31,7 +31,7 @@ pub const IO_APIC: u64 = LOCAL_APIC + PAGE_SIZE;
 /// Interrupt descriptor table, read-only.
 pub const IDT: u64 = LOCAL_APIC + 2 * PAGE_SIZE;
 
-/// This CPU's own area, 2 MiB of small pages: its [`PerCpu`](crate::percpu::PerCpu) first.
+/// This CPU's own area, 2 MiB of small pages: its `PerCpu` first.
 pub const PERCPU: u64 = 0xffff_ffff_c000_0000;
 /// Pages that `PerCpu` may take.
 pub const PERCPU_PAGES: u64 = 16;

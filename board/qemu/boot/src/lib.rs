@@ -1,7 +1,7 @@
 //! Entry of the kernel on QEMU, and the machine that it finds there.
 //!
 //! QEMU's `-kernel` starts an ELF file with a PVH note in 32-bit protected mode without paging, ebx pointing to
-//! [`pvh::StartInfo`]. [`start`] has the way to long mode; [`info`] reads the machine into a
+//! `pvh::StartInfo`. `start` has the way to long mode; `info` reads the machine into a
 //! [`BootInfo`]; then the function named by [`entry!`] gets it.
 //!
 //! The kernel's binary needs `-C relocation-model=static` and, in its build script,

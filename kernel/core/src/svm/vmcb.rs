@@ -26,7 +26,7 @@ pub const NESTED_PAGING: u64 = 1;
 pub const TLB_KEEP: u32 = 0;
 /// TLB_CONTROL: flush everything.
 pub const TLB_FLUSH_ALL: u32 = 1;
-/// TLB_CONTROL: flush this ASID (CPUID 8000_000A EDX[6]).
+/// TLB_CONTROL: flush this ASID (CPUID 8000_000A EDX\[6\]).
 pub const TLB_FLUSH_ASID: u32 = 3;
 /// CR8 in either half of the control-register intercepts.
 pub const CR8: u32 = 1 << 8;
@@ -74,7 +74,7 @@ pub struct Control {
     /// Root of the nested page tables.
     pub n_cr3: u64,
     reserved_0b8: [u64; 2],
-    /// The next instruction (CPUID 8000_000A EDX[3]).
+    /// The next instruction (CPUID 8000_000A EDX\[3\]).
     pub next_rip: u64,
     reserved_0d0: [u64; 102],
 }

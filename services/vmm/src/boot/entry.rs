@@ -19,7 +19,7 @@ const BOOT_CS: u16 = 0x10;
 /// The data selector that the boot protocol asks for.
 const BOOT_DS: u16 = 0x18;
 
-/// The descriptors of [`BOOT_CS`] and [`BOOT_DS`]: flat, 64-bit code and data.
+/// The descriptors of `BOOT_CS` and `BOOT_DS`: flat, 64-bit code and data.
 pub fn gdt() -> Vec<u8> {
     [0_u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().flat_map(|entry| entry.to_le_bytes()).collect()
 }
