@@ -1,6 +1,7 @@
 //! The invariants, checked from outside.
 
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 
 use caisson_core::batches::{Batches, MAX_BATCHES};
 use caisson_core::context::{CONTEXTS, Context, Kind, Phase};
@@ -16,16 +17,29 @@ pub const KERNEL_FRAMES: u64 = 64;
 /// What must hold between any two steps.
 pub fn step(world: &World) {
     counts(world);
+    parked(world);
     for (number, cpu) in world.cpus.iter().enumerate() {
         let (Mode::Guest(context) | Mode::Spins(context)) = cpu.mode.get() else { continue };
         let state = world.kernel.context(context);
-        let pending = state.pending.load(std::sync::atomic::Ordering::SeqCst);
+        let pending = state.pending.load(Ordering::SeqCst);
         world.check(pending == 0 || cpu.ipi.get() != 0 || cpu.timer.get() <= world.now.get(), || {
             format!("cpu{number} is in the guest of context {} and nobody tells it of {pending:#x}", context.number())
         });
-        let home = state.home.load(std::sync::atomic::Ordering::SeqCst);
+        let home = state.home.load(Ordering::SeqCst);
         world.check(usize::from(home) == number, || {
             format!("context {} runs on cpu{number} and is at home on cpu{home}", context.number())
+        });
+    }
+}
+
+/// A vCPU that was kicked doesn't stay parked, once its CPU has done with it.
+fn parked(world: &World) {
+    for context in world.guests.borrow().keys().filter_map(|number| Context::from_number(*number)) {
+        let state = world.kernel.context(context);
+        let kicked = state.pending.load(Ordering::SeqCst) != 0 && state.phase() == Phase::Parked;
+        let home = world.cpus.get(usize::from(state.home.load(Ordering::SeqCst)));
+        world.check(!kicked || home.is_none_or(|cpu| cpu.mode.get() == Mode::Kernel), || {
+            format!("{:?} is parked and was kicked", context.kind())
         });
     }
 }
@@ -59,7 +73,7 @@ pub fn is_quiet(world: &World) -> bool {
     let idle = world
         .cpus
         .iter()
-        .all(|cpu| matches!(cpu.mode.get(), Mode::Idle) && cpu.ipi.get() == 0 && cpu.device.get().is_none());
+        .all(|cpu| matches!(cpu.mode.get(), Mode::Idle) && cpu.ipi.get() == 0 && cpu.devices.borrow().is_empty());
     idle && next_deadline(world).is_none()
 }
 
@@ -88,7 +102,7 @@ pub fn quiet(world: &World) {
         }
         if let Kind::Vcpu(..) = context.kind()
             && state.phase() == Phase::Parked
-            && state.pending.load(std::sync::atomic::Ordering::SeqCst) != 0
+            && state.pending.load(Ordering::SeqCst) != 0
         {
             let _ = write!(text, "; {:?} is parked and was kicked", context.kind());
         }

@@ -68,11 +68,11 @@ impl Running<'_> {
     /// Takes the interrupts that are pending. What comes next, if it isn't what was interrupted.
     fn interrupts(&self, here: &On<'_>, user: bool, frame: &mut UserFrame) -> Option<Next> {
         self.cpu.mode.set(Mode::Kernel);
-        let (kinds, device) = (self.cpu.ipi.take(), self.cpu.device.take());
+        let (kinds, devices) = (self.cpu.ipi.take(), self.cpu.devices.take());
         let timer = self.cpu.timer.get() <= self.world.now.get();
         // The watchdog's looks at CPUs that idle would fill the history.
-        if user || kinds != 0 || device.is_some() || here.local.context.get().is_some() {
-            self.world.note(self.number, What::Interrupt(timer, kinds, device.is_some()));
+        if user || kinds != 0 || !devices.is_empty() || here.local.context.get().is_some() {
+            self.world.note(self.number, What::Interrupt(timer, kinds, !devices.is_empty()));
         }
         if kinds & ipi::FLUSH != 0 {
             self.world.answer_wishes(self.number);
@@ -80,7 +80,7 @@ impl Running<'_> {
         if kinds != 0 {
             here.flush_if_wanted();
         }
-        if let Some((slot, bits)) = device {
+        for (slot, bits) in devices {
             here.ring(slot, bits);
         }
         if timer {

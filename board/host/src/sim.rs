@@ -171,6 +171,8 @@ fn schedule(world: &Rc<World>, cpus: &mut [CpuLife]) {
                 check::tables(world);
                 if world.settled.get() {
                     check::settled(world);
+                } else {
+                    world.check(world.given_up.get(), || "the machine was ended and nobody says why".into());
                 }
                 return;
             }
@@ -223,24 +225,18 @@ fn sleep(world: &World) -> bool {
 
 /// Now and then pages are taken from a living VM, or the supervisor is made to kill a service.
 fn disturb(world: &World) {
-    if world.config.reclaims > world.taken.get()
-        && world.rng.chance(1, 500)
-        && let Some(cpu) = world.cpus.get(world.rng.below(world.cpus.len() as u64) as usize)
-    {
+    if world.config.reclaims > world.taken.get() && world.rng.chance(1, 500) {
         world.taken.set(world.taken.get() + 1);
-        cpu.device.set(Some((world.manifest.memory, programs::RECLAIM)));
-        return;
+        return world.interrupt(world.manifest.memory, programs::RECLAIM);
     }
     if world.deaths.get() == 0 || world.over.get().is_some() || !world.rng.chance(1, 3000) {
         return;
     }
     let slot = 1 + world.rng.below(world.manifest.services.len() as u64 - 1) as usize;
-    if let Some(cpu) = world.cpus.get(world.rng.below(world.cpus.len() as u64) as usize) {
-        world.deaths.set(world.deaths.get() - 1);
-        world.kill.set(Some(slot));
-        world.note(0, What::Fault(slot, "is to be killed"));
-        cpu.device.set(Some((world.manifest.supervisor, programs::KILL)));
-    }
+    world.deaths.set(world.deaths.get() - 1);
+    world.kill.set(Some(slot));
+    world.note(0, What::Fault(slot, "is to be killed"));
+    world.interrupt(world.manifest.supervisor, programs::KILL);
 }
 
 fn places(world: &World) -> String {

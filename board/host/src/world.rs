@@ -12,7 +12,7 @@ use caisson_core::cpu::Local;
 use caisson_core::frames::Frames;
 use caisson_core::kernel::Kernel;
 use caisson_core::svm::npt::{ENTRIES, Mapping, Tables, Tree, look_up};
-use caisson_proto::abi::{Lease, Status};
+use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
 
 use caisson_proto::layout;
@@ -64,8 +64,8 @@ pub struct Cpu {
     pub mode: Cell<Mode>,
     /// IPIs that are on their way.
     pub ipi: Cell<u8>,
-    /// A device's interrupt: rings this slot with these bits.
-    pub device: Cell<Option<(usize, u64)>>,
+    /// Devices' interrupts: each rings this slot with these bits.
+    pub devices: RefCell<Vec<(usize, u64)>>,
     /// When its timer fires.
     pub timer: Cell<u64>,
     /// Slot of the space that is loaded.
@@ -83,7 +83,7 @@ impl Cpu {
         Self {
             mode: Cell::new(Mode::Kernel),
             ipi: Cell::new(0),
-            device: Cell::new(None),
+            devices: RefCell::default(),
             timer: Cell::new(NEVER),
             space: Cell::new(usize::MAX),
             wishes: Cell::new((0, 0)),
@@ -175,6 +175,8 @@ pub struct World {
     pub resets: Cell<u32>,
     /// Deaths still to be injected.
     pub deaths: Cell<u32>,
+    /// The supervisor gave a service up that died too often.
+    pub given_up: Cell<bool>,
     /// The supervisor found everything settled.
     pub settled: Cell<bool>,
     /// The machine was switched off, with this status.
@@ -225,6 +227,7 @@ impl World {
             taken: Cell::new(0),
             resets: Cell::new(config.resets),
             deaths: Cell::new(config.deaths),
+            given_up: Cell::new(false),
             settled: Cell::new(false),
             over: Cell::new(None),
             stopping: Cell::new(false),
@@ -269,11 +272,23 @@ impl World {
         }
     }
 
+    /// A device interrupts some CPU, to ring a service.
+    pub fn interrupt(&self, slot: usize, bits: u64) {
+        if let Some(cpu) = self.cpus.get(self.rng.below(self.cpus.len() as u64) as usize) {
+            cpu.devices.borrow_mut().push((slot, bits));
+        }
+    }
+
+    /// A device of a service's tells it something.
+    pub fn knock(&self, slot: usize) {
+        self.interrupt(slot, doorbell::INTERRUPT);
+    }
+
     /// Whether a CPU would take an interrupt now.
     pub fn interrupted(&self, cpu: usize) -> bool {
-        self.cpus
-            .get(cpu)
-            .is_some_and(|cpu| cpu.ipi.get() != 0 || cpu.device.get().is_some() || cpu.timer.get() <= self.now.get())
+        self.cpus.get(cpu).is_some_and(|cpu| {
+            cpu.ipi.get() != 0 || !cpu.devices.borrow().is_empty() || cpu.timer.get() <= self.now.get()
+        })
     }
 
     /// Fulfils what others wish of a CPU's translations.

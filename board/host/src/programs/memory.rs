@@ -5,7 +5,7 @@ use std::rc::Rc;
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Gfn, ServiceId, Tsc};
-use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmState};
+use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmDestroy, VmState};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::Settle;
 use caisson_proto::wire::{Request, Words};
@@ -95,7 +95,14 @@ impl OnKernel<'_, '_> {
     fn take_back(&mut self) {
         let (sys, world) = (self.sys, self.sys.world);
         let alive: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive)).collect();
-        let Some(vm) = world.rng.pick(&alive).map(|vm| vm.id.get()) else { return };
+        let Some((vm, handler)) = world.rng.pick(&alive).map(|vm| (vm.id.get(), vm.handler.get())) else { return };
+        if world.rng.chance(1, 16) {
+            // All of it: its vmm has to find out.
+            if sys.ask(&VmDestroy { vm }).is_ok() {
+                world.knock(handler.index());
+            }
+            return;
+        }
         let gfn = Gfn(world.rng.below(world.manifest.guest_pages));
         let pages = 1 + world.rng.below([64, world.manifest.guest_pages][world.rng.below(2) as usize]);
         if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages })

@@ -63,7 +63,10 @@ impl Machine for OnKernel<'_, '_> {
             Event::Started(id) => self.say("supervisor: started", id.bits().into()),
             Event::NotStarted(slot, _) => self.say("supervisor: not started", slot.into()),
             Event::Died(report, _) => self.say("supervisor: died", report.id.bits().into()),
-            Event::GivenUp(slot) => self.say("supervisor: given up", slot.into()),
+            Event::GivenUp(slot) => {
+                self.0.world.given_up.set(true);
+                self.say("supervisor: given up", slot.into());
+            }
             Event::Settled => {
                 self.0.world.settled.set(true);
                 self.say("supervisor: settled", 0);

@@ -3,7 +3,7 @@
 
 use caisson_core::frames::Frames;
 use caisson_core::svm::npt::look_up;
-use caisson_proto::abi::{Lease, Status};
+use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind};
@@ -229,7 +229,15 @@ impl Server for Vmm<'_, '_> {
         (Status::Malformed, [0; 8])
     }
 
-    fn doorbell(&mut self, _: u64) {
+    fn doorbell(&mut self, bits: u64) {
+        let vcpu = VcpuId { vm: self.vm, index: 0 };
+        if bits & doorbell::INTERRUPT != 0
+            && let Err(status) = self.sys.ask(&VcpuKick { vcpu })
+        {
+            let gone = matches!(status, Status::State | Status::Dead);
+            self.world().check(gone || self.sys.stopped(), || format!("a kick is refused: {status:?}"));
+            return self.end(ExitKind::Crashed, CrashKind::Hung as u64);
+        }
         self.stop_and_go(0);
     }
 
@@ -318,7 +326,8 @@ pub fn main(sys: &Sys<'_>) {
         let table = Lease { page: VPage(LENDABLE.start), pages: 1, write: false };
         let loaded = sys.ask_lending(&CpuidLoad { vcpu, count: 3 }, Some(table));
         let running = loaded.and_then(|_| sys.ask(&VcpuRun { vcpu }));
-        world.check(running.is_ok() || sys.stopped(), || format!("vCPU {index} of {vm:?}: {running:?}"));
+        let destroyed = matches!(running, Err(Status::State | Status::Dead)) && world.taken.get() > 0;
+        world.check(running.is_ok() || destroyed || sys.stopped(), || format!("vCPU {index} of {vm:?}: {running:?}"));
     }
     serve(sys, &mut vmm);
 }
