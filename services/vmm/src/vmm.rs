@@ -86,7 +86,7 @@ impl<P: Platform> Vmm<P> {
         }
         let mut ram = Ram::new(config.memory);
         let loaded = boot::load(&mut platform, &mut ram, config, kernel, initrd)?;
-        let boot::Loaded { entry, kernel_end, initrd } = loaded;
+        let boot::Loaded { entry, kernel_end, initrd, .. } = loaded;
         platform.log(Event::Loaded { entry, kernel_end, initrd });
 
         let host = |leaf, subleaf| platform.host_cpuid(leaf, subleaf);
@@ -97,7 +97,7 @@ impl<P: Platform> Vmm<P> {
         }
         let born = platform.now();
         let tsc_offset = born.wrapping_neg();
-        platform.store(0, Groups::all(), &boot::entry::boot_64(entry, tsc_offset));
+        platform.store(0, Groups::all(), &loaded.state(tsc_offset));
         Ok(Self {
             facts,
             epoch: config.epoch,

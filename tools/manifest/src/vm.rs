@@ -25,7 +25,7 @@ pub struct VmFile {
     pub vcpus: Option<u8>,
     /// Guest memory.
     pub memory: Option<Size>,
-    /// The kernel, a bzImage; relative to this file.
+    /// The kernel, a bzImage or a Multiboot image; relative to this file.
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk; relative to this file.
     pub initrd: Option<PathBuf>,

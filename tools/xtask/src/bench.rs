@@ -60,13 +60,8 @@ pub fn boot(paths: &Paths, args: &BenchArgs) -> Result<(), Failure> {
 fn bare(machine: &Machine) -> Vec<String> {
     let guest = &machine.guests[0];
     let mut arguments = machine::hardware(guest.vcpus.into(), guest.memory, machine.icount);
-    for (option, value) in [
-        ("-kernel", guest.kernel.display().to_string()),
-        ("-initrd", guest.initrd.display().to_string()),
-        ("-append", guest.cmdline.clone()),
-    ] {
-        arguments.extend([option.into(), value]);
-    }
+    arguments.extend(["-kernel".into(), guest.kernel.display().to_string(), "-append".into(), guest.cmdline.clone()]);
+    arguments.extend(guest.initrd.iter().flat_map(|initrd| ["-initrd".into(), initrd.display().to_string()]));
     arguments
 }
 

@@ -54,7 +54,9 @@ pub fn check(bytes: &[u8]) -> Result<Kernel, String> {
     let magic = bytes.get(HEADER.0..HEADER.0 + HEADER.1.len());
     if u16_at(bytes, SECTOR.0) != Some(SECTOR.1) || magic != Some(HEADER.1) {
         let looks = match bytes {
-            [0x7f, b'E', b'L', b'F', ..] => " It is an ELF file: take arch/x86/boot/bzImage, not vmlinux.",
+            [0x7f, b'E', b'L', b'F', ..] => {
+                " It is an ELF file without a Multiboot header: of Linux, take arch/x86/boot/bzImage, not vmlinux."
+            }
             [] => " It is empty.",
             _ => "",
         };

@@ -125,10 +125,10 @@ pub struct MachineArgs {
     /// Memory of the machine; what the guests need and a reserve, if not given
     #[arg(long, value_name = "SIZE")]
     pub machine_memory: Option<Size>,
-    /// The guest's kernel; Debian's cloud kernel, if not given
-    #[arg(long, value_name = "BZIMAGE")]
+    /// The guest's kernel, a Linux bzImage or a Multiboot image; Debian's cloud kernel, if not given
+    #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// The guest's initial RAM disk; one with busybox, if not given
+    /// The guest's initial RAM disk; one with busybox for Linux, none for others, if not given
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// The guest kernel's command line

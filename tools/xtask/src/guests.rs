@@ -31,8 +31,8 @@ pub struct Guest {
     pub memory: u64,
     /// The kernel.
     pub kernel: PathBuf,
-    /// The initial RAM disk.
-    pub initrd: PathBuf,
+    /// The initial RAM disk. A Multiboot kernel needs none.
+    pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
     /// What a reset does.
@@ -107,12 +107,14 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
     let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
     let (kernel, initrd) = match (file.kernel.or(args.kernel.clone()), file.initrd.or(args.initrd.clone())) {
-        (Some(kernel), Some(initrd)) => (kernel, initrd),
+        (Some(kernel), Some(initrd)) => (kernel, Some(initrd)),
+        // Ours is for Linux.
+        (Some(kernel), None) if room::is_multiboot(&kernel)? => (kernel, None),
         (kernel, initrd) => {
             // What is named is looked at before anything is downloaded.
             kernel.iter().chain(&initrd).try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
             let ours = setup::guest_files(paths)?;
-            (kernel.unwrap_or(ours.kernel), initrd.unwrap_or(ours.initramfs))
+            (kernel.unwrap_or(ours.kernel), Some(initrd.unwrap_or(ours.initramfs)))
         }
     };
     let guest = Guest {
@@ -141,7 +143,8 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
     let mut needed = RESERVE;
     for guest in guests {
         // One 512th for nested tables, as much again for the vmm's own.
-        needed += guest.memory + guest.memory / 256 + length(&guest.kernel)? + length(&guest.initrd)?;
+        needed += guest.memory + guest.memory / 256 + length(&guest.kernel)?;
+        needed += guest.initrd.as_deref().map_or(Ok(0), length)?;
     }
     let needed = needed.next_multiple_of(STEP);
     match args.machine_memory {

@@ -161,7 +161,9 @@ fn vm_files(machine: &Machine, guest: &Guest) -> Result<Vec<Arc<[u8]>>, Failure>
     let mut files: Vec<Arc<[u8]>> = vec![Arc::from([].as_slice()); 3];
     files[file::CONFIG] = config(machine, guest)?.into();
     files[file::KERNEL] = read(&guest.kernel)?;
-    files[file::INITRD] = read(&guest.initrd)?;
+    if let Some(initrd) = &guest.initrd {
+        files[file::INITRD] = read(initrd)?;
+    }
     Ok(files)
 }
 

@@ -4,10 +4,12 @@ use alloc::vec::Vec;
 
 use caisson_proto::vcpu::{Segment, VcpuState};
 
-use super::place;
+use super::{mbi, place};
 
 /// CR0: protected mode, extension type, paging.
 const CR0_64: u64 = 0x8000_0011;
+/// CR0: protected mode, extension type.
+const CR0_32: u64 = 0x11;
 /// CR4: physical address extension.
 const CR4_64: u64 = 0x20;
 /// EFER: long mode enabled and active.
@@ -87,4 +89,26 @@ pub fn boot_64(entry: u64, tsc_offset: u64) -> VcpuState {
         *rsi = place::ZERO_PAGE;
     }
     state
+}
+
+/// The state in which Multiboot enters a kernel: flat 32-bit protected mode without paging.
+pub fn boot_32(entry: u64, tsc_offset: u64) -> VcpuState {
+    let data = Segment { selector: 0x10, attributes: 0xc93, limit: u32::MAX, base: 0 };
+    let code = Segment { selector: 0x08, attributes: 0xc9b, limit: u32::MAX, base: 0 };
+    let mut state = VcpuState {
+        rip: entry,
+        segments: [data, code, data, data, data, data],
+        gdtr: Segment { limit: 3 * 8 - 1, base: mbi::place::GDT, ..Segment::default() },
+        idtr: Segment::default(),
+        cr0: CR0_32,
+        ..after_init(tsc_offset)
+    };
+    let [rax, _, _, rbx, ..] = &mut state.gpr;
+    (*rax, *rbx) = (u64::from(mbi::BOOT_MAGIC), mbi::place::INFO);
+    state
+}
+
+/// The descriptors that [`boot_32`] has loaded.
+pub fn gdt_32() -> Vec<u8> {
+    [0_u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().flat_map(|entry| entry.to_le_bytes()).collect()
 }

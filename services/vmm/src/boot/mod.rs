@@ -1,17 +1,22 @@
-//! Starting a Linux kernel by its 64-bit boot protocol (Linux's Documentation/x86/boot.rst).
+//! Starting a kernel: Linux by its 64-bit boot protocol, others by Multiboot.
 
 pub mod acpi;
 pub mod bzimage;
 pub mod entry;
+mod linux;
+pub mod mbi;
+pub mod multiboot;
 pub mod params;
 
 use caisson_proto::supervisor::SetupError;
+use caisson_proto::vcpu::VcpuState;
 use caisson_proto::vmm::VmConfig;
 
 use crate::platform::Platform;
 use crate::ram::{NoMemory, Ram};
 
-/// Where things lie in low memory, in bytes. All below the kernel and marked usable, except the ACPI tables.
+/// Where things lie in low memory for a Linux kernel, in bytes. All below the kernel and marked usable, except the
+/// ACPI tables. What a Multiboot kernel gets lies elsewhere: see [`mbi::place`].
 pub mod place {
     /// Global descriptor table.
     pub const GDT: u64 = 0x5000;
@@ -34,6 +39,8 @@ pub mod place {
 /// Where vCPU 0 begins, and what was put where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loaded {
+    /// By which rules.
+    pub protocol: Protocol,
     /// Entry point.
     pub entry: u64,
     /// One past the memory that the kernel needs.
@@ -42,48 +49,44 @@ pub struct Loaded {
     pub initrd: u64,
 }
 
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Linux's 64-bit boot protocol.
+    Linux,
+    /// Multiboot, version 1.
+    Multiboot,
+}
+
+impl Loaded {
+    /// The state in which vCPU 0 begins.
+    pub fn state(&self, tsc_offset: u64) -> VcpuState {
+        match self.protocol {
+            Protocol::Linux => entry::boot_64(self.entry, tsc_offset),
+            Protocol::Multiboot => entry::boot_32(self.entry, tsc_offset),
+        }
+    }
+}
+
 impl From<NoMemory> for SetupError {
     fn from(_: NoMemory) -> Self {
         Self::Memory
     }
 }
 
-/// Puts kernel, initrd, command line, tables and boot parameters into guest memory.
+/// Puts kernel, initrd, command line, tables and what tells of them into guest memory.
 ///
 /// # Errors
 /// `Kernel` if the image can't be booted, `TooSmall` if things don't fit, `Memory` if memory can't be had.
 pub fn load(
     platform: &mut impl Platform, ram: &mut Ram, config: &VmConfig, kernel: &[u8], initrd: &[u8],
 ) -> Result<Loaded, SetupError> {
-    let image = bzimage::Image::parse(kernel).map_err(|_| SetupError::Kernel)?;
-    let at = image.place(ram.low_end()).ok_or(SetupError::TooSmall)?;
-    let kernel_end = at.saturating_add(image.init_size);
-    if config.cmdline.len() as u64 > u64::from(image.cmdline_size) {
-        return Err(SetupError::Config);
+    // A Linux kernel may have both marks, and then wants its own protocol.
+    match bzimage::Image::parse(kernel) {
+        Ok(image) => linux::load(platform, ram, config, &image, initrd),
+        Err(_) => {
+            let image = multiboot::Image::parse(kernel).map_err(|_| SetupError::Kernel)?;
+            mbi::load(platform, ram, config, &image, initrd)
+        }
     }
-
-    // As high as the protocol allows, where the kernel's decompressor doesn't run into it.
-    let initrd_top = ram.low_end().min(u64::from(image.initrd_max).saturating_add(1));
-    let initrd_at = initrd_top.saturating_sub(initrd.len() as u64) & !0xfff;
-    if !initrd.is_empty() && initrd_at < kernel_end {
-        return Err(SetupError::TooSmall);
-    }
-
-    ram.write(platform, at, image.protected)?;
-    if !initrd.is_empty() {
-        ram.write(platform, initrd_at, initrd)?;
-    }
-    ram.write(platform, place::CMDLINE, config.cmdline.as_bytes())?;
-    ram.write(platform, place::CMDLINE + config.cmdline.len() as u64, &[0])?;
-    ram.write(platform, place::ACPI, &acpi::tables(place::ACPI, config.vcpus))?;
-    ram.write(platform, place::SEED, &params::seed(&config.seed))?;
-    ram.write(platform, place::GDT, &entry::gdt())?;
-    ram.write(platform, place::TABLES, &entry::identity_map(place::TABLES))?;
-    let given = params::Given {
-        memory: params::e820(ram),
-        initrd: (if initrd.is_empty() { 0 } else { initrd_at }, initrd.len() as u64),
-        code: at,
-    };
-    ram.write(platform, place::ZERO_PAGE, &params::zero_page(&image, &given))?;
-    Ok(Loaded { entry: at + bzimage::ENTRY_64, kernel_end, initrd: given.initrd.0 })
 }

@@ -1,11 +1,12 @@
 //! Does a guest's memory hold its kernel and its initrd side by side? The vmm puts the kernel where it prefers to lie
-//! and the initrd as high as the kernel allows.
+//! and the initrd as high as the kernel allows; a Multiboot kernel lies where it was linked, and the initrd behind it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 
 use caisson_manifest::vm::MEMORY_STEP;
+use caisson_vmm::boot::multiboot::{self, Image};
 
 use super::Guest;
 use crate::bzimage::{self, Kernel};
@@ -17,20 +18,60 @@ const SPARE: u64 = 4 << 20;
 const LOW_END: u64 = 3 << 30;
 /// The initrd begins at a multiple of this many bytes.
 const PAGE: u64 = 4096;
+/// What says what a kernel is lies in so many bytes of it.
+const HEAD: u64 = 8192;
+/// An initrd lies above low memory.
+const PLACE_HIGH: u64 = caisson_vmm::boot::place::HIGH;
+
+/// Whether a kernel is entered by Multiboot. Linux kernels may have its mark too and have their own protocol.
+pub fn is_multiboot(kernel: &Path) -> Result<bool, Failure> {
+    let (mut file, _) = open(kernel, "kernel")?;
+    let head = head(&mut file, kernel)?;
+    Ok(bzimage::check(&head).is_err() && multiboot::is_multiboot(&head))
+}
+
+fn head(file: &mut File, path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut head = Vec::new();
+    file.by_ref().take(HEAD).read_to_end(&mut head).about("read", path)?;
+    Ok(head)
+}
 
 /// Checks a guest's kernel and initrd, and whether its memory holds both.
 pub fn check(guest: &Guest) -> Result<(), Failure> {
     let (mut kernel, kernel_length) = open(&guest.kernel, "kernel")?;
-    let (_, initrd) = open(&guest.initrd, "initrd")?;
-    let mut head = Vec::new();
-    kernel.by_ref().take(PAGE).read_to_end(&mut head).about("read", &guest.kernel)?;
+    let initrd = guest.initrd.as_deref().map_or(Ok(0), |path| open(path, "initrd").map(|(_, length)| length))?;
+    let head = head(&mut kernel, &guest.kernel)?;
     let bad = |why: String| Failure::setup(format!("the kernel {} {why}", guest.kernel.display()));
-    let kernel = bzimage::check(&head).map_err(bad)?;
+    let checked = bzimage::check(&head);
+    if checked.is_err() && multiboot::is_multiboot(&head) {
+        kernel.rewind().about("read", &guest.kernel)?;
+        let mut whole = Vec::new();
+        kernel.read_to_end(&mut whole).about("read", &guest.kernel)?;
+        let image = Image::parse(&whole).map_err(|why| bad(why.to_string()))?;
+        return fits_behind(guest.memory, image.end, initrd).map_err(|why| too_small(guest, &why));
+    }
+    let kernel = checked.map_err(bad)?;
     if kernel_length < kernel.file {
         return Err(bad(format!("is cut off: it has {kernel_length} of {} bytes", kernel.file)));
     }
-    fits(guest.memory, &kernel, initrd)
-        .map_err(|why| Failure::setup(format!("VM \"{}\" has {} MiB of memory, {why}", guest.name, mib(guest.memory))))
+    fits(guest.memory, &kernel, initrd).map_err(|why| too_small(guest, &why))
+}
+
+fn too_small(guest: &Guest, why: &str) -> Failure {
+    Failure::setup(format!("VM \"{}\" has {} MiB of memory, {why}", guest.name, mib(guest.memory)))
+}
+
+/// What is wrong with so much memory for a kernel that ends at `end` and an initrd behind it.
+fn fits_behind(memory: u64, end: u64, initrd: u64) -> Result<(), String> {
+    let needed = if initrd == 0 { end } else { end.max(PLACE_HIGH).next_multiple_of(PAGE).saturating_add(initrd) };
+    if needed > LOW_END {
+        return Err(format!("and no memory would do: kernel and initrd must lie below {} MiB", mib(LOW_END)));
+    }
+    if needed > memory {
+        let enough = mib(needed.next_multiple_of(MEMORY_STEP));
+        return Err(format!("too little for its kernel and its initrd; give it {enough}M or more"));
+    }
+    Ok(())
 }
 
 fn open(path: &Path, what: &str) -> Result<(File, u64), Failure> {
@@ -85,6 +126,15 @@ mod tests {
         );
         assert!(fits(78 * MIB, &KERNEL, 8 * MIB).is_err());
         assert_eq!(fits(72 * MIB, &KERNEL, 0), Ok(()));
+    }
+
+    #[test]
+    fn what_lies_behind_a_kernel_counts_from_its_end() {
+        assert_eq!(fits_behind(64 * MIB, 5 * MIB, 59 * MIB), Ok(()));
+        assert!(fits_behind(64 * MIB, 5 * MIB + 1, 59 * MIB).unwrap_err().contains("give it 66M or more"));
+        assert!(fits_behind(8 << 30, 5 * MIB, 3 << 30).unwrap_err().contains("no memory would do"));
+        assert_eq!(fits_behind(64 * MIB, MIB / 2, 63 * MIB), Ok(()));
+        assert!(fits_behind(64 * MIB, MIB / 2, 63 * MIB + 1).is_err());
     }
 
     #[test]
