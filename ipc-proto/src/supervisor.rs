@@ -13,6 +13,8 @@ wire_enum! {
         BadSetup = 3,
         /// It panicked. The log has the text.
         Panicked = 4,
+        /// Its VM ended itself by the debug exit: word 1 is what it wrote.
+        TestEnded = 5,
     }
 }
 

@@ -37,6 +37,8 @@ pub struct VmConfig {
     pub cmdline: String,
     /// What a reset does.
     pub on_reset: OnReset,
+    /// The devices of test programs: debug exit, test device, fw_cfg.
+    pub test_devices: bool,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: u16,
     /// Wall-clock time at the build, in seconds since 1970, if the board has no clock; else 0.

@@ -32,7 +32,8 @@ pub fn decide(is_vmm: bool, report: &ServiceReport) -> Decision {
     }
     match exit_kind(report) {
         Some(ExitKind::Reset) => Decision::Reset,
-        Some(ExitKind::PoweredOff) => Decision::Bury(verdict::CLEAN),
+        // What a test found is no business of the machine's: the notice carries it.
+        Some(ExitKind::PoweredOff | ExitKind::TestEnded) => Decision::Bury(verdict::CLEAN),
         Some(ExitKind::Crashed) => Decision::Bury(verdict::GUEST_CRASHED),
         Some(ExitKind::BadSetup) => Decision::Bury(verdict::BAD_SETUP),
         Some(ExitKind::Panicked) | None => Decision::Bury(verdict::FAULTED),

@@ -244,6 +244,7 @@ fn a_guest_that_resets_without_end_is_ended() {
 fn each_end_of_a_vm_has_its_verdict() {
     for (kind, expected) in [
         (ExitKind::PoweredOff, verdict::CLEAN),
+        (ExitKind::TestEnded, verdict::CLEAN),
         (ExitKind::Crashed, verdict::GUEST_CRASHED),
         (ExitKind::BadSetup, verdict::BAD_SETUP),
         (ExitKind::Panicked, verdict::FAULTED),

@@ -4,7 +4,7 @@ use caisson_proto::abi::Status;
 use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use crate::dev::{ioapic, lapic};
+use crate::dev::{ioapic, lapic, testdev};
 use crate::exits::again;
 use crate::insn::operand::{Alu, compute, mask, read_register, write_register};
 use crate::platform::{Event, Platform};
@@ -135,6 +135,9 @@ impl<P: Platform> Vmm<P> {
 
     /// Reads up to eight bytes of a device; all ones where there is none.
     fn device_read(&mut self, at: usize, gpa: u64, bytes: usize) -> u64 {
+        if let Some(test) = self.test.as_ref().filter(|_| testdev::MMIO.contains(&gpa)) {
+            return test.memory_read(gpa, bytes);
+        }
         let shift = 8 * (gpa & 3) as u32;
         let now = self.platform.now();
         let value = match gpa & !0xfff {
@@ -155,6 +158,9 @@ impl<P: Platform> Vmm<P> {
 
     fn device_write(&mut self, at: usize, gpa: u64, bytes: usize, value: u64) {
         let value = value & mask(bytes);
+        if let Some(test) = self.test.as_mut().filter(|_| testdev::MMIO.contains(&gpa)) {
+            return test.memory_write(gpa, bytes, value);
+        }
         match gpa & !0xfff {
             lapic::MMIO => {
                 let now = self.platform.now();

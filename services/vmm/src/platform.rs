@@ -113,6 +113,8 @@ pub enum Event {
     NoMemory(u64, Status),
     /// The guest asked to be switched off.
     PoweredOff,
+    /// The guest ended itself by the debug exit, with this value.
+    TestEnded(u32),
     /// The guest asked for a reset.
     Reset,
     /// Nothing can wake any vCPU.

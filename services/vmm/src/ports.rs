@@ -5,6 +5,7 @@ use caisson_proto::vcpu::{Exit, Resume, VcpuState};
 use caisson_proto::vmm::OnReset;
 
 use crate::dev::power::{self, Request};
+use crate::dev::testdev::Ask;
 use crate::dev::{rtc, uart};
 use crate::exits::done;
 use crate::insn::operand::mask;
@@ -48,6 +49,9 @@ impl<P: Platform> Vmm<P> {
             self.update_uart();
             return u32::from(value);
         }
+        if let Some(value) = self.test.as_mut().and_then(|test| test.read(port)) {
+            return value;
+        }
         if port == power::PM_TIMER {
             return power::pm_timer(self.platform.now().wrapping_sub(self.born), self.facts.tsc_khz);
         }
@@ -77,6 +81,15 @@ impl<P: Platform> Vmm<P> {
             }
             self.update_uart();
             return;
+        }
+        match self.test.as_mut().map_or(Ask::NotMine, |test| test.write(port, bytes, value)) {
+            Ask::NotMine => {}
+            Ask::Nothing => return,
+            Ask::Line(irq, high) => return self.set_line(irq, high),
+            Ask::End(value) => {
+                self.note(Event::TestEnded(value));
+                return self.end(ExitKind::TestEnded, [value.into(), 0, 0, 0]);
+            }
         }
         match self.power.write(port, value, bytes) {
             Request::None => {}

@@ -16,6 +16,7 @@ use crate::dev::pit::Pit;
 use crate::dev::power::Power;
 use crate::dev::pvclock::Scale;
 use crate::dev::rtc::Rtc;
+use crate::dev::testdev::TestDevice;
 use crate::dev::uart::Uart;
 use crate::insn::decode::CodePages;
 use crate::platform::{Event, Platform};
@@ -61,6 +62,7 @@ pub struct Vmm<P> {
     pub(crate) uart_line: bool,
     pub(crate) output: Output,
     pub(crate) power: Power,
+    pub(crate) test: Option<TestDevice>,
     pub(crate) scale: Scale,
     /// Machine's TSC at the VM's time 0.
     pub(crate) born: u64,
@@ -115,6 +117,7 @@ impl<P: Platform> Vmm<P> {
             uart_line: false,
             output: Output::default(),
             power: Power::default(),
+            test: config.test_devices.then(|| TestDevice::new(config.vcpus, config.memory)),
             scale: Scale::new(facts.tsc_khz),
             born,
             wall_version: 0,

@@ -33,6 +33,8 @@ pub struct VmFile {
     pub cmdline: Option<String>,
     /// What a reset by the guest does.
     pub on_reset: Option<OnReset>,
+    /// The devices that test programs expect: debug exit, test device, fw_cfg.
+    pub test_devices: Option<bool>,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: Option<u16>,
 }
@@ -101,12 +103,13 @@ mod tests {
     #[test]
     fn a_full_file_is_read() {
         let text = "name = \"a\"\nvcpus = 4\nmemory = \"1G\"\nkernel = \"k\"\ninitrd = \"/i\"\ncmdline = \"c\"\n\
-                    on-reset = \"restart\"\nfirst-cpu = 1\n";
+                    on-reset = \"restart\"\nfirst-cpu = 1\ntest-devices = true\n";
         let file = VmFile::parse(Path::new("d/x.toml"), text).unwrap();
         assert_eq!(file.kernel.as_deref(), Some(Path::new("d/k")));
         assert_eq!(file.initrd.as_deref(), Some(Path::new("/i")));
         assert_eq!(file.on_reset, Some(OnReset::Restart));
         assert_eq!(file.memory, Some(Size(1 << 30)));
+        assert_eq!(file.test_devices, Some(true));
     }
 
     #[test]

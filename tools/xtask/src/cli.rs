@@ -36,6 +36,8 @@ pub enum Command {
     Test(TestArgs),
     /// Run seeds of the simulated machine: the kernel's rules and the services under a random scheduler
     Sim(SimArgs),
+    /// Run kvm-unit-tests that were built elsewhere, as guests and bare in the same QEMU
+    Kut(KutArgs),
     /// Build the book in docs/
     Book,
     /// Count what runs in ring 0; fails if it is too much or unsafe code is outside its place
@@ -83,6 +85,30 @@ pub struct SimArgs {
     /// The first
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub from: u64,
+}
+
+/// Which of kvm-unit-tests to run.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A test that passes bare must pass on Caisson; if one doesn't, the exit status is 1. Bare it has the time that the list
+gives it or 90 s, on Caisson twice that.
+
+Examples:
+  cargo xtask kut ../kvm-unit-tests
+  cargo xtask kut ../kvm-unit-tests --only apic --only msr --show")]
+pub struct KutArgs {
+    /// Their folder: it, or x86/ in it, has unittests.cfg and the images
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Only this entry of the list; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show what the tests print on Caisson
+    #[arg(long)]
+    pub show: bool,
 }
 
 /// What can be measured.
@@ -137,7 +163,7 @@ pub struct MachineArgs {
     /// A guest of its own, described by a file; give several for several guests.
     ///
     /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
-    /// on-reset = "restart" or "stop", first-cpu. What the file leaves out, the options here say.
+    /// on-reset = "restart" or "stop", test-devices = true, first-cpu. What the file leaves out, the options here say.
     #[arg(long = "vm", value_name = "FILE.toml")]
     pub vms: Vec<PathBuf>,
     /// Lowest level of log messages to show
@@ -167,6 +193,7 @@ Exit status:
   3  a service or the kernel faulted
   4  time ran out
   5  a bad argument or set-up
+  6  a guest with test devices ended itself with another value than 0
   129, 130, 143  interrupted by SIGHUP, SIGINT (Ctrl-C where the guest doesn't get it) or SIGTERM
 
 Examples:

@@ -19,6 +19,8 @@ pub enum Status {
     TimedOut = 4,
     /// An argument, a file or the set-up is bad.
     BadSetup = 5,
+    /// A guest ended itself by the debug exit with another value than 0.
+    TestFailed = 6,
     /// The terminal was closed: 128 and the signal's number, as shells have it.
     Hangup = 129,
     /// Ctrl-C.

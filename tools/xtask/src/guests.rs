@@ -37,6 +37,8 @@ pub struct Guest {
     pub cmdline: String,
     /// What a reset does.
     pub on_reset: OnReset,
+    /// It has the devices of test programs.
+    pub test_devices: bool,
     /// The physical CPU of vCPU 0.
     pub first_cpu: u16,
 }
@@ -125,6 +127,7 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         initrd,
         cmdline: file.cmdline.unwrap_or_else(|| args.cmdline.clone()),
         on_reset: file.on_reset.unwrap_or(OnReset::Restart),
+        test_devices: file.test_devices.unwrap_or(false),
         first_cpu: file.first_cpu.unwrap_or(first_cpu),
     };
     if guest.cmdline.len() > 2047 || guest.cmdline.contains('\0') {

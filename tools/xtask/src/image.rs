@@ -51,20 +51,40 @@ pub fn manifest(paths: &Paths, other: Option<&Path>) -> Result<System, Failure> 
     Ok(System::parse(&path, &text)?)
 }
 
+/// The programs of any machine of a board.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    kernel: PathBuf,
+    /// The services' by binary.
+    services: HashMap<String, PathBuf>,
+}
+
+/// Builds what every machine of a board has in common.
+pub fn programs(paths: &Paths, system: &System, log: LogLevel) -> Result<Programs, Failure> {
+    setup::toolchain()?;
+    Ok(Programs { kernel: kernel(paths, system, log)?, services: services(paths, system, log)? })
+}
+
 /// Builds everything for this machine.
 pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -> Result<Built, Failure> {
+    // What is wrong with the machine is said before anything is built.
+    let names: Vec<&str> = machine.guests.iter().map(|guest| guest.name.as_str()).collect();
+    plan(system, &names)?;
+    assemble(system, machine, &programs(paths, system, log)?)
+}
+
+/// Makes this machine's bundle of programs that are built.
+pub fn assemble(system: &System, machine: &Machine, programs: &Programs) -> Result<Built, Failure> {
     let names: Vec<&str> = machine.guests.iter().map(|guest| guest.name.as_str()).collect();
     let plan = plan(system, &names)?;
-    setup::toolchain()?;
-    let kernel = kernel(paths, system, log)?;
-    let programs = services(paths, system, log)?;
-    let contents = contents(machine, &plan, &programs)?;
+    let Programs { kernel, services: programs } = programs;
+    let contents = contents(machine, &plan, programs)?;
     let services = plan
         .services
         .iter()
         .map(|service| Service { name: service.name.clone(), program: programs[&service.bin].clone(), vm: service.vm })
         .collect();
-    Ok(Built { kernel, bundle: bundle::write(&plan, &contents)?, services })
+    Ok(Built { kernel: kernel.clone(), bundle: bundle::write(&plan, &contents)?, services })
 }
 
 /// `cargo xtask image`: leaves kernel and bundle where they can be taken from.
@@ -181,6 +201,7 @@ fn config(machine: &Machine, guest: &Guest) -> Result<Vec<u8>, Failure> {
         memory: guest.memory,
         cmdline: guest.cmdline.clone(),
         on_reset: guest.on_reset,
+        test_devices: guest.test_devices,
         first_cpu: guest.first_cpu,
         epoch,
         seed,

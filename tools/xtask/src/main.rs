@@ -12,6 +12,7 @@ mod gdb;
 mod guests;
 mod image;
 mod initramfs;
+mod kut;
 mod logs;
 mod machine;
 mod paths;
@@ -65,6 +66,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             Err(failure) if failure.text.is_empty() => Ok(ExitCode::from(failure.status as u8)),
             done => done.map(|()| ExitCode::SUCCESS),
         },
+        Command::Kut(args) => kut::kut(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Sim(args) => sim::sim(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Book => book::build(&paths).map(|place| {
             println!("{}", place.join("index.html").display());

@@ -17,12 +17,14 @@ pub struct Notices {
     guests: Vec<Option<String>>,
     line: Vec<u8>,
     told: Vec<(Status, String)>,
+    /// What a guest wrote to its debug exit.
+    pub test_ended: Option<u64>,
 }
 
 impl Notices {
     /// For services given by name and, for a vmm, its guest's name, in the order of their slots.
     pub fn new(services: Vec<String>, guests: Vec<Option<String>>) -> Self {
-        Self { services, guests, line: Vec::new(), told: Vec::new() }
+        Self { services, guests, line: Vec::new(), told: Vec::new(), test_ended: None }
     }
 
     /// Bytes of the system channel; returns what they tell, in words.
@@ -34,6 +36,11 @@ impl Notices {
                     let line = std::mem::take(&mut self.line);
                     if let Some(notice) = unhex(&line).as_deref().and_then(|b| Notice::read_from_bytes(b).ok()) {
                         let (status, text) = self.tell(&notice);
+                        if ExitKind::from_word(notice.kind.into()) == Some(ExitKind::TestEnded)
+                            && ServiceState::from_word(notice.state.into()) == Some(ServiceState::Exited)
+                        {
+                            self.test_ended = Some(notice.rip);
+                        }
                         words.push(text.clone());
                         self.told.push((status, text));
                     }
@@ -60,6 +67,10 @@ impl Notices {
         let (status, mut text) = match state {
             Some(ServiceState::Exited) => match exit {
                 Some(ExitKind::PoweredOff) => (Status::Clean, format!("{who} powered off")),
+                Some(ExitKind::TestEnded) => {
+                    let status = if notice.rip == 0 { Status::Clean } else { Status::TestFailed };
+                    (status, format!("{who} ended its test with {}", notice.rip))
+                }
                 Some(ExitKind::Reset) => (Status::Clean, format!("{who} reset itself")),
                 Some(ExitKind::Crashed) => (Status::GuestCrashed, format!("{who} crashed: {}", crash(notice))),
                 Some(ExitKind::BadSetup) => (Status::BadSetup, format!("{who} can't be set up: {}", setup(notice))),
@@ -105,6 +116,9 @@ impl Notices {
                 return Failure::new(Status::Faulted, format!("QEMU ended by itself ({qemu}): {said}"));
             }
         };
+        // Caisson itself doesn't mind what a test found.
+        let failed = self.told.iter().any(|(of, _)| *of == Status::TestFailed);
+        let status = if status == Status::Clean && failed { Status::TestFailed } else { status };
         let told: Vec<&str> = self.told.iter().filter(|(of, _)| *of == status).map(|(_, text)| text.as_str()).collect();
         // What nobody told was decided by the kernel or the supervisor; its last error says why.
         let text = match (told.is_empty(), last_error) {
@@ -223,6 +237,15 @@ mod tests {
         let setup = Notice { kind: ExitKind::BadSetup as u8, rip: SetupError::Memory as u64, ..EXITED };
         assert_eq!(ends(&[setup], 11).0, Status::BadSetup);
         assert_eq!(ends(&[], 7), (Status::Faulted, "the kernel faulted: #PF".into()));
+    }
+
+    #[test]
+    fn a_test_that_ended_with_anything_but_0_failed() {
+        let ended = |value| Notice { kind: ExitKind::TestEnded as u8, rip: value, ..EXITED };
+        assert_eq!(ends(&[ended(0)], 1), (Status::Clean, "guest \"a\" ended its test with 0".into()));
+        assert_eq!(ends(&[EXITED, ended(3)], 1), (Status::TestFailed, "guest \"a\" ended its test with 3".into()));
+        let crashed = Notice { kind: ExitKind::Crashed as u8, rip: CrashKind::Panic as u64, ..EXITED };
+        assert_eq!(ends(&[ended(3), crashed], 5).0, Status::GuestCrashed);
     }
 
     const FAULTED: Notice = Notice {

@@ -8,5 +8,6 @@ pub mod pit;
 pub mod power;
 pub mod pvclock;
 pub mod rtc;
+pub mod testdev;
 pub mod uart;
 pub mod vectors;

@@ -23,6 +23,7 @@ pub fn log(event: Event) {
             defmt::error!("guest: no memory for {=u64:#x}: status {=u8}", gpa, status as u8);
         }
         Event::PoweredOff => defmt::info!("guest: powered off"),
+        Event::TestEnded(value) => defmt::info!("guest: ended its test with {=u32}", value),
         Event::Reset => defmt::info!("guest: reset"),
         Event::Hung => defmt::error!("guest: all vCPUs halted with interrupts off"),
         Event::Shutdown { vcpu, rip } => {

@@ -175,6 +175,7 @@ pub fn config(vcpus: u8) -> VmConfig {
         memory: 32 * MIB,
         cmdline: "console=ttyS0".into(),
         on_reset: OnReset::Restart,
+        test_devices: false,
         first_cpu: 0,
         epoch: 1_767_225_600,
         seed: [7; 32],
