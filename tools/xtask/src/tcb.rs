@@ -32,7 +32,7 @@ const RING0: [(&str, &str); 4] = [
 /// The crate of which ring 0 has a part.
 const PROTO: (&str, &str) = ("ipc-proto", "ipc-proto/src");
 /// Where unsafe code may be.
-const UNSAFE_PLACES: [&str; 4] = ["kernel/hw", "services/rt", "board/qemu/boot", "board/epyc/boot"];
+const UNSAFE_PLACES: [&str; 5] = ["kernel/hw", "services/rt", "board/qemu/boot", "board/epyc/boot", "tools/guests"];
 
 /// A crate of ours in ring 0.
 #[derive(Debug, Serialize)]
