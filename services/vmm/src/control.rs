@@ -132,6 +132,7 @@ impl<P: Platform> Vmm<P> {
         }
         let bytes = code.map_or(0, |code| code.head());
         self.note(Event::Unemulated { code: exit.code, rip: exit.rip, bytes });
+        self.epitaph(exit, state);
         self.crash(CrashKind::InvalidState, at, exit.rip, bytes);
         self.stop()
     }

@@ -53,6 +53,7 @@ impl<P: Platform> Vmm<P> {
             0x40..=0x5f => self.reflect(exit, state),
             code::SHUTDOWN => {
                 self.note(Event::Shutdown { vcpu: at as u8, rip: exit.rip });
+                self.epitaph(exit, state);
                 self.crash(CrashKind::TripleFault, at, exit.rip, 0);
                 self.stop()
             }
@@ -158,6 +159,7 @@ impl<P: Platform> Vmm<P> {
     pub(crate) fn unemulated(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let bytes = self.fetch(exit, state).map_or(0, |code| code.head());
         self.note(Event::Unemulated { code: exit.code, rip: exit.rip, bytes });
+        self.epitaph(exit, state);
         self.crash(CrashKind::Unemulated, at, exit.rip, u64::from(exit.code));
         self.stop()
     }

@@ -128,4 +128,11 @@ pub enum Event {
     },
     /// The guest says that its kernel panicked.
     Panicked,
+    /// What a vCPU looked like when its VM crashed. Of a segment: selector, attributes, limit, base.
+    Epitaph {
+        /// What the values are.
+        name: &'static str,
+        /// Registers, or memory.
+        values: [u64; 4],
+    },
 }

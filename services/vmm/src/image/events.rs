@@ -29,6 +29,9 @@ pub fn log(event: Event) {
         Event::Shutdown { vcpu, rip } => {
             defmt::error!("guest: vCPU {=u8} shut down at {=u64:#x}", vcpu, rip);
         }
+        Event::Epitaph { name, values: [a, b, c, d] } => {
+            defmt::error!("guest: {=str}: {=u64:#x} {=u64:#x} {=u64:#x} {=u64:#x}", name, a, b, c, d);
+        }
         Event::Panicked => defmt::error!("guest: its kernel panicked"),
     }
 }
