@@ -2,7 +2,7 @@
 
 use caisson_proto::vcpu::{Exit, Groups, VcpuState};
 
-use crate::insn::walk::{Access, Paging};
+use crate::insn::walk::{Access, EFER_LMA, Paging};
 use crate::platform::{Event, Platform};
 use crate::vmm::Vmm;
 
@@ -30,6 +30,7 @@ impl<P: Platform> Vmm<P> {
         if let Some(code) = self.fetch(exit, state) {
             self.line("code at rip", [code.head(), 0, 0, 0]);
         }
+        self.walk(state);
         let paging = Paging::of(state);
         let stack = state.segments[2].base.wrapping_add(state.gpr[4]);
         for n in 0..STACK / 4 {
@@ -42,6 +43,26 @@ impl<P: Platform> Vmm<P> {
             }
             self.line("stack", values);
         }
+    }
+
+    /// The four levels that translate cr2, as far as they are there.
+    fn walk(&mut self, state: &VcpuState) {
+        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+        if state.efer & EFER_LMA == 0 {
+            return;
+        }
+        let mut entries = [0; 4];
+        let mut table = state.cr3;
+        for (entry, shift) in entries.iter_mut().zip([39, 30, 21, 12]) {
+            let at = (table & ADDRESS) + (state.cr2 >> shift & 0x1ff) * 8;
+            let Ok(read) = self.ram.read_u64(&mut self.platform, at) else { break };
+            *entry = read;
+            table = read;
+            if read & 1 == 0 || (shift < 39 && read & 0x80 != 0) {
+                break;
+            }
+        }
+        self.line("page tables for cr2", entries);
     }
 
     fn segment(&mut self, name: &'static str, segment: caisson_proto::vcpu::Segment) {
