@@ -154,6 +154,17 @@ pub fn for_vcpu(table: &[CpuidEntry], index: u8) -> Vec<CpuidEntry> {
     own
 }
 
+/// A vCPU's table with its local APIC shown or not.
+pub fn with_apic(own: &[CpuidEntry], on: bool) -> Vec<CpuidEntry> {
+    const APIC: u32 = 1 << 9;
+    let mut own = own.to_vec();
+    for entry in own.iter_mut().filter(|entry| matches!(entry.leaf, 1 | 0x8000_0001)) {
+        let [.., edx] = &mut entry.answer;
+        *edx = if on { *edx | APIC } else { *edx & !APIC };
+    }
+    own
+}
+
 fn with_id(entry: &CpuidEntry, index: u8) -> [u32; 4] {
     let [eax, ebx, ecx, edx] = entry.answer;
     match entry.leaf {

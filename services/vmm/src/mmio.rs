@@ -133,6 +133,12 @@ impl<P: Platform> Vmm<P> {
         Some(())
     }
 
+    /// Whether the registers of a vCPU's local APIC lie in this page.
+    #[inline]
+    fn is_apic(&self, at: usize, page: u64) -> bool {
+        self.vcpus.get(at).is_some_and(|vcpu| vcpu.apic.is_on() && !vcpu.apic.is_x2() && vcpu.apic.page() == page)
+    }
+
     /// Reads up to eight bytes of a device; all ones where there is none.
     fn device_read(&mut self, at: usize, gpa: u64, bytes: usize) -> u64 {
         if let Some(test) = self.test.as_ref().filter(|_| testdev::MMIO.contains(&gpa)) {
@@ -141,12 +147,13 @@ impl<P: Platform> Vmm<P> {
         let shift = 8 * (gpa & 3) as u32;
         let now = self.platform.now();
         let value = match gpa & !0xfff {
-            lapic::MMIO => match self.vcpus.get(at).filter(|vcpu| vcpu.apic.is_on() && !vcpu.apic.is_x2()) {
+            page if self.is_apic(at, page) => match self.vcpus.get(at) {
                 // Registers are 16 bytes apart; what lies between reads zero.
                 Some(vcpu) if gpa & 0xc == 0 => vcpu.apic.read((gpa & 0xfff) as u16 >> 4, now).unwrap_or(0),
-                Some(_) => 0,
-                None => u64::MAX,
+                _ => 0,
             },
+            // It is there, but off or in x2APIC mode.
+            lapic::MMIO => u64::MAX,
             ioapic::MMIO => u64::from(self.ioapic.read(gpa & 0xffc)),
             _ => {
                 self.note(Event::NoDevice(gpa));
@@ -162,17 +169,18 @@ impl<P: Platform> Vmm<P> {
             return test.memory_write(gpa, bytes, value);
         }
         match gpa & !0xfff {
-            lapic::MMIO => {
+            page if self.is_apic(at, page) => {
                 let now = self.platform.now();
                 let Some(vcpu) = self.vcpus.get_mut(at) else { return };
                 // Only aligned accesses of at least 32 bits are defined.
-                if !vcpu.apic.is_on() || vcpu.apic.is_x2() || gpa & 0xf != 0 || bytes < 4 {
+                if gpa & 0xf != 0 || bytes < 4 {
                     return;
                 }
                 if let Ok(effect) = vcpu.apic.write((gpa & 0xfff) as u16 >> 4, value & 0xffff_ffff, now) {
                     self.apply(at, effect);
                 }
             }
+            lapic::MMIO => {}
             ioapic::MMIO => {
                 let pins = self.ioapic.write(gpa & 0xfff, value as u32);
                 self.resend(pins);
@@ -185,6 +193,8 @@ impl<P: Platform> Vmm<P> {
 fn alu_of(mnemonic: Mnemonic) -> Option<(Alu, bool)> {
     Some(match mnemonic {
         Mnemonic::Add => (Alu::Add, true),
+        Mnemonic::Adc => (Alu::Adc, true),
+        Mnemonic::Sbb => (Alu::Sbb, true),
         Mnemonic::Sub => (Alu::Sub, true),
         Mnemonic::And => (Alu::And, true),
         Mnemonic::Or => (Alu::Or, true),

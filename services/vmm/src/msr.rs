@@ -106,10 +106,11 @@ impl<P: Platform> Vmm<P> {
                 let effect = vcpu.apic.write(register, value, now).map_err(|_| Protection)?;
                 self.apply(at, effect);
             }
-            APIC_BASE => vcpu.apic.set_base(value).map_err(|_| Protection)?,
+            APIC_BASE => return self.write_apic_base(at, value),
             TSC => return Ok(self.write_tsc(at, value, exit, state)),
             EFER => return self.write_efer(value, exit, state),
-            MTRR_DEFAULT | MISC_ENABLE | HWCR => {}
+            MISC_ENABLE => vcpu.misc_enable = value,
+            MTRR_DEFAULT | HWCR => {}
             DE_CFG => vcpu.de_cfg = value,
             KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW => self.set_time_record(at, value),
             KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW => self.write_wall_clock(value),
@@ -141,6 +142,21 @@ impl<P: Platform> Vmm<P> {
             _ => *register_of(state, msr).ok_or(Protection)? = value,
         }
         Ok(groups)
+    }
+
+    /// CPUID shows a local APIC only while it is on.
+    fn write_apic_base(&mut self, at: usize, value: u64) -> Result<Groups, Protection> {
+        let [width, ..] = crate::cpuid::answer(&self.cpuid, 0, 0x8000_0008, 0);
+        let vcpu = self.vcpus.get_mut(at).ok_or(Protection)?;
+        let was_on = vcpu.apic.is_on();
+        vcpu.apic.set_base(value, (width & 0xff).min(52)).map_err(|_| Protection)?;
+        let is_on = vcpu.apic.is_on();
+        if is_on != was_on {
+            let own = crate::cpuid::with_apic(&crate::cpuid::for_vcpu(&self.cpuid, at as u8), is_on);
+            // The kernel took a table of this length when the VM was made.
+            let _ = self.platform.load_cpuid(at as u8, &own);
+        }
+        Ok(Groups::empty())
     }
 
     fn write_efer(&mut self, value: u64, exit: &Exit, state: &mut VcpuState) -> Result<Groups, Protection> {

@@ -110,7 +110,7 @@ impl<P: Platform> Vmm<P> {
             cpuid: table,
             code: CodePages::default(),
             ioapic: IoApic::default(),
-            pics: Pics::default(),
+            pics: loaded.pics(),
             pit: Pit::new(facts.tsc_khz),
             rtc: Rtc::new(config.epoch, born, facts.tsc_khz),
             uart: Uart::default(),

@@ -205,7 +205,7 @@ proptest! {
             let byte = value as u8;
             if write {
                 let _ = apic.write(at & 0x7f, value, now);
-                let _ = apic.set_base(value);
+                let _ = apic.set_base(value, 48);
                 ioapic.write(at.into(), value as u32);
                 ioapic.set_line(byte, value & 256 != 0);
                 pics.write([0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1][usize::from(at % 6)], byte);

@@ -91,3 +91,22 @@ fn lines_reach_the_io_apic() {
     let resume = vm.exit(0, code::IOIO, 0x200e << 16 | 1 << 4, next);
     assert_eq!(resume.inject, common::interrupt(0x45));
 }
+
+#[test]
+fn the_apic_can_be_moved_and_is_hidden_while_it_is_off() {
+    let mut vm = machine(1);
+    let feature = |vm: &mut Machine, leaf: u32| {
+        let table = vm.fake().cpuid.last().unwrap();
+        table.iter().find(|entry| entry.leaf == leaf).unwrap().answer[3] >> 9 & 1
+    };
+    vm.wrmsr(0, 0x1b, 0xfed4_0900);
+    assert_eq!(vm.rdmsr(0, 0x1b), Ok(0xfed4_0900));
+    vm.mmio(0, &[0x8b, 0x03], 0xfed4_0030);
+    assert_eq!(vm.state(0).gpr[0], 0x0005_0014);
+    assert_eq!(vm.wrmsr(0, 0x1b, 0xfee0_0901).inject, common::PROTECTION, "a reserved bit");
+    assert_eq!(vm.wrmsr(0, 0x1b, 1 << 60 | 0xfee0_0900).inject, common::PROTECTION, "wider than addresses are");
+    vm.wrmsr(0, 0x1b, 0xfee0_0100);
+    assert_eq!((feature(&mut vm, 1), feature(&mut vm, 0x8000_0001)), (0, 0));
+    vm.wrmsr(0, 0x1b, 0xfee0_0900);
+    assert_eq!((feature(&mut vm, 1), feature(&mut vm, 0x8000_0001)), (1, 1));
+}

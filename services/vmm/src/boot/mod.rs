@@ -12,6 +12,7 @@ use caisson_proto::supervisor::SetupError;
 use caisson_proto::vcpu::VcpuState;
 use caisson_proto::vmm::VmConfig;
 
+use crate::dev::pic::Pics;
 use crate::platform::Platform;
 use crate::ram::{NoMemory, Ram};
 
@@ -59,6 +60,19 @@ pub enum Protocol {
 }
 
 impl Loaded {
+    /// The 8259 pair as the kernel finds it. Multiboot leaves it as firmware had it: vectors 8 and 70 hex.
+    pub fn pics(&self) -> Pics {
+        let mut pics = Pics::default();
+        if self.protocol == Protocol::Multiboot {
+            for (port, value) in
+                [(0x20, 0x11), (0x21, 8), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x70), (0xa1, 2), (0xa1, 1)]
+            {
+                pics.write(port, value);
+            }
+        }
+        pics
+    }
+
     /// The state in which vCPU 0 begins.
     pub fn state(&self, tsc_offset: u64) -> VcpuState {
         match self.protocol {

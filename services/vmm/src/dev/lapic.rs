@@ -11,7 +11,7 @@ pub const BASE_BSP: u64 = 1 << 8;
 pub const BASE_X2: u64 = 1 << 10;
 /// APIC_BASE: enabled.
 pub const BASE_ENABLE: u64 = 1 << 11;
-/// Where the registers lie in xAPIC mode. They can't be moved.
+/// Where the registers lie in xAPIC mode, unless APIC_BASE is given another page.
 pub const MMIO: u64 = 0xfee0_0000;
 
 /// Numbers of registers.
@@ -155,23 +155,29 @@ impl Lapic {
         self.base
     }
 
-    /// Writes APIC_BASE (section 16.9, figure 16-34 for the modes).
+    /// The page of its registers in xAPIC mode.
+    #[inline]
+    pub fn page(&self) -> u64 {
+        self.base & !0xfff
+    }
+
+    /// Writes APIC_BASE (section 16.9, figure 16-34 for the modes). Addresses have `width` bits.
     ///
     /// # Errors
-    /// [`Refused`] for a forbidden change of mode, a reserved bit, or another address.
-    pub fn set_base(&mut self, value: u64) -> Result<(), Refused> {
+    /// [`Refused`] for a forbidden change of mode or a reserved bit.
+    pub fn set_base(&mut self, value: u64, width: u32) -> Result<(), Refused> {
         let mode = value & (BASE_ENABLE | BASE_X2);
         let now = self.base & (BASE_ENABLE | BASE_X2);
         let leaves_x2 = now == BASE_ENABLE | BASE_X2 && mode == BASE_ENABLE;
         let skips = now == 0 && mode == BASE_ENABLE | BASE_X2;
-        let moved = value & !(BASE_ENABLE | BASE_X2 | BASE_BSP) != MMIO;
-        if mode == BASE_X2 || leaves_x2 || skips || moved {
+        let reserved = value & 0x2ff & !BASE_BSP != 0 || value.unbounded_shr(width) != 0;
+        if mode == BASE_X2 || leaves_x2 || skips || reserved {
             return Err(Refused);
         }
         if mode == 0 && now != 0 {
             self.init();
         }
-        self.base = MMIO | mode | self.base & BASE_BSP;
+        self.base = value & !0xfff | mode | self.base & BASE_BSP;
         self.set_x2_ldr();
         Ok(())
     }

@@ -31,8 +31,8 @@ impl Chip {
         self.lines = if high { self.lines | bit } else { self.lines & !bit };
         if rose || (high && self.level & bit != 0) {
             self.irr |= bit;
-        } else if !high {
-            // An edge that went away before it was taken is forgotten too, as on the chip.
+        } else if !high && self.level & bit != 0 {
+            // An edge stays requested, as on emulated PCs; the chip would answer with its spurious vector.
             self.irr &= !bit;
         }
     }

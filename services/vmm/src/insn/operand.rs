@@ -45,6 +45,10 @@ pub fn write_register(state: &mut VcpuState, register: Register, value: u64) -> 
 pub enum Alu {
     /// Addition.
     Add,
+    /// Addition with carry.
+    Adc,
+    /// Subtraction with borrow.
+    Sbb,
     /// Subtraction and comparison.
     Sub,
     /// Conjunction and test.
@@ -69,11 +73,21 @@ pub fn compute(alu: Alu, left: u64, right: u64, bytes: usize, rflags: u64) -> (u
             let result = left.wrapping_sub(right) & mask;
             (result, left < right, (left ^ right) & (left ^ result) & top != 0)
         }
+        Alu::Adc => {
+            let sum = u128::from(left) + u128::from(right) + u128::from(rflags & 1);
+            let result = sum as u64 & mask;
+            (result, sum > u128::from(mask), (left ^ result) & (right ^ result) & top != 0)
+        }
+        Alu::Sbb => {
+            let result = left.wrapping_sub(right).wrapping_sub(rflags & 1) & mask;
+            let taken = u128::from(right) + u128::from(rflags & 1);
+            (result, u128::from(left) < taken, (left ^ right) & (left ^ result) & top != 0)
+        }
         Alu::And => (left & right, false, false),
         Alu::Or => (left | right, false, false),
         Alu::Xor => (left ^ right, false, false),
     };
-    let adjust = matches!(alu, Alu::Add | Alu::Sub) && (left ^ right ^ result) & 0x10 != 0;
+    let adjust = matches!(alu, Alu::Add | Alu::Adc | Alu::Sub | Alu::Sbb) && (left ^ right ^ result) & 0x10 != 0;
     let flags = u64::from(carry)
         | u64::from((result as u8).count_ones().is_multiple_of(2)) << 2
         | u64::from(adjust) << 4
