@@ -59,8 +59,17 @@ const STEPS: &[Step] = &[
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
     Step { name: "terminal", about: "a guest's shell at a terminal: keys, Ctrl-C, Ctrl-A N and X", run: terminal::run },
+    Step { name: "exits", about: "exits, calls and messages cost the same in every run", run: exits },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },
 ];
+
+/// The figures of `bench exits`, one check each.
+fn exits(paths: &Paths) -> Outcome {
+    match crate::exits::check(paths) {
+        Ok(figures) => Outcome::passed(figures),
+        Err(failure) => Outcome::failed(failure.text),
+    }
+}
 
 /// Runs the steps asked for; the last line on standard output counts what passed and failed.
 pub fn test(paths: &Paths, args: &TestArgs) -> Result<(), Failure> {

@@ -116,6 +116,25 @@ pub struct KutArgs {
 pub enum Bench {
     /// Wall time from QEMU's start to the guest's shell, beside the same guest bare in the same QEMU
     Boot(BenchArgs),
+    /// Instructions and wall ticks of each kind of exit, call and message, beside KVM's
+    Exits(ExitsArgs),
+}
+
+/// How to measure exits.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+QEMU counts instructions instead of time; a difference between two runs is an error.
+
+Examples:
+  cargo xtask bench exits
+  cargo xtask bench exits --json")]
+pub struct ExitsArgs {
+    /// How often everything is counted
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How to measure.

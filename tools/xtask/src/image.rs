@@ -157,6 +157,15 @@ pub fn services(paths: &Paths, system: &System, log: LogLevel) -> Result<HashMap
     Ok(programs)
 }
 
+/// Builds a test guest.
+pub fn guest(paths: &Paths, package: &str) -> Result<PathBuf, Failure> {
+    setup::toolchain()?;
+    let mut command = cargo(paths, "guests", &["-Crelocation-model=static"], LogLevel::Info);
+    command.args(["--package", package]);
+    quietly("building the guest", &mut command, Status::BadSetup)?;
+    Ok(built(paths, "guests", package))
+}
+
 fn contents(machine: &Machine, plan: &Plan, programs: &HashMap<String, PathBuf>) -> Result<Vec<Contents>, Failure> {
     let mut images = HashMap::new();
     let mut contents = Vec::new();

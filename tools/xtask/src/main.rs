@@ -7,6 +7,7 @@ mod bzimage;
 mod channels;
 mod check;
 mod cli;
+mod exits;
 mod failure;
 mod gdb;
 mod guests;
@@ -61,6 +62,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Setup => setup::everything(&paths).map(|_| ExitCode::SUCCESS),
         Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
         Command::Bench(Bench::Boot(args)) => bench::boot(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(Bench::Exits(args)) => exits::exits(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => match check::test(&paths, &args) {
             // The count is the last line.
             Err(failure) if failure.text.is_empty() => Ok(ExitCode::from(failure.status as u8)),

@@ -9,7 +9,7 @@ use crate::setup::{self, TARGET};
 /// Packages that are built for the machine. Those without a heap are apart: cargo gives each the features of all that
 /// are in one call.
 const MACHINE: [&[&str]; 2] = [&PLAIN, &["caisson-vmm"]];
-const PLAIN: [&str; 11] = [
+const PLAIN: [&str; 12] = [
     "caisson-kernel",
     "caisson-hw",
     "caisson-qemu-boot",
@@ -19,6 +19,7 @@ const PLAIN: [&str; 11] = [
     "caisson-notifier",
     "caisson-sev-firmware",
     "caisson-qemu-console",
+    "caisson-qemu-bench",
     "caisson-guest-rt",
     "caisson-guest-exits",
 ];
@@ -204,7 +205,7 @@ mod tests {
     fn every_package_for_the_machine_is_in_the_workspace() {
         let workspace = include_str!("../../../../Cargo.toml");
         for package in MACHINE.iter().copied().flatten().filter(|name| **name != "caisson-kernel") {
-            let place = package.replace("caisson-guest-", "tools/guests/");
+            let place = package.replace("caisson-guest-", "tools/guests/").replace("caisson-qemu-", "board/qemu/");
             assert!(workspace.contains(&place), "{package}");
         }
     }
