@@ -92,9 +92,14 @@ impl Platform for Fake {
         self.states[usize::from(vcpu)].gpr[number] = value;
     }
     fn load_cpuid(&mut self, vcpu: u8, entries: &[CpuidEntry]) -> Result<(), Status> {
-        assert_eq!(usize::from(vcpu), self.cpuid.len());
         assert!(entries.len() <= CpuidEntry::MAX);
-        self.cpuid.push(entries.to_vec());
+        match self.cpuid.get_mut(usize::from(vcpu)) {
+            Some(table) => *table = entries.to_vec(),
+            None => {
+                assert_eq!(usize::from(vcpu), self.cpuid.len());
+                self.cpuid.push(entries.to_vec());
+            }
+        }
         Ok(())
     }
     fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
