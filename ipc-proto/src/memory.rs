@@ -39,7 +39,8 @@ requests! {
         /** Its kind. */ kind: VmKind,
         /** vCPUs, 1 to [`MAX_VCPUS`](crate::abi::MAX_VCPUS). */ vcpus: u8,
         /** Guest memory at the most, in pages. */ pages: u64,
-        /** vCPU n runs on CPU (`first_cpu` + n) modulo the CPUs. */ first_cpu: CpuId,
+        /** The CPU of vCPU 0. The others follow, and after the last CPU comes `lowest_cpu`. */ first_cpu: CpuId,
+        /** No vCPU runs on a CPU below this. */ lowest_cpu: CpuId,
     } -> VmMade;
     /// Back a range of guest-physical memory with zeroed frames, as far as it isn't yet. Large pages where
     /// the range covers them. `Exhausted` beyond what `VmMake` promised.

@@ -41,6 +41,8 @@ pub struct VmConfig {
     pub test_devices: bool,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: u16,
+    /// The lowest physical CPU that runs guests.
+    pub lowest_cpu: u16,
     /// Wall-clock time at the build, in seconds since 1970, if the board has no clock; else 0.
     pub epoch: u64,
     /// A seed that differs from run to run unless it is fixed, for the guest's random generator.

@@ -33,8 +33,9 @@ impl Memory {
     pub(crate) fn vm_make(
         &mut self, sender: ServiceId, request: &VmMake, kernel: &mut impl Kernel,
     ) -> Result<VmMade, Status> {
-        let VmMake { kind, vcpus, pages, first_cpu } = *request;
-        if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS || pages == 0 || first_cpu.0 >= self.cpus {
+        let VmMake { kind, vcpus, pages, first_cpu, lowest_cpu } = *request;
+        let cpus = lowest_cpu.0..self.cpus;
+        if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS || pages == 0 || !cpus.contains(&first_cpu.0) {
             return Err(Status::Range);
         }
         if vms(kernel).any(|report| report.handler == sender && report.state == VmState::Alive) {
@@ -54,9 +55,9 @@ impl Memory {
             }
         };
         self.promises.make(vm, pages, vcpus);
-        for index in 0..vcpus {
-            let cpu = CpuId((first_cpu.0 + u16::from(index)) % self.cpus);
-            if let Err(status) = self.vcpu(VcpuId { vm, index }, cpu, kernel) {
+        let before = usize::from(first_cpu.0 - lowest_cpu.0);
+        for (index, cpu) in (0..vcpus).zip(cpus.cycle().skip(before)) {
+            if let Err(status) = self.vcpu(VcpuId { vm, index }, CpuId(cpu), kernel) {
                 // What was given to it comes back as from any dead VM.
                 let _ = kernel.ask(&VmDestroy { vm });
                 self.reclaim(kernel);

@@ -46,7 +46,7 @@ pub struct Guest {
 /// The machine and its guests, as they will be.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// CPUs.
+    /// CPUs that run guests.
     pub cpus: u16,
     /// Memory in bytes.
     pub memory: u64,
@@ -54,6 +54,17 @@ pub struct Machine {
     pub guests: Vec<Guest>,
     /// Instructions are counted instead of time.
     pub icount: bool,
+}
+
+impl Machine {
+    /// CPUs that are added in front and run no guest.
+    ///
+    /// QEMU changes a flag word of its first CPU from whichever CPU executes FXRSTOR, XRSTOR or FLDENV, without a lock
+    /// (`cpu_clear_ignne`). In the same word VMRUN and its exits keep whether nested paging is on, so with several CPUs
+    /// a guest on the first one would now and then run without it, or the host with it.
+    pub const fn spare_cpus(&self) -> u16 {
+        if self.cpus > 1 { 1 } else { 0 }
+    }
 }
 
 /// Checks every argument and every file that the user named; takes the set-up's files for what wasn't named.

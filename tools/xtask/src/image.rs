@@ -211,7 +211,8 @@ fn config(machine: &Machine, guest: &Guest) -> Result<Vec<u8>, Failure> {
         cmdline: guest.cmdline.clone(),
         on_reset: guest.on_reset,
         test_devices: guest.test_devices,
-        first_cpu: guest.first_cpu,
+        first_cpu: machine.spare_cpus() + guest.first_cpu,
+        lowest_cpu: machine.spare_cpus(),
         epoch,
         seed,
     };

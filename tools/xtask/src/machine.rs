@@ -24,7 +24,7 @@ pub fn hardware(cpus: u16, memory: u64, icount: bool) -> Vec<String> {
 
 /// Arguments for Caisson: the hardware, the kernel, the bundle and the way to end. Console and log are the caller's.
 pub fn arguments(machine: &Machine, kernel: &Path, bundle: &Path) -> Vec<String> {
-    let mut arguments = hardware(machine.cpus, machine.memory, machine.icount);
+    let mut arguments = hardware(machine.cpus + machine.spare_cpus(), machine.memory, machine.icount);
     arguments.extend(["-device".into(), EXIT_PORT.into()]);
     for (option, path) in [("-kernel", kernel), ("-initrd", bundle)] {
         arguments.extend([option.into(), path.display().to_string()]);

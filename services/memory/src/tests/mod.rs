@@ -23,7 +23,7 @@ fn started() -> (Box<Memory>, Fake) {
 }
 
 fn make(memory: &mut Memory, fake: &mut Fake, slot: u16, pages: u64) -> Result<VmId, Status> {
-    let request = VmMake { kind: VmKind::Plain, vcpus: 2, pages, first_cpu: CpuId(1) };
+    let request = VmMake { kind: VmKind::Plain, vcpus: 2, pages, first_cpu: CpuId(1), lowest_cpu: CpuId(0) };
     match memory.handle(vmm(slot), &request.encode(), fake) {
         (Status::Ok, words) => Ok(VmMade::decode(&words).unwrap().vm),
         (status, _) => Err(status),

@@ -91,6 +91,7 @@ fn start() -> ! {
         vcpus: config.vcpus,
         pages: config.memory >> 12,
         first_cpu: CpuId(config.first_cpu),
+        lowest_cpu: CpuId(config.lowest_cpu),
     };
     let vm = match call_memory(memory, &request) {
         Ok(made) => made.vm,

@@ -182,6 +182,7 @@ pub fn config(vcpus: u8) -> VmConfig {
         on_reset: OnReset::Restart,
         test_devices: false,
         first_cpu: 0,
+        lowest_cpu: 0,
         epoch: 1_767_225_600,
         seed: [7; 32],
     }
