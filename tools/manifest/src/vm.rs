@@ -25,7 +25,7 @@ pub struct VmFile {
     pub vcpus: Option<u8>,
     /// Guest memory.
     pub memory: Option<Size>,
-    /// The kernel, a bzImage or a Multiboot image; relative to this file.
+    /// The kernel, a bzImage or a Multiboot image, relative to this file; or `debian:` and a package.
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk; relative to this file.
     pub initrd: Option<PathBuf>,
@@ -39,6 +39,9 @@ pub struct VmFile {
     pub first_cpu: Option<u16>,
 }
 
+/// In the place of a kernel's file: what follows is the name of a Debian package.
+pub const PACKAGE: &str = "debian:";
+
 impl VmFile {
     /// The file's content, with paths made relative to where the file lies.
     ///
@@ -48,7 +51,9 @@ impl VmFile {
         let mut file: Self = parse::toml(path, text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for named in [&mut file.kernel, &mut file.initrd].into_iter().flatten() {
-            *named = folder.join(&*named);
+            if !named.to_string_lossy().starts_with(PACKAGE) {
+                *named = folder.join(&*named);
+            }
         }
         if file.name.is_none() {
             file.name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
@@ -110,6 +115,12 @@ mod tests {
         assert_eq!(file.on_reset, Some(OnReset::Restart));
         assert_eq!(file.memory, Some(Size(1 << 30)));
         assert_eq!(file.test_devices, Some(true));
+    }
+
+    #[test]
+    fn a_package_is_no_path() {
+        let file = VmFile::parse(Path::new("d/a.toml"), "kernel = \"debian:linux-image-amd64\"").unwrap();
+        assert_eq!(file.kernel.as_deref(), Some(Path::new("debian:linux-image-amd64")));
     }
 
     #[test]

@@ -121,14 +121,14 @@ fn list(times: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::setup;
+    use crate::debian;
 
     /// QEMU, the kernel and the initramfs come to a shell without Caisson too; then it isn't their fault.
     #[test]
     #[ignore = "boots a machine; `cargo xtask test` runs it"]
     fn the_guest_comes_to_a_shell_bare() {
         let paths = Paths::find().unwrap();
-        let files = setup::guest_files(&paths).unwrap();
+        let files = debian::guest_files(&paths, debian::KERNEL).unwrap();
         let mut arguments = machine::hardware(2, 512 << 20, false);
         let append = crate::cli::DEFAULT_CMDLINE.to_owned();
         let (kernel, initrd) = (files.kernel.display().to_string(), files.initramfs.display().to_string());

@@ -170,7 +170,10 @@ pub struct MachineArgs {
     /// Memory of the machine; what the guests need and a reserve, if not given
     #[arg(long, value_name = "SIZE")]
     pub machine_memory: Option<Size>,
-    /// The guest's kernel, a Linux bzImage or a Multiboot image; Debian's cloud kernel, if not given
+    /// The guest's kernel, a Linux bzImage or a Multiboot image, or debian:PACKAGE; Debian's cloud kernel, if not given
+    ///
+    /// debian:linux-image-amd64 downloads and unpacks what this metapackage stands for;
+    /// debian:linux-image-6.12.*-cloud-amd64 the newest package of that kind.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// The guest's initial RAM disk; one with busybox for Linux, none for others, if not given
@@ -219,6 +222,7 @@ Examples:
   cargo xtask run
   cargo xtask run --script commands.txt --timeout 60
   cargo xtask run --vm web.toml --vm db.toml --cpus 4
+  cargo xtask run --kernel debian:linux-image-amd64
   cargo xtask run --kernel bzImage --initrd initrd.img --cmdline 'console=ttyS0'")]
 pub struct RunArgs {
     /// The machine and its guests.

@@ -11,9 +11,9 @@ use caisson_manifest::{Size, system::System};
 use caisson_proto::vmm::OnReset;
 
 use crate::cli::MachineArgs;
+use crate::debian;
 use crate::failure::{Context, Failure};
 use crate::paths::Paths;
-use crate::setup;
 
 /// The machine's memory for Caisson itself, in bytes.
 const RESERVE: u64 = 160 << 20;
@@ -114,20 +114,31 @@ fn vm_file(path: &Path) -> Result<VmFile, Failure> {
     Ok(VmFile::parse(path, &text)?)
 }
 
+/// The name of a Debian package that stands in the place of a kernel's file.
+fn debians(kernel: &Path) -> Option<&str> {
+    kernel.to_str()?.strip_prefix(vm::PACKAGE)
+}
+
 fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Failure> {
     let name = file.name.unwrap_or_default();
     vm::check_name(&name)?;
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
     let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
     let (kernel, initrd) = match (file.kernel.or(args.kernel.clone()), file.initrd.or(args.initrd.clone())) {
+        (kernel, initrd) if kernel.as_deref().is_none_or(|kernel| debians(kernel).is_some()) => {
+            // What is named is looked at before anything is downloaded.
+            initrd.iter().try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
+            let package = kernel.as_deref().and_then(debians).unwrap_or(debian::KERNEL);
+            let ours = debian::guest_files(paths, package)?;
+            (ours.kernel, Some(initrd.unwrap_or(ours.initramfs)))
+        }
         (Some(kernel), Some(initrd)) => (kernel, Some(initrd)),
         // Ours is for Linux.
         (Some(kernel), None) if room::is_multiboot(&kernel)? => (kernel, None),
-        (kernel, initrd) => {
-            // What is named is looked at before anything is downloaded.
-            kernel.iter().chain(&initrd).try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
-            let ours = setup::guest_files(paths)?;
-            (kernel.unwrap_or(ours.kernel), Some(initrd.unwrap_or(ours.initramfs)))
+        (kernel, _) => {
+            kernel.iter().try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
+            let ours = debian::guest_files(paths, debian::KERNEL)?;
+            (kernel.unwrap_or(ours.kernel), Some(ours.initramfs))
         }
     };
     let guest = Guest {

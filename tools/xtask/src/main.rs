@@ -7,6 +7,7 @@ mod bzimage;
 mod channels;
 mod check;
 mod cli;
+mod debian;
 mod exits;
 mod failure;
 mod gdb;

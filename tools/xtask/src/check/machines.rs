@@ -76,6 +76,28 @@ const MACHINES: &[Machine] = &[
         ..DEFAULT
     },
     Machine {
+        name: "debian-generic",
+        about: "Debian's generic kernel, eight vCPUs",
+        arguments: &["--kernel", "debian:linux-image-amd64", "--vcpus", "8"],
+        script: Some("nproc\nuname -r | grep -v cloud"),
+        stdout: &["\n8\n", "-amd64\n"],
+        seconds: "240",
+        ..DEFAULT
+    },
+    Machine {
+        name: "debian-6.12",
+        about: "Debian's newer cloud kernel, without KASLR",
+        arguments: &[
+            "--kernel",
+            "debian:linux-image-6.12.*-cloud-amd64",
+            "--cmdline",
+            "console=ttyS0 quiet nokaslr reboot=k panic=-1",
+        ],
+        script: Some("nproc\nuname -r"),
+        stdout: &["\n2\n", "6.12."],
+        ..DEFAULT
+    },
+    Machine {
         name: "two-guests",
         about: "two guests side by side, each with its own files",
         arguments: &["--vm", "@/a.toml", "--vm", "@/b.toml"],

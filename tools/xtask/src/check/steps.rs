@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use super::Outcome;
+use crate::debian;
 use crate::paths::Paths;
 use crate::setup::{self, TARGET};
 
@@ -117,7 +118,7 @@ fn machine<'a>(paths: &'a Paths, arguments: &'a [&str]) -> impl Iterator<Item = 
 
 /// Unit and property tests, and the one that boots the guest without Caisson.
 pub fn host(paths: &Paths) -> Outcome {
-    if let Err(failure) = setup::guest_files(paths) {
+    if let Err(failure) = debian::guest_files(paths, debian::KERNEL) {
         return Outcome::failed(failure.text);
     }
     tests(&mut cargo(
