@@ -90,7 +90,7 @@ pub struct SimArgs {
 /// Which of kvm-unit-tests to run.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-A test that passes bare must pass on Caisson; if one doesn't, the exit status is 1. Bare it has the time that the list
+A test that passes bare must pass on Caisson, or skip what a guest isn't shown; if one doesn't, the exit status is 1. Bare it has the time that the list
 gives it or 90 s, on Caisson twice that.
 
 Examples:
