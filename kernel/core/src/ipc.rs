@@ -61,7 +61,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Delivers a call at once or in its turn.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(&self, frame: &mut UserFrame, context: Context, call: &Stashed) -> Next {
         if self.service(call.target.index()).turn.enter(context) {
             self.deliver(frame, context, call)
@@ -81,7 +81,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Hands a message to a service whose turn the context has.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver(&self, frame: &mut UserFrame, context: Context, call: &Stashed) -> Next {
         let (id, caller) = (call.target, call.caller);
         let target = self.service(id.index());
@@ -113,7 +113,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Lets a service go on where it waits, with these registers.
-    #[inline]
+    #[inline(always)]
     fn go_on(&self, frame: &mut UserFrame, slot: usize, registers: UserFrame) -> Next {
         let service = self.service(slot);
         let (rip, rsp) = (service.rip.load(Ordering::Relaxed), service.rsp.load(Ordering::Relaxed));
@@ -177,7 +177,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Gives an answer to whoever waits for it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn answer(
         &self, frame: &mut UserFrame, context: Context, caller: Caller, status: Status, words: &Words,
     ) -> Next {
@@ -207,7 +207,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Applies a vmm's reply to its vCPU. False: the reply can't be.
-    #[inline]
+    #[inline(always)]
     fn apply(&self, context: Context, words: &Words) -> bool {
         let (Ok(resume), Kind::Vcpu(vm, _)) = (Resume::from_words(words), context.kind()) else { return false };
         let Some(root) = self.vms.get(vm).and_then(|vm| vm.root(resume.view)) else { return false };

@@ -155,7 +155,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// A vCPU calls its vmm.
-    #[inline]
+    #[inline(always)]
     pub fn vm_exit(&self, frame: &mut UserFrame, context: Context, exit: &Exit) -> Next {
         let Kind::Vcpu(vm, _) = context.kind() else { return Next::Pick };
         let Some(target) = self.vms.get(vm).map(|vm| vm.handler.get()) else { return Next::Pick };

@@ -22,6 +22,7 @@ struct Window {
 }
 
 impl Window {
+    #[inline]
     fn at(&self, offset: u64, bytes: usize) -> Result<u64, OutOfWindow> {
         match offset.checked_add(bytes as u64) {
             Some(end) if end <= self.bytes => Ok(self.base + offset),
@@ -29,8 +30,36 @@ impl Window {
         }
     }
 
+    /// Copies a word out, in one access, if it is aligned.
+    #[inline]
+    fn word(&self, offset: u64) -> Option<u64> {
+        let address = self.at(offset, 8).ok().filter(|address| address & 7 == 0)?;
+        // SAFETY: as in `read`.
+        Some(unsafe { (address as *const u64).read_volatile() })
+    }
+
+    /// Copies a word in, in one access, if it is aligned.
+    #[inline]
+    fn set_word(&self, offset: u64, word: u64) -> Option<()> {
+        let address = self.at(offset, 8).ok().filter(|address| address & 7 == 0)?;
+        // SAFETY: as in `write`.
+        unsafe { (address as *mut u64).write_volatile(word) };
+        Some(())
+    }
+
     /// Copies out, in whole words where the shared side is aligned.
+    #[inline]
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), OutOfWindow> {
+        if let Ok(place) = <&mut [u8; 8]>::try_from(&mut *buffer)
+            && let Some(word) = self.word(offset)
+        {
+            *place = word.to_le_bytes();
+            return Ok(());
+        }
+        self.read_any(offset, buffer)
+    }
+
+    fn read_any(&self, offset: u64, buffer: &mut [u8]) -> Result<(), OutOfWindow> {
         let mut address = self.at(offset, buffer.len())?;
         let lead = (address.wrapping_neg() & 7).min(buffer.len() as u64) as usize;
         let (head, rest) = buffer.split_at_mut(lead);
@@ -55,7 +84,17 @@ impl Window {
     }
 
     /// Copies in, in whole words where the shared side is aligned.
+    #[inline]
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), OutOfWindow> {
+        if let Ok(&word) = <&[u8; 8]>::try_from(bytes)
+            && self.set_word(offset, u64::from_le_bytes(word)).is_some()
+        {
+            return Ok(());
+        }
+        self.write_any(offset, bytes)
+    }
+
+    fn write_any(&self, offset: u64, bytes: &[u8]) -> Result<(), OutOfWindow> {
         let mut address = self.at(offset, bytes.len())?;
         let lead = (address.wrapping_neg() & 7).min(bytes.len() as u64) as usize;
         let (head, rest) = bytes.split_at(lead);
@@ -79,12 +118,14 @@ impl Window {
         Ok(())
     }
 
+    #[inline]
     fn get<T: FromBytes + IntoBytes>(&self, offset: u64) -> Result<T, OutOfWindow> {
         let mut value = T::new_zeroed();
         self.read(offset, value.as_mut_bytes())?;
         Ok(value)
     }
 
+    #[inline]
     fn put<T: IntoBytes + Immutable>(&self, offset: u64, value: &T) -> Result<(), OutOfWindow> {
         self.write(offset, value.as_bytes())
     }
@@ -111,6 +152,7 @@ impl GuestWindow {
     ///
     /// # Errors
     /// [`OutOfWindow`], and nothing was copied.
+    #[inline]
     pub fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), OutOfWindow> {
         self.0.read(gpa.0, buffer)
     }
@@ -119,6 +161,7 @@ impl GuestWindow {
     ///
     /// # Errors
     /// [`OutOfWindow`], and nothing was copied.
+    #[inline]
     pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutOfWindow> {
         self.0.write(gpa.0, bytes)
     }

@@ -20,7 +20,6 @@ impl<P: Platform> Vmm<P> {
         let next = self.next(exit, state, [0x0f, 0x01, 0xd9]);
         // rbx, rcx, rdx and rsi are the arguments.
         let (rcx, rdx) = (exit.rcx, exit.rdx);
-        let (rbx, rsi) = (self.platform.gpr(exit.vcpu, RBX), self.platform.gpr(exit.vcpu, RSI));
         let result = match exit.rax {
             KICK_CPU => {
                 let target = self.vcpus.iter().position(|vcpu| u64::from(vcpu.apic.id()) == rcx);
@@ -29,7 +28,10 @@ impl<P: Platform> Vmm<P> {
                     0
                 })
             }
-            SEND_IPI => self.send_ipi(u128::from(rbx) | u128::from(rcx) << 64, rdx as u32, rsi),
+            SEND_IPI => {
+                let (rbx, rsi) = (self.platform.gpr(exit.vcpu, RBX), self.platform.gpr(exit.vcpu, RSI));
+                self.send_ipi(u128::from(rbx) | u128::from(rcx) << 64, rdx as u32, rsi)
+            }
             // The other vCPU has a CPU of its own or its turn comes by itself.
             SCHED_YIELD => 0,
             _ => NO_SUCH_CALL,

@@ -67,7 +67,7 @@ impl<P: Platform> Vmm<P> {
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
         // Most exits end here: nothing to tell the guest, nothing that changes what it was told.
         if vcpu.life == Life::Running && vcpu.is_undisturbed() && !pic && resume.inject == 0 {
-            if !vcpu.eoi_armed && vcpu.apic.may_skip_eoi() {
+            if vcpu.eoi.at.is_some() && !vcpu.eoi_armed && vcpu.apic.may_skip_eoi() {
                 self.arm_eoi(at);
             }
             resume.deadline = self.deadline(at);

@@ -68,7 +68,7 @@ mod tests {
     fn least_and_median_are_of_what_was_taken() {
         let mut samples = Samples::new();
         assert_eq!(samples.least_and_median(), (0, 0));
-        [9, 1, 5].map(|ticks| samples.add(ticks));
+        [9, 1, 5].into_iter().for_each(|ticks| samples.add(ticks));
         assert_eq!((samples.least_and_median(), samples.full()), ((1, 5), false));
         (0..100).for_each(|_| samples.add(7));
         assert!(samples.full());

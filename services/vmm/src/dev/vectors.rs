@@ -33,7 +33,8 @@ impl Vectors {
     /// Whether it is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0 == [0; 4]
+        // At each exit: a comparison of arrays would be a call of memcmp, byte by byte.
+        self.0.iter().fold(0, |all, word| all | word) == 0
     }
     /// Vectors 32 × `index` on, as a register shows them.
     pub fn register(&self, index: u16) -> u32 {

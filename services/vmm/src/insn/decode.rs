@@ -49,8 +49,18 @@ impl CodePages {
     /// Whether the bytes at `rip` are `expected`, by what is remembered.
     #[inline]
     pub fn matches<const N: usize>(&self, platform: &impl Platform, ram: &Ram, rip: u64, expected: [u8; N]) -> bool {
-        let mut bytes = [0; N];
         let Some(physical) = self.find(rip) else { return false };
+        let at = physical & 7;
+        // Nearly always the bytes are in one aligned word, which is one access.
+        if at + N as u64 <= 8 {
+            let mut word = [0; 8];
+            let mut wanted = [0; 8];
+            wanted.iter_mut().zip(expected).for_each(|(to, from)| *to = from);
+            return ram.contains(physical)
+                && platform.read(caisson_proto::addr::Gpa(physical & !7), &mut word)
+                && u64::from_le_bytes(word) >> (8 * at) & (u64::MAX >> (64 - 8 * N)) == u64::from_le_bytes(wanted);
+        }
+        let mut bytes = [0; N];
         rip & 0xfff <= 0x1000 - N as u64
             && ram.contains(physical)
             && platform.read(caisson_proto::addr::Gpa(physical), &mut bytes)
