@@ -3,6 +3,7 @@
 mod machines;
 mod steps;
 mod terminal;
+mod tiny;
 
 use std::time::Instant;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::Outcome;
+use super::{Outcome, tiny};
 use crate::paths::Paths;
 
 /// A machine and what must come of it.
@@ -14,6 +14,8 @@ struct Machine {
     /// Arguments of `run`; `@` stands for the folder of `files`.
     arguments: &'static [&'static str],
     files: &'static [(&'static str, &'static str)],
+    /// There is `@/image`, a Multiboot program that ends its test with this.
+    image: Option<u8>,
     /// What of the board's manifest is replaced by what.
     manifest: Option<(&'static str, &'static str)>,
     /// Lines for the guests' prompts.
@@ -32,6 +34,7 @@ const DEFAULT: Machine = Machine {
     about: "",
     arguments: &[],
     files: &[],
+    image: None,
     manifest: None,
     script: None,
     status: 0,
@@ -162,6 +165,27 @@ const MACHINES: &[Machine] = &[
         ..DEFAULT
     },
     Machine {
+        name: "multiboot",
+        about: "a Multiboot guest ends its test well",
+        arguments: &["--kernel", "@/image", "--vm", "@/test.toml"],
+        files: &[("test.toml", "test-devices = true\n")],
+        image: Some(0),
+        stdout: &["ok\n"],
+        last: &["exit status 0", "\"test\" ended its test with 0"],
+        ..DEFAULT
+    },
+    Machine {
+        name: "test-fails",
+        about: "a guest whose test fails",
+        arguments: &["--vm", "@/test.toml", "--cpus", "1"],
+        files: &[("test.toml", "test-devices = true\nvcpus = 1\nmemory = \"64M\"\nkernel = \"image\"\n")],
+        image: Some(3),
+        status: 6,
+        stdout: &["ok\n"],
+        last: &["exit status 6", "\"test\" ended its test with 3"],
+        ..DEFAULT
+    },
+    Machine {
         name: "timeout",
         about: "a guest that takes too long",
         script: Some("sleep 1000"),
@@ -265,6 +289,9 @@ fn attempt(paths: &Paths, machine: &Machine) -> Result<(), String> {
     let at = |name: &str| folder.path().join(name);
     for (name, content) in machine.files {
         fs::write(at(name), content).map_err(|error| error.to_string())?;
+    }
+    if let Some(status) = machine.image {
+        fs::write(at("image"), tiny::image(status)).map_err(|error| error.to_string())?;
     }
     let mut command = Command::new(program()?);
     command.current_dir(&paths.root).arg("run").args(["--timeout", machine.seconds]);
