@@ -37,8 +37,10 @@ bitflags::bitflags! {
     /// Facts about an exit.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct ExitFlags: u32 {
+        /// RFLAGS.TF of the guest: whoever executes an instruction in its place owes it a #DB.
+        const TRAP = 1 << 8;
         /// RFLAGS.IF of the guest.
-        const INTERRUPTS_ON = 1 << 0;
+        const INTERRUPTS_ON = 1 << 9;
         /// The guest is in an interrupt shadow (STI or MOV SS).
         const SHADOW = 1 << 1;
         /// The exit came while an event was delivered; the kernel delivers it again at the next entry by itself.
@@ -158,6 +160,8 @@ packed! {
             view: u8 = 16, 2;
             /// Leave with VINTR as soon as the guest can take an interrupt.
             window: bool = 24, 1;
+            /// Leave with IRET as soon as the guest executes one: NMIs are masked until then.
+            iret: bool = 26, 1;
             /// Forget the interrupt shadow: the instruction was emulated.
             clear_shadow: bool = 25, 1;
             /// Groups to load from the state page. With [`Groups::CORE`], `rip` and `rax` here are ignored.

@@ -18,15 +18,6 @@ pub struct Table {
 
 const _: () = assert!(size_of::<Table>() == 4096 && CpuidEntry::MAX.is_power_of_two());
 
-/// What CPUID answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// eax, ebx, ecx, edx.
-    Registers([u32; 4]),
-    /// The vmm wants to answer.
-    Ask,
-}
-
 /// Standard leaves from 0, hypervisor leaves (4000_0000) from 32, extended ones (8000_0000) from 64.
 const fn hash(leaf: u32) -> usize {
     (leaf ^ leaf >> 25) as usize % CpuidEntry::MAX
@@ -47,21 +38,22 @@ impl Table {
         Ok(())
     }
 
-    /// The answer to CPUID with these registers. A leaf without an entry reads as zeros.
-    pub fn look_up(&self, leaf: u32, subleaf: u32, cr4: u64) -> Answer {
+    /// The answer to CPUID with these registers, or `None` if the vmm wants to answer. A leaf without an entry reads
+    /// as zeros.
+    pub fn look_up(&self, leaf: u32, subleaf: u32, cr4: u64) -> Option<[u32; 4]> {
         let row = (0..CpuidEntry::MAX).map(|step| &self.entries[(hash(leaf) + step) % CpuidEntry::MAX]);
         let found = row
             .take_while(|entry| entry.spare != 0)
             .find(|entry| entry.leaf == leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf));
-        let Some(entry) = found else { return Answer::Registers([0; 4]) };
+        let Some(entry) = found else { return Some([0; 4]) };
         if entry.flags & CpuidEntry::ASK != 0 {
-            return Answer::Ask;
+            return None;
         }
         let mut registers = entry.answer;
         if entry.flags & CpuidEntry::OSXSAVE != 0 {
             let on = if cr4 & CR4_OSXSAVE != 0 { ECX_OSXSAVE } else { 0 };
             registers[2] = registers[2] & !ECX_OSXSAVE | on;
         }
-        Answer::Registers(registers)
+        Some(registers)
     }
 }

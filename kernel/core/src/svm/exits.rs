@@ -53,8 +53,9 @@ pub const fn groups(code: u16, info1: u64, rcx: u64) -> Groups {
 
 /// The flags of the exit that `vmcb` and `extra` stand at.
 pub fn flags(vmcb: &Vmcb, extra: &Extra, next_rip: u64) -> ExitFlags {
-    let mut flags = ExitFlags::empty();
-    flags.set(ExitFlags::INTERRUPTS_ON, vmcb.save.rflags & 1 << 9 != 0);
+    // Both have the place that they have in RFLAGS.
+    let in_rflags = ExitFlags::TRAP | ExitFlags::INTERRUPTS_ON;
+    let mut flags = ExitFlags::from_bits_truncate(vmcb.save.rflags as u32) & in_rflags;
     flags.set(ExitFlags::SHADOW, vmcb.control.shadow & 1 != 0);
     flags.set(ExitFlags::EVENT_PENDING, extra.event != 0);
     flags.set(ExitFlags::INJECTED, extra.fresh == 0);

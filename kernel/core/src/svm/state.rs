@@ -164,7 +164,7 @@ pub fn resume(
     if resume.clear_shadow {
         vmcb.control.shadow = 0;
     }
-    vmcb.set_window(resume.window);
+    vmcb.set_window(resume.window, resume.iret);
     Ok(())
 }
 

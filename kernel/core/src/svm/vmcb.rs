@@ -14,6 +14,8 @@ const INTERCEPTED: [u32; 26] =
     [0, 1, 2, 3, 15, 18, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 41, 42, 43, 44, 45];
 /// The intercept of the moment at which a virtual interrupt can be taken.
 const VINTR: u32 = 1 << 4;
+/// The intercept of IRET.
+const IRET: u32 = 1 << 20;
 
 /// Virtual interrupts, in the quadword at 0x060: one is pending, of the highest priority, whatever the TPR says.
 const PENDING: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
@@ -169,8 +171,9 @@ impl Vmcb {
         }
     }
 
-    /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't.
-    pub fn set_window(&mut self, open: bool) {
+    /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't, and for its IRETs, or doesn't.
+    pub fn set_window(&mut self, open: bool, iret: bool) {
+        self.control.intercepts[0] = self.control.intercepts[0] & !IRET | u32::from(iret) * IRET;
         if open {
             self.control.interrupt |= PENDING;
             self.control.intercepts[0] |= VINTR;

@@ -9,9 +9,7 @@
 
 use core::{arch::asm, arch::naked_asm, mem::offset_of};
 
-use caisson_core::{
-    svm::cpuid::Answer, svm::exits, svm::state::SVME, svm::state::StatePage, svm::state::gpr, svm::vmcb::Vmcb,
-};
+use caisson_core::{svm::exits, svm::state::SVME, svm::state::StatePage, svm::state::gpr, svm::vmcb::Vmcb};
 use caisson_proto::{addr::Spa, vcpu::code};
 use zerocopy::FromZeros;
 
@@ -59,10 +57,11 @@ impl Vcpu {
     }
 }
 
-/// Answers CPUID from the table; false if the vmm wants to.
+/// Answers CPUID from the table; false if the vmm is to.
 extern "C" fn answer_cpuid(Vcpu { vmcb, page, cpuid, .. }: &mut Vcpu) -> bool {
     let answer = cpuid.look_up(vmcb.save.rax as u32, page.get(gpr(1)) as u32, vmcb.save.cr4);
-    let Answer::Registers([eax, ebx, ecx, edx]) = answer else { return false };
+    // With TF set, a #DB is due, and that is the vmm's.
+    let Some([eax, ebx, ecx, edx]) = answer.filter(|_| vmcb.save.rflags & 1 << 8 == 0) else { return false };
     vmcb.save.rax = eax.into();
     page.set(gpr(3), ebx.into());
     page.set(gpr(1), ecx.into());
