@@ -19,6 +19,7 @@ mod console;
 mod control;
 pub mod cpuid;
 pub mod dev;
+mod device_strings;
 mod epitaph;
 mod exits;
 mod hypercall;

@@ -27,6 +27,9 @@ impl<P: Platform> Vmm<P> {
         }
         let Some(code) = self.fetch(exit, state) else { return again(exit) };
         let Some(instruction) = code.decode() else { return self.unemulated(at, exit, state) };
+        if let Some(resume) = self.device_string(at, state, &instruction, code.after(instruction.len())) {
+            return resume;
+        }
         if self.emulate(at, state, &instruction, gpa).is_none() {
             return self.unemulated(at, exit, state);
         }
@@ -70,7 +73,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     /// Whether a repeated string instruction goes on.
-    fn count_down(&mut self, state: &mut VcpuState, instruction: &Instruction) -> bool {
+    pub(crate) fn count_down(&mut self, state: &mut VcpuState, instruction: &Instruction) -> bool {
         let width = address_width(instruction);
         let [_, rcx, ..] = &mut state.gpr;
         let left = (*rcx & mask(width)).wrapping_sub(1) & mask(width);
@@ -140,7 +143,7 @@ impl<P: Platform> Vmm<P> {
     }
 
     /// Reads up to eight bytes of a device; all ones where there is none.
-    fn device_read(&mut self, at: usize, gpa: u64, bytes: usize) -> u64 {
+    pub(crate) fn device_read(&mut self, at: usize, gpa: u64, bytes: usize) -> u64 {
         if let Some(test) = self.test.as_ref().filter(|_| testdev::MMIO.contains(&gpa)) {
             return test.memory_read(gpa, bytes);
         }
@@ -163,7 +166,7 @@ impl<P: Platform> Vmm<P> {
         value >> shift & mask(bytes)
     }
 
-    fn device_write(&mut self, at: usize, gpa: u64, bytes: usize, value: u64) {
+    pub(crate) fn device_write(&mut self, at: usize, gpa: u64, bytes: usize, value: u64) {
         let value = value & mask(bytes);
         if let Some(test) = self.test.as_mut().filter(|_| testdev::MMIO.contains(&gpa)) {
             return test.memory_write(gpa, bytes, value);

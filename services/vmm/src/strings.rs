@@ -89,7 +89,7 @@ impl<P: Platform> Vmm<P> {
 }
 
 /// The base of a data segment: in 64-bit mode only fs and gs have one.
-fn segment_base(state: &VcpuState, segment: Register) -> u64 {
+pub(crate) fn segment_base(state: &VcpuState, segment: Register) -> u64 {
     let index = match segment {
         Register::ES => 0,
         Register::CS => 1,

@@ -110,3 +110,32 @@ fn the_apic_can_be_moved_and_is_hidden_while_it_is_off() {
     vm.wrmsr(0, 0x1b, 0xfee0_0900);
     assert_eq!((feature(&mut vm, 1), feature(&mut vm, 0x8000_0001)), (1, 1));
 }
+
+#[test]
+fn string_instructions_work_on_device_memory() {
+    const DEVICE: u64 = 0xff00_0000;
+    const MEMORY: u64 = 0x30_1000;
+    let mut vm = machine(1);
+    vm.fake().memory[MEMORY as usize..][..4].copy_from_slice(b"abcd");
+    let mut step = |bytes: &[u8], rsi: u64, rdi: u64, rcx: u64, rax: u64| {
+        let state = vm.state(0);
+        (state.gpr[6], state.gpr[7], state.gpr[1], state.gpr[0]) = (rsi, rdi, rcx, rax);
+        let mut exits = 0;
+        vm.code(0, bytes);
+        while vm.state(0).rip == common::CODE {
+            vm.exit(0, code::NPF, 4, DEVICE);
+            exits += 1;
+        }
+        let state = vm.state(0);
+        assert_eq!(state.rip, common::CODE + bytes.len() as u64);
+        (exits, state.gpr[6], state.gpr[7], state.gpr[1], state.gpr[0], state.rflags >> 6 & 1)
+    };
+    let (rep_movsb, rep_cmpsb, repne_scasb) = ([0xf3, 0xa4], [0xf3, 0xa6], [0xf2, 0xae]);
+    assert_eq!(step(&rep_movsb, MEMORY, DEVICE, 4, 7), (4, MEMORY + 4, DEVICE + 4, 0, 7, 0));
+    assert_eq!(step(&[0xad], DEVICE, 0, 0, u64::MAX), (1, DEVICE + 4, 0, 0, 0x6463_6261, 0));
+    assert_eq!(step(&rep_cmpsb, MEMORY, DEVICE, 4, 0), (4, MEMORY + 4, DEVICE + 4, 0, 0, 1));
+    assert_eq!(step(&rep_cmpsb, MEMORY + 1, DEVICE, 4, 0), (1, MEMORY + 2, DEVICE + 1, 3, 0, 0), "they differ");
+    assert_eq!(step(&repne_scasb, 0, DEVICE, 4, b'c'.into()), (3, 0, DEVICE + 3, 1, b'c'.into(), 1));
+    assert_eq!(step(&[0xa5], DEVICE, MEMORY + 8, 0, 0), (1, DEVICE + 4, MEMORY + 12, 0, 0, 1));
+    assert_eq!(vm.fake().memory[MEMORY as usize + 8..][..4], *b"abcd");
+}
