@@ -127,8 +127,13 @@ QEMU counts instructions instead of time; a difference between two runs is an er
 
 Examples:
   cargo xtask bench exits
-  cargo xtask bench exits --json")]
+  cargo xtask bench exits --json
+  cargo xtask bench exits --where port-read
+  cargo xtask bench exits --where call")]
 pub struct ExitsArgs {
+    /// Say instead where the instructions go: of cpuid, port-read, msr-write, wbinvd, hypercall or call
+    #[arg(long = "where", value_name = "KIND", value_parser = ["cpuid", "port-read", "msr-write", "wbinvd", "hypercall", "call"])]
+    pub parts: Option<String>,
     /// How often everything is counted
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,

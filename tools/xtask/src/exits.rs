@@ -4,6 +4,8 @@
 //! counter before and after count exactly, and every run must say the same.
 
 mod figures;
+mod parts;
+mod trace;
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -71,9 +73,10 @@ impl Bench {
     }
 
     /// Starts it; with `icount` every run is the same.
-    fn start(&self, icount: bool) -> Result<Qemu, Failure> {
+    fn start(&self, icount: bool, more: &[String]) -> Result<Qemu, Failure> {
         let machine = Machine { icount, ..self.machine.clone() };
-        let arguments = machine::arguments(&machine, &self.built.kernel, &self.bundle());
+        let mut arguments = machine::arguments(&machine, &self.built.kernel, &self.bundle());
+        arguments.extend_from_slice(more);
         Qemu::start(self.folder.path(), &arguments, true)
     }
 
@@ -83,7 +86,7 @@ impl Bench {
 
     /// One run from start to the last figure.
     fn run(&self, icount: bool) -> Result<Vec<Measured>, Failure> {
-        let mut qemu = self.start(icount)?;
+        let mut qemu = self.start(icount, &[])?;
         let said = listen(&mut qemu, &self.built);
         let errors = qemu.end();
         said.map_err(|why| Failure::new(Status::Failed, format!("{why} {}", errors.trim())))
@@ -191,6 +194,9 @@ fn find<'a>(measured: &'a [Measured], name: &str) -> Option<&'a Measured> {
 
 /// Measures everything and prints it beside KVM's figures and the aims.
 pub fn exits(paths: &Paths, args: &ExitsArgs) -> Result<(), Failure> {
+    if let Some(kind) = &args.parts {
+        return parts::parts(paths, kind, args.json);
+    }
     let bench = Bench::build(paths, "")?;
     let measured = counted(&bench, args.runs)?;
     let step = Step::begin("by the wall's clock");
