@@ -105,7 +105,7 @@ impl Set {
     /// Whether nothing is in it.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| word.get() == 0)
+        self.0.iter().fold(0, |all, word| all | word.get()) == 0
     }
 
     /// What is in it.
