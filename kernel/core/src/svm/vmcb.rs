@@ -173,7 +173,7 @@ impl Vmcb {
 
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't, and for its IRETs, or doesn't.
     pub fn set_window(&mut self, open: bool, iret: bool) {
-        self.control.intercepts[0] = self.control.intercepts[0] & !IRET | u32::from(iret) * IRET;
+        self.control.intercepts[0] = self.control.intercepts[0] & !IRET | (u32::from(iret) * IRET);
         if open {
             self.control.interrupt |= PENDING;
             self.control.intercepts[0] |= VINTR;
