@@ -18,6 +18,8 @@ pub const RBX: usize = 3;
 /// See [`RCX`].
 pub const RSI: usize = 6;
 
+/// #DB.
+pub const DB: u8 = 1;
 /// #UD.
 pub const UD: u8 = 6;
 /// #GP.
@@ -132,6 +134,21 @@ impl<P: Platform> Vmm<P> {
         }
         self.platform.set_gpr(exit.vcpu, RDX, tsc >> 32);
         done(next, tsc & 0xffff_ffff)
+    }
+
+    /// A single step over an instruction that was executed for the guest ends in #DB, as any does.
+    pub(crate) fn owe_trap(&mut self, at: usize, exit: &Exit, state: &mut VcpuState, mut resume: Resume) -> Resume {
+        const SINGLE_STEP: u64 = 1 << 14;
+        if !resume.groups.contains(Groups::DEBUG) {
+            self.fill(exit, Groups::DEBUG, state);
+        }
+        state.dr6 |= SINGLE_STEP;
+        resume.groups |= Groups::DEBUG;
+        resume.inject = exception(DB, None);
+        if let Some(vcpu) = self.vcpus.get_mut(at).filter(|vcpu| matches!(vcpu.life, Life::Halted { .. })) {
+            vcpu.life = Life::Running;
+        }
+        resume
     }
 
     fn reflect(&mut self, exit: &Exit, state: &mut VcpuState) -> Resume {

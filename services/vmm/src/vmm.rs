@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use caisson_proto::abi::MAX_VCPUS;
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
-use caisson_proto::vcpu::{Action, CpuidEntry, Exit, Groups, Resume, VcpuState};
+use caisson_proto::vcpu::{Action, CpuidEntry, Exit, ExitFlags, Groups, Resume, VcpuState};
 use caisson_proto::vmm::VmConfig;
 
 use crate::boot;
@@ -141,6 +141,10 @@ impl<P: Platform> Vmm<P> {
         self.current = at;
         let lost = self.begin(at, exit);
         let mut resume = self.dispatch(at, exit, state);
+        // What ends the shadow ended its instruction.
+        if exit.flags.contains(ExitFlags::TRAP) && resume.clear_shadow && resume.inject == 0 {
+            resume = self.owe_trap(at, exit, state, resume);
+        }
         if resume.inject == 0 {
             resume.inject = lost;
         }

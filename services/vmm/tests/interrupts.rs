@@ -338,3 +338,15 @@ fn legacy_interrupts_come_through_the_8259_pair() {
     assert_eq!(machine.exit(0, code::TIMER, 0, 0).inject, 0, "not before its end");
     assert_eq!(machine.outb(0x20, 0x20).inject, interrupt(0x30));
 }
+
+#[test]
+fn a_single_step_over_an_emulated_instruction_traps() {
+    let mut machine = Machine::new(1);
+    machine.code(0, &[0x0f, 0xa2]);
+    let flags = ExitFlags::TRAP | ExitFlags::INJECTED;
+    let resume = machine.exit_with(0, code::CPUID, 0, 0, flags);
+    assert_eq!((resume.inject, resume.rip), (1 << 31 | 3 << 8 | 1, common::CODE + 2));
+    assert_eq!(machine.state(0).dr6 >> 14 & 1, 1);
+    let resume = machine.exit_with(0, code::KICK, 0, 0, flags);
+    assert_eq!(resume.inject, 0, "nothing was executed");
+}
