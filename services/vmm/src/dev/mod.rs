@@ -2,6 +2,7 @@
 
 pub mod ioapic;
 pub mod lapic;
+pub mod lapic_registers;
 pub mod lapic_timer;
 pub mod pic;
 pub mod pit;
