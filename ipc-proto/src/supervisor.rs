@@ -1,5 +1,23 @@
 //! supervisor: starts, restarts and buries services. It calls none of them.
 
+use crate::abi::Status;
+use crate::wire::Done;
+
+/// Errors are [`Status`] values.
+pub type Error = Status;
+
+requests! {
+    /// Every request to the supervisor. Whoever may call it can end any service: the manifests of real machines let
+    /// nobody, those of tests their agent.
+    pub enum SupervisorCall;
+
+    /// End the service in this slot as if it had failed: what follows is what follows a death. The supervisor itself
+    /// too. `State` if it doesn't run.
+    End = 1 { slot: u16 } -> Done;
+    /// Forget how often the service in this slot was restarted. `NotFound` if there is none.
+    Forgive = 2 { slot: u16 } -> Done;
+}
+
 wire_enum! {
     /// Why a service ended itself; word 0 of `Exit`.
     pub enum ExitKind {

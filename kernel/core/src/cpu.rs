@@ -47,36 +47,6 @@ initial! {
         pub bells: Cell<u8> = Cell::new(0),
         /// When the watchdog looked last.
         pub seen_at: Cell<u64> = Cell::new(0),
-        /// What was delivered last, to whichever service.
-        pub request: Stopwatch = Stopwatch::new(),
-        /// What was delivered last to the first service of a call chain.
-        pub root: Stopwatch = Stopwatch::new(),
-    }
-}
-
-initial! {
-    /// For how long the watchdog has seen the same request.
-    pub struct Stopwatch {
-        /// Requests so far, and how many they were at the last look.
-        count: Cell<u64> = Cell::new(0),
-        seen: Cell<u64> = Cell::new(0),
-        /// TSC ticks.
-        ran: Cell<u64> = Cell::new(0),
-    }
-}
-
-impl Stopwatch {
-    /// Another request begins.
-    #[inline]
-    pub fn begin(&self) {
-        self.count.set(self.count.get().wrapping_add(1));
-    }
-
-    /// A look of the watchdog, `passed` ticks after the last one. Returns for how long it has seen this request.
-    pub fn look(&self, passed: u64) -> u64 {
-        let same = self.seen.replace(self.count.get()) == self.count.get();
-        self.ran.set(if same { self.ran.get() + passed } else { 0 });
-        self.ran.get()
     }
 }
 

@@ -10,7 +10,10 @@ use crate::{
     context::Context, context::Phase, context::pending, cpu::UserFrame, event::Event, here::Here, ipc::Next,
     machine::Machine, machine::ensure, service::plain,
 };
-use caisson_proto::prelude::*;
+use caisson_proto::{kernel::verdict, prelude::*};
+
+/// Lives of a supervisor after which the machine isn't to be helped.
+pub const SUPERVISORS: u16 = 8;
 
 impl<M: Machine> Here<'_, M> {
     /// The service in user mode raised an exception.
@@ -78,6 +81,11 @@ impl<M: Machine> Here<'_, M> {
         self.orphan(id);
         self.pass_turn(service);
         self.ring_all(Caps::SUPERVISE, doorbell::SERVICE_DIED);
+        // Nobody else starts the supervisor again.
+        let again = || id.generation() < SUPERVISORS && self.restart(id.index()).is_ok();
+        if service.caps.get().contains(Caps::SUPERVISE) && !again() {
+            self.machine.power_off(verdict::FAULTED);
+        }
     }
 
     /// Stops every VM that a dead service handled. Under the table lock, so that none is released meanwhile and its

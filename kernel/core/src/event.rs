@@ -25,7 +25,7 @@ pub enum Event {
     Killed(ServiceId),
     /// A service ended itself.
     Exited(ServiceId, u64),
-    /// A service was refused something.
+    /// A service was refused something: word 0 of a kernel operation, rax of a call or doorbell, or a lease.
     Refused(ServiceId, u64, Status),
     /// A VM was made.
     VmMade(VmId, ServiceId),

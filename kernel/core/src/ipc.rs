@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     context::Context, context::Kind, context::Phase, context::Stashed, context::pending, cpu::NO_SERVICE,
-    cpu::UserFrame, here::Here, machine::Machine, machine::ensure, service::Caller, service::Service,
+    cpu::UserFrame, event::Event, here::Here, machine::Machine, machine::ensure, service::Caller, service::Service,
 };
 use caisson_proto::layout;
 use caisson_proto::prelude::*;
@@ -45,7 +45,8 @@ impl<M: Machine> Here<'_, M> {
             return self.kernel_call(frame, slot, service);
         }
         if !allows(&service.may_call, target) {
-            return back(frame, if target < self.service_count() { Status::Downhill } else { Status::Denied });
+            let status = if target < self.service_count() { Status::Downhill } else { Status::Denied };
+            return self.refuse(service, frame.rax, status, frame);
         }
         let id = ServiceId::new(target as u16, (frame.rax >> 32) as u16);
         let now = self.service(target).id.get();
@@ -100,14 +101,13 @@ impl<M: Machine> Here<'_, M> {
             Ok(lease) => lease,
             Err(status) => {
                 self.pass_turn(target);
+                caller.service().map(|from| self.refuse(self.service(from.index()), call.lease, status, frame));
                 return self.answer(frame, context, caller, status, &[0; 8]);
             }
         };
         target.caller.set(caller);
-        self.local.request.begin();
-        if caller.service().is_none() {
-            self.local.root.begin();
-        }
+        target.alone.store(0, Ordering::Relaxed);
+        target.spent.store(0, Ordering::Relaxed);
         let registers = UserFrame { rax: caller.to_word() << 32, words: call.words, rbx, ..*frame };
         self.go_on(frame, id.index(), registers)
     }
@@ -227,10 +227,19 @@ impl<M: Machine> Here<'_, M> {
     fn ring_from(&self, frame: &mut UserFrame, service: &Service) -> Next {
         let target = (frame.rax >> 16 & 0xffff) as usize;
         if !allows(&service.may_ring, target) {
-            return back(frame, Status::Denied);
+            return self.refuse(service, frame.rax, Status::Denied, frame);
         }
         self.ring(target, frame.words[0]);
         back(frame, Status::Ok)
+    }
+
+    /// Refuses something, and names who asked for it in the log: each time, then ever more rarely.
+    #[cold]
+    pub(crate) fn refuse(&self, service: &Service, what: u64, status: Status, frame: &mut UserFrame) -> Next {
+        if (service.refused.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
+            self.machine.log(Event::Refused(service.id.get(), what, status));
+        }
+        back(frame, status)
     }
 }
 

@@ -100,8 +100,6 @@ impl<M: Machine> Here<'_, M> {
             }
             state.set_phase(Phase::Running);
             self.local.context.set(Some(context));
-            self.local.request.begin();
-            self.local.root.begin();
             return self.deliver(frame, context, &{ *state.call.lock() });
         }
         match context.kind() {
@@ -230,29 +228,33 @@ impl<M: Machine> Here<'_, M> {
         overrun
     }
 
-    /// Whether the service in user mode must not go on. One that calls others again and again is never at one request
-    /// for long: the whole chain's time counts too, and condemns the service at its root.
+    /// Whether the service in user mode must not go on. One that calls others again and again is never by itself for
+    /// long: its time with all that it calls counts too, and condemns it. Of a chain, the last whose time is over.
     fn watch(&self, now: u64) -> bool {
         // Time that the host took isn't the service's. The timer is armed from `seen_at`, which has to move on.
         let most = 2 * WATCH_MS * self.machine.tsc_khz();
         let passed = now.saturating_sub(self.local.seen_at.replace(now)).min(most);
         let slot = self.local.service.get();
         if slot == NO_SERVICE {
-            self.local.request.begin();
-            self.local.root.begin();
             return false;
         }
-        let (request, chain) = (self.local.request.look(passed), self.local.root.look(passed));
         let service = self.service(slot.into());
-        let mut root = service;
-        while let Some(id) = root.caller.get().service() {
-            root = self.service(id.index());
-        }
         let budget = |of: &Service| u64::from(of.budget_ms.load(Ordering::Relaxed)) * self.machine.tsc_khz();
-        if chain > CHAIN_BUDGETS * budget(root) && !root.doomed.swap(true) {
-            root.epitaph.lock().fault = FaultKind::Overrun;
+        let alone = service.alone.fetch_add(passed, Ordering::Relaxed) + passed;
+        let (mut at, mut guilty) = (Some(service), false);
+        while let Some(of) = at {
+            // Whoever waits for a condemned service isn't to blame for it.
+            let spent = if guilty { 0 } else { of.spent.load(Ordering::Relaxed) + passed };
+            of.spent.store(spent, Ordering::Relaxed);
+            if spent > CHAIN_BUDGETS * budget(of) {
+                guilty = true;
+                if !of.doomed.swap(true) {
+                    of.epitaph.lock().fault = FaultKind::Overrun;
+                }
+            }
+            at = of.caller.get().service().map(|id| self.service(id.index()));
         }
-        service.doomed.get() || request > budget(service)
+        service.doomed.get() || alone > budget(service)
     }
 
     /// Ends the service in user mode because [`tick`](Self::tick) said so.

@@ -78,6 +78,12 @@ initial! {
         pub rip: AtomicU64 = AtomicU64::new(0),
         /// Its stack pointer there.
         pub rsp: AtomicU64 = AtomicU64::new(0),
+        /// For how long the watchdog has seen it at this request, by itself, in ticks.
+        pub alone: AtomicU64 = AtomicU64::new(0),
+        /// The same with all that it calls.
+        pub spent: AtomicU64 = AtomicU64::new(0),
+        /// How often it was refused something.
+        pub refused: AtomicU32 = AtomicU32::new(0),
         /// Whether pages are lent to it now.
         pub borrows: Atomic<bool> = Atomic::new(0),
         /// Doorbells that rang and were not taken; the first message, whose activation has the turn already.

@@ -1,10 +1,12 @@
 //! The server loop: one message at a time.
 
-use caisson_proto::abi::{Lease, Status, sender};
+use caisson_proto::abi::{Lease, MAX_SERVICES, Status, sender};
 use caisson_proto::addr::ServiceId;
+use caisson_proto::bundle::name;
 use caisson_proto::vcpu::{Action, Exit, Resume};
 use caisson_proto::wire::{Reply, Words};
 
+use crate::info;
 use crate::sys::reply_wait;
 
 /// What a service does with what is delivered to it.
@@ -21,8 +23,31 @@ pub trait Server {
     }
 }
 
+/// How often each service was refused something here.
+struct Refusals([u32; MAX_SERVICES]);
+
+impl Refusals {
+    /// Names who was refused in the log: each time, then ever more rarely, so that nobody can drown the rest of it.
+    #[cold]
+    fn note(&mut self, sender: ServiceId, what: u64, status: Status) {
+        let Some(count) = self.0.get_mut(sender.index()) else { return };
+        *count = count.saturating_add(1);
+        if count.is_power_of_two() {
+            let who = info().names.get(sender.index()).map_or("?", name);
+            defmt::warn!(
+                "refused {=str}: message {=u64:#x}, status {=u8}; {=u32} so far",
+                who,
+                what,
+                status as u8,
+                *count
+            );
+        }
+    }
+}
+
 /// Serves for ever.
 pub fn serve<S: Server>(server: &mut S) -> ! {
+    let mut refusals = Refusals([0; MAX_SERVICES]);
     let mut delivered = reply_wait(Status::Ok, &[0; 8]);
     loop {
         let (status, words) = match delivered.sender {
@@ -34,7 +59,13 @@ pub fn serve<S: Server>(server: &mut S) -> ! {
                 (Status::Ok, [0; 8])
             }
             _ => match delivered.service() {
-                Some(service) => server.call(service, &delivered.words, delivered.lease),
+                Some(service) => {
+                    let answer = server.call(service, &delivered.words, delivered.lease);
+                    if answer.0 != Status::Ok {
+                        refusals.note(service, delivered.words[0], answer.0);
+                    }
+                    answer
+                }
                 None => (Status::Ok, [0; 8]),
             },
         };

@@ -1,5 +1,6 @@
 //! What a death means: pure judgement.
 
+use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState};
 use caisson_proto::supervisor::{ExitKind, Notice, verdict};
 use caisson_proto::wire::Field;
@@ -18,6 +19,13 @@ pub enum Decision {
 /// How the service exited; `None` if it didn't, or with a number that is no [`ExitKind`].
 pub fn exit_kind(report: &ServiceReport) -> Option<ExitKind> {
     (report.state == ServiceState::Exited).then(|| ExitKind::from_word(report.code)).flatten()
+}
+
+/// What is known of the death of a supervisor by its successor, whose own report took that one's place. The kernel's
+/// log tells more.
+pub const fn predecessor(own: ServiceId) -> ServiceReport {
+    let (state, fault) = (ServiceState::Faulted, FaultKind::None);
+    ServiceReport { id: own, state, fault, code: 0, rip: 0, address: 0, rsp: 0, client: 0 }
 }
 
 /// Whether this state is a death.

@@ -4,7 +4,7 @@ use caisson_proto::abi::{Lease, MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::bundle::{RingUse, name};
 use caisson_proto::kernel::{
-    FaultKind, PowerOff, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, TimerSet,
+    FaultKind, PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, TimerSet,
 };
 use caisson_proto::supervisor::Notice;
 use caisson_proto::wire::Words;
@@ -31,6 +31,14 @@ impl Machine for OnKernel {
 
     fn restart(&mut self, service: ServiceId) -> Result<ServiceId, Status> {
         kernel(&ServiceRestart { service }).map(|restarted| restarted.id)
+    }
+
+    fn kill(&mut self, service: ServiceId) -> Result<(), Status> {
+        kernel(&ServiceKill { service }).map(|_| ())
+    }
+
+    fn end_itself(&mut self) {
+        panic!("told to end");
     }
 
     fn power_off(&mut self, status: u8) {
@@ -74,6 +82,10 @@ impl Machine for OnKernel {
                 defmt::error!("{=str} can't be started: status {=u8}", name_of(usize::from(slot)), status as u8)
             }
             Event::Died(report, _) => epitaph(report),
+            Event::Asked(slot, by) => {
+                defmt::warn!("{=str} asks for the end of {=str}", name_of(by.index()), name_of(usize::from(slot)));
+            }
+            Event::Succeeds => defmt::error!("the supervisor died and was started again"),
             Event::GivenUp(slot) => {
                 defmt::error!("{=str} died too often and is given up", name_of(usize::from(slot)));
             }
@@ -125,8 +137,8 @@ struct Image {
 }
 
 impl Server for Image {
-    fn call(&mut self, _: ServiceId, _: &Words, _: Option<Lease>) -> (Status, Words) {
-        (Status::Malformed, [0; 8])
+    fn call(&mut self, sender: ServiceId, words: &Words, _: Option<Lease>) -> (Status, Words) {
+        self.supervisor.handle(sender, words, &mut self.machine)
     }
 
     fn doorbell(&mut self, bits: u64) {
@@ -142,7 +154,7 @@ fn start() -> ! {
     for (is, told) in is_vmm.iter_mut().zip(info.is_vmm) {
         *is = told == 1;
     }
-    let setup = Setup { own: ServiceId::from_bits(info.id).index() as u16, services: info.services as u16, is_vmm };
+    let setup = Setup { own: ServiceId::from_bits(info.id), services: info.services as u16, is_vmm };
     let machine = OnKernel { notices: Outward::find(RingUse::Notices), memory: slot_of("memory") };
     let mut image = Image { supervisor: SUPERVISOR.take(), machine };
     defmt::info!("supervisor: {=u32} services on {=u32} CPUs", info.services, info.cpus);

@@ -3,10 +3,11 @@
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::{ServiceReport, ServiceState};
-use caisson_proto::supervisor::{Notice, verdict};
+use caisson_proto::supervisor::{End, Forgive, Notice, SupervisorCall, verdict};
+use caisson_proto::wire::Words;
 use heapless::Deque;
 
-use crate::burial::{Decision, decide, is_dead, notice, worse};
+use crate::burial::{Decision, decide, is_dead, notice, predecessor, worse};
 use crate::limit::{History, RESET_WINDOW_MS, WINDOW_MS};
 
 /// Milliseconds until a restart that wasn't possible yet is tried again, and between two looks at the end.
@@ -32,6 +33,13 @@ pub trait Machine {
     /// # Errors
     /// The kernel's: `State` or `Busy` if it isn't possible yet.
     fn restart(&mut self, service: ServiceId) -> Result<ServiceId, Status>;
+    /// Ends a running service.
+    ///
+    /// # Errors
+    /// The kernel's: `State` if it doesn't run.
+    fn kill(&mut self, service: ServiceId) -> Result<(), Status>;
+    /// Ends the supervisor, for its successor.
+    fn end_itself(&mut self);
     /// Ends the machine.
     fn power_off(&mut self, verdict: u8);
     /// Milliseconds since boot.
@@ -57,6 +65,10 @@ pub enum Event<'a> {
     NotStarted(u16, Status),
     /// A service died.
     Died(&'a ServiceReport, Decision),
+    /// A service asks for another's end.
+    Asked(u16, ServiceId),
+    /// This supervisor is the successor of one that died.
+    Succeeds,
     /// A service died too often and is given up.
     GivenUp(u16),
     /// Every VM is over and its memory free.
@@ -70,8 +82,8 @@ pub enum Event<'a> {
 /// What the supervisor must know of the manifest.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// Its own slot.
-    pub own: u16,
+    /// Its own id.
+    pub own: ServiceId,
     /// How many services there are.
     pub services: u16,
     /// Which slots are vmms.
@@ -118,7 +130,7 @@ impl Supervisor {
     /// Nothing started yet.
     pub const fn new() -> Self {
         Self {
-            setup: Setup { own: 0, services: 0, is_vmm: [false; MAX_SERVICES] },
+            setup: Setup { own: ServiceId::new(0, 0), services: 0, is_vmm: [false; MAX_SERVICES] },
             watch: [Watch::Alive; MAX_SERVICES],
             history: [const { History::new() }; MAX_SERVICES],
             unposted: Deque::new(),
@@ -128,10 +140,17 @@ impl Supervisor {
         }
     }
 
-    /// Starts every service, callees before their callers: the slots are in rank order.
+    /// Starts every service, callees before their callers: the slots are in rank order. A successor finds most of them
+    /// running, and what its predecessor knew in the kernel's reports: who is dead, and of what. So it does again what
+    /// was perhaps done already, which does no harm.
     pub fn start(&mut self, setup: &Setup, machine: &mut impl Machine) {
         self.setup = *setup;
-        for slot in (0..self.slots()).rev().filter(|&slot| slot != usize::from(setup.own)) {
+        if setup.own.generation() > 0 {
+            machine.log(Event::Succeeds);
+            self.verdict = verdict::FAULTED;
+            let _ = self.unposted.push_back(notice(&predecessor(setup.own), true));
+        }
+        for slot in self.others() {
             match machine.status(slot as u16) {
                 Ok(report) if report.state == ServiceState::Unstarted => {
                     self.set(slot, Watch::Due(report.id));
@@ -156,13 +175,39 @@ impl Supervisor {
         self.look(machine);
     }
 
+    /// Answers one request.
+    pub fn handle(&mut self, sender: ServiceId, words: &Words, machine: &mut impl Machine) -> (Status, Words) {
+        let answer = match SupervisorCall::decode(words) {
+            Ok(SupervisorCall::End(End { slot })) => self.end(slot, sender, machine),
+            Ok(SupervisorCall::Forgive(Forgive { slot })) => match self.history.get_mut(usize::from(slot)) {
+                Some(history) if slot < self.setup.services => {
+                    *history = History::new();
+                    Ok(())
+                }
+                _ => Err(Status::NotFound),
+            },
+            Err(_) => Err(Status::Malformed),
+        };
+        (answer.err().unwrap_or(Status::Ok), [0; 8])
+    }
+
+    fn end(&mut self, slot: u16, sender: ServiceId, machine: &mut impl Machine) -> Result<(), Status> {
+        let report = machine.status(slot)?;
+        machine.log(Event::Asked(slot, sender));
+        if usize::from(slot) == self.setup.own.index() {
+            machine.end_itself();
+            return Ok(());
+        }
+        machine.kill(report.id)
+    }
+
     fn slots(&self) -> usize {
         usize::from(self.setup.services).min(MAX_SERVICES)
     }
 
     /// Every slot but its own, callees first.
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
-        let own = usize::from(self.setup.own);
+        let own = self.setup.own.index();
         (0..self.slots()).rev().filter(move |&slot| slot != own)
     }
 
@@ -233,7 +278,7 @@ impl Supervisor {
             }
         };
         let _ = self.unposted.push_back(notice(report, allowed));
-        if decision == Decision::Restart && report.state == ServiceState::Faulted {
+        if decision == Decision::Restart && report.state != ServiceState::Killed {
             // The guests may go on; whoever started the machine learns of it all the same.
             self.verdict = worse(self.verdict, verdict::FAULTED);
         }

@@ -3,7 +3,8 @@
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState};
-use caisson_proto::supervisor::{ExitKind, Notice, verdict};
+use caisson_proto::supervisor::{End, ExitKind, Forgive, Notice, verdict};
+use caisson_proto::wire::{Request, Words};
 use proptest::prelude::*;
 
 use super::*;
@@ -84,6 +85,17 @@ impl Machine for Fake {
         self.started.push(service.index());
         Ok(state.id)
     }
+    fn kill(&mut self, service: ServiceId) -> Result<(), Status> {
+        let state = &mut self.states[service.index()];
+        if state.state != ServiceState::Running || state.id != service {
+            return Err(Status::State);
+        }
+        state.state = ServiceState::Killed;
+        Ok(())
+    }
+    fn end_itself(&mut self) {
+        self.states[0].state = ServiceState::Exited;
+    }
     fn power_off(&mut self, verdict: u8) {
         assert!(self.ended.is_none());
         self.ended = Some(verdict);
@@ -109,11 +121,15 @@ impl Machine for Fake {
     fn log(&mut self, _: Event<'_>) {}
 }
 
-fn running() -> (Supervisor, Fake) {
-    let (mut supervisor, mut fake) = (Supervisor::new(), Fake::new());
+fn setup(generation: u16) -> Setup {
     let mut is_vmm = [false; MAX_SERVICES];
     let _ = VMMS.map(|slot| is_vmm[slot] = true);
-    supervisor.start(&Setup { own: 0, services: 5, is_vmm }, &mut fake);
+    Setup { own: ServiceId::new(0, generation), services: 5, is_vmm }
+}
+
+fn running() -> (Supervisor, Fake) {
+    let (mut supervisor, mut fake) = (Supervisor::new(), Fake::new());
+    supervisor.start(&setup(0), &mut fake);
     (supervisor, fake)
 }
 
@@ -258,6 +274,72 @@ fn each_end_of_a_vm_has_its_verdict() {
     }
 }
 
+/// Lets both VMs power off, and returns the verdict.
+fn over(supervisor: &mut Supervisor, fake: &mut Fake) -> Option<u8> {
+    let _ = VMMS.map(|slot| fake.exit(slot, ExitKind::PoweredOff));
+    supervisor.doorbell(doorbell::SERVICE_DIED, fake);
+    run(supervisor, fake, true);
+    fake.ended
+}
+
+#[test]
+fn a_service_that_panics_casts_doubt_on_the_machine() {
+    let (mut supervisor, mut fake) = running();
+    fake.exit(4, ExitKind::Panicked);
+    supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+    assert_eq!(fake.states[4].state, ServiceState::Running);
+    assert_eq!(over(&mut supervisor, &mut fake), Some(verdict::FAULTED));
+}
+
+#[test]
+fn a_service_is_ended_on_request_and_started_again() {
+    let (mut supervisor, mut fake) = running();
+    let agent = ServiceId::new(4, 0);
+    let mut ask = |request: Words, fake: &mut Fake| supervisor.handle(agent, &request, fake).0;
+    assert_eq!(ask(End { slot: 1 }.encode(), &mut fake), Status::Ok);
+    assert_eq!(ask(End { slot: 1 }.encode(), &mut fake), Status::State);
+    assert_eq!(ask(End { slot: 5 }.encode(), &mut fake), Status::NotFound);
+    assert_eq!(ask(Forgive { slot: 5 }.encode(), &mut fake), Status::NotFound);
+    assert_eq!(ask([9; 8], &mut fake), Status::Malformed);
+    supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+    assert_eq!(fake.states[1].state, ServiceState::Running);
+    assert_eq!(over(&mut supervisor, &mut fake), Some(verdict::CLEAN), "nothing was wrong with it");
+}
+
+#[test]
+fn a_service_that_is_forgiven_may_be_restarted_without_end() {
+    let (mut supervisor, mut fake) = running();
+    for _ in 0..3 * limit::RESTARTS {
+        assert_eq!(supervisor.handle(ServiceId::new(4, 0), &Forgive { slot: 1 }.encode(), &mut fake).0, Status::Ok);
+        fake.die(1, ServiceState::Faulted, 0);
+        supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+        assert_eq!(fake.states[1].state, ServiceState::Running);
+    }
+}
+
+#[test]
+fn a_successor_takes_over_whatever_its_predecessor_left() {
+    let (mut supervisor, mut fake) = running();
+    // One VM is over already; another and memory die with nobody to see to it.
+    fake.exit(2, ExitKind::PoweredOff);
+    supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+    assert_eq!(supervisor.handle(ServiceId::new(4, 0), &End { slot: 0 }.encode(), &mut fake).0, Status::Ok);
+    fake.exit(3, ExitKind::Reset);
+    fake.die(4, ServiceState::Faulted, 0);
+    fake.states[1] = report(1, ServiceState::Unstarted);
+    let (mut successor, before) = (Supervisor::new(), fake.posted.len());
+    successor.start(&setup(1), &mut fake);
+    assert_eq!((fake.posted[before].slot, fake.posted[before].state), (0, ServiceState::Faulted as u8));
+    run(&mut successor, &mut fake, true);
+    let states = [1, 2, 3, 4].map(|slot| fake.states[slot].state);
+    use ServiceState::{Exited, Running};
+    assert_eq!(states, [Running, Exited, Running, Running]);
+    fake.exit(3, ExitKind::PoweredOff);
+    successor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+    run(&mut successor, &mut fake, true);
+    assert_eq!(fake.ended, Some(verdict::FAULTED));
+}
+
 proptest! {
     /// Whatever dies, in any order: with all VMs over, the machine ends once, and with the worst verdict.
     #[test]
@@ -270,7 +352,7 @@ proptest! {
             }
             fake.now += 500;
             let state = if code == 5 { ServiceState::Faulted } else { ServiceState::Exited };
-            faulted |= VMMS.contains(&slot) && code >= 4;
+            faulted |= fake.ended.is_none() && (!VMMS.contains(&slot) || code >= 4);
             fake.die(slot, state, code);
             supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
             if settle {

@@ -34,6 +34,14 @@ impl Machine for OnKernel<'_, '_> {
         self.0.ask(&ServiceRestart { service }).map(|restarted| restarted.id)
     }
 
+    fn kill(&mut self, service: ServiceId) -> Result<(), Status> {
+        self.0.ask(&ServiceKill { service }).map(|_| ())
+    }
+
+    fn end_itself(&mut self) {
+        self.0.world.fail(|| "the supervisor was told to end".into());
+    }
+
     fn power_off(&mut self, status: u8) {
         let _ = self.0.ask(&PowerOff { status });
     }
@@ -63,6 +71,8 @@ impl Machine for OnKernel<'_, '_> {
             Event::Started(id) => self.say("supervisor: started", id.bits().into()),
             Event::NotStarted(slot, _) => self.say("supervisor: not started", slot.into()),
             Event::Died(report, _) => self.say("supervisor: died", report.id.bits().into()),
+            Event::Asked(slot, _) => self.say("supervisor: asked", slot.into()),
+            Event::Succeeds => self.say("supervisor: succeeds", 0),
             Event::GivenUp(slot) => {
                 self.0.world.given_up.set(true);
                 self.say("supervisor: given up", slot.into());
@@ -108,7 +118,7 @@ pub fn main(sys: &Sys<'_>) {
     for (slot, is) in is_vmm.iter_mut().enumerate() {
         *is = manifest.is_vmm(slot);
     }
-    let setup = Setup { own: sys.slot as u16, services: manifest.services.len() as u16, is_vmm };
+    let setup = Setup { own: ServiceId::new(sys.slot as u16, 0), services: manifest.services.len() as u16, is_vmm };
     let mut image = Image { supervisor: Box::new(Supervisor::new()), machine: OnKernel(sys) };
     image.supervisor.start(&setup, &mut image.machine);
     serve(sys, &mut image);

@@ -10,7 +10,7 @@ mod vcpus;
 
 use core::ops::Deref;
 
-use crate::{cpu::UserFrame, event::Event, here::Here, ipc::Next, ipc::back, machine::Machine, service::Service};
+use crate::{cpu::UserFrame, here::Here, ipc::Next, ipc::back, machine::Machine, service::Service};
 use caisson_proto::prelude::*;
 
 /// What an operation answers.
@@ -49,7 +49,7 @@ impl<M: Machine> Here<'_, M> {
             Err(Status::Denied)
         };
         if let Err(status @ (Status::Denied | Status::BadLease | Status::TooWeak)) = answer {
-            self.machine.log(Event::Refused(caller.id.get(), frame.words[0], status));
+            self.refuse(caller, frame.words[0], status, frame);
         }
         frame.words = answer.unwrap_or_default();
         frame.rbx = 0;

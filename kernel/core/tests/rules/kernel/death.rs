@@ -3,12 +3,13 @@
 use std::rc::Rc;
 
 use caisson_core::context::{Context, Phase};
+use caisson_core::death::SUPERVISORS;
 use caisson_core::event::Event;
 use caisson_proto::abi::{Lease, Status, doorbell, sender};
 use caisson_proto::addr::{ServiceId, VPage, VcpuId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::{
-    FaultKind, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, VmKind, VmState,
+    FaultKind, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, VmKind, VmState, verdict,
 };
 use caisson_proto::vcpu::Action;
 
@@ -160,6 +161,22 @@ fn a_reply_that_is_no_resume_faults_the_vmm() {
     system.guest_exit(0, Context::vcpu(vm.index(), 0), code::HLT);
     system.machine.refuse.set(true);
     assert_eq!(system.resume(0, Action::Run, 0), At::User(SUPERVISOR), "what the processor refuses");
+}
+
+#[test]
+fn a_supervisor_that_dies_is_started_again_but_not_for_ever() {
+    let mut system = System::new(1);
+    for life in 0..SUPERVISORS {
+        assert_eq!(system.id(SUPERVISOR).generation(), life);
+        system.awake(0, SUPERVISOR);
+        assert_eq!(system.exit(0, 4), At::User(SUPERVISOR));
+        assert_eq!(system.got(0).sender, sender::START);
+        assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::Idle);
+        assert_eq!(system.machine.off.get(), None);
+    }
+    system.awake(0, SUPERVISOR);
+    assert_eq!(system.exit(0, 4), At::Idle);
+    assert_eq!(system.machine.off.get(), Some(verdict::FAULTED));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Calls, replies, doorbells, leases.
 
+use caisson_core::event::Event;
 use caisson_proto::abi::{Lease, Status, Syscall, sender};
 use caisson_proto::addr::{ServiceId, VPage};
 use caisson_proto::kernel::{FaultKind, ServiceState};
@@ -63,6 +64,33 @@ fn a_lease_of_what_is_not_there_reaches_nobody() {
         assert!(!system.kernel.service(MEMORY).turn.is_taken());
     }
     assert_eq!(system.call(0, MEMORY, words(1)), At::User(MEMORY));
+}
+
+#[test]
+fn whoever_is_refused_is_named_ever_more_rarely() {
+    let mut system = System::new(1);
+    system.awake(0, NOTIFIER);
+    let notifier = system.id(NOTIFIER);
+    let named = |system: &System| {
+        let events = std::mem::take(&mut *system.machine.events.borrow_mut());
+        assert!(events.iter().all(|event| matches!(event, Event::Refused(who, ..) if *who == notifier)));
+        events.len()
+    };
+    system.call(0, MEMORY, words(1));
+    assert_eq!((system.got(0).status, named(&system)), (Status::Downhill, 1));
+    system.call_id(0, ServiceId::new(60, 0), 0, words(1));
+    assert_eq!((system.got(0).status, named(&system)), (Status::Denied, 1));
+    assert_eq!(system.ask(0, &caisson_proto::kernel::FrameCount {}), Err(Status::Denied));
+    assert_eq!(named(&system), 0);
+    for _ in 3..64 {
+        system.ring(0, 64, 1);
+    }
+    assert_eq!(named(&system), 5, "the 4th, 8th, …, 64th");
+    system.reply(0, Status::Ok, [0; 8]);
+    system.awake(0, VMM);
+    system.call_id(0, system.id(MEMORY), 1, words(1));
+    let events = system.machine.events.borrow();
+    assert_eq!(events[..], [Event::Refused(system.id(VMM), 1, Status::BadLease)]);
 }
 
 #[test]

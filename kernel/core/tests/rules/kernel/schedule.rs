@@ -222,7 +222,7 @@ fn a_service_that_runs_too_long_faults() {
     system.awake(0, VMM);
     system.call(0, MEMORY, words(1));
     // A budget of 100 ms, looked at every 50.
-    assert_eq!(looks_until_overrun(&system), 4);
+    assert_eq!(looks_until_overrun(&system), 3);
     let mut frame = system.frames[0];
     let next = system.here(0).overrun(&mut frame);
     system.frames[0] = frame;
@@ -257,9 +257,31 @@ fn a_service_that_calls_again_and_again_for_one_request_overruns() {
         looks += 1;
     }
     // Four times its budget of 100 ms, looked at every 50.
-    assert_eq!(looks, 10);
+    assert_eq!(looks, 9);
     let epitaph = *system.kernel.service(VMM).epitaph.lock();
     assert_eq!((epitaph.fault, epitaph.code), (FaultKind::Overrun, 100));
+}
+
+#[test]
+fn a_callee_that_calls_for_ever_ends_and_its_caller_goes_on() {
+    let mut system = System::new(1);
+    system.awake(0, VMM);
+    system.call(0, MEMORY, words(1));
+    let mut at = At::User(MEMORY);
+    for _ in 0..9 {
+        assert_eq!(at, At::User(MEMORY));
+        system.call(0, NOTIFIER, words(2));
+        system.machine.now.set(system.machine.now.get() + WATCH_MS * KHZ);
+        assert!(!system.here(0).tick(), "whom it calls is not to blame");
+        at = system.reply(0, Status::Ok, [0; 8]);
+    }
+    assert_eq!(at, At::User(VMM));
+    assert_eq!(system.got(0).status, Status::Died);
+    assert_eq!(system.kernel.service(MEMORY).epitaph.lock().fault, FaultKind::Overrun);
+    // It waited as long as the other ran, and has its own time now.
+    system.machine.now.set(system.machine.now.get() + WATCH_MS * KHZ);
+    assert!(!system.here(0).tick());
+    assert!(!system.kernel.service(VMM).doomed.get());
 }
 
 #[test]
