@@ -57,6 +57,7 @@ const STEPS: &[Step] = &[
         about: "unit and property tests, and some hundred seeds of the simulated machine",
         run: steps::host,
     },
+    Step { name: "fuzz", about: "known inputs and some thousand others for each fuzz target", run: steps::fuzz },
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
     Step { name: "terminal", about: "a guest's shell at a terminal: keys, Ctrl-C, Ctrl-A N and X", run: terminal::run },

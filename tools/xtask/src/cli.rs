@@ -36,6 +36,8 @@ pub enum Command {
     Test(TestArgs),
     /// Run seeds of the simulated machine: the kernel's rules and the services under a random scheduler
     Sim(SimArgs),
+    /// Search for inputs that break what decodes a guest's, a service's or a file's words
+    Fuzz(FuzzArgs),
     /// Run kvm-unit-tests that were built elsewhere, as guests and bare in the same QEMU
     Kut(KutArgs),
     /// Build the book in docs/
@@ -85,6 +87,33 @@ pub struct SimArgs {
     /// The first
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub from: u64,
+}
+
+/// What to fuzz.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+With a C++ compiler the search follows coverage (libFuzzer) and keeps what it finds in the target folder; without one it
+tries a seeded sequence of inputs. An input that breaks its target is saved, with the command that replays it; the exit
+status is 1.
+
+Examples:
+  cargo xtask fuzz --list
+  cargo xtask fuzz --seconds 600
+  cargo xtask fuzz lapic --seconds 60
+  cargo xtask fuzz lapic target/fuzz-broken/lapic-crash-1234")]
+pub struct FuzzArgs {
+    /// Only this target
+    #[arg(value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Run these inputs instead of searching
+    #[arg(value_name = "FILE", requires = "target")]
+    pub inputs: Vec<PathBuf>,
+    /// How long to search, all targets together
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+    /// List the targets
+    #[arg(long)]
+    pub list: bool,
 }
 
 /// Which of kvm-unit-tests to run.

@@ -10,6 +10,7 @@ mod cli;
 mod debian;
 mod exits;
 mod failure;
+mod fuzz;
 mod gdb;
 mod guests;
 mod image;
@@ -70,6 +71,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             done => done.map(|()| ExitCode::SUCCESS),
         },
         Command::Kut(args) => kut::kut(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Fuzz(args) => fuzz::fuzz(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Sim(args) => sim::sim(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Book => book::build(&paths).map(|place| {
             println!("{}", place.join("index.html").display());

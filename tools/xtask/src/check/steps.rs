@@ -137,6 +137,14 @@ pub fn host(paths: &Paths) -> Outcome {
     ))
 }
 
+/// Every fuzz target, for some seconds; one check each.
+pub fn fuzz(paths: &Paths) -> Outcome {
+    match crate::fuzz::check(paths) {
+        Ok((passed, failed)) => Outcome { passed, failed, ..Outcome::default() },
+        Err(failure) => Outcome::failed(failure.text),
+    }
+}
+
 /// rustdoc without warnings.
 pub fn doc(paths: &Paths) -> Outcome {
     let quiet = ["doc", "--quiet", "--no-deps", "--keep-going"];

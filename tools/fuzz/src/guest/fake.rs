@@ -1,0 +1,160 @@
+//! A platform made of plain memory. It fails the test if it is asked for what the kernel would refuse.
+
+use std::cell::Cell;
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Gfn, Gpa};
+use caisson_proto::supervisor::ExitKind;
+use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
+use caisson_vmm::{Event, Platform};
+
+/// The platform.
+#[derive(Debug, Default)]
+pub struct Fake {
+    /// Guest memory.
+    pub memory: Vec<u8>,
+    /// Chunks that were asked for.
+    pub backed: Vec<u64>,
+    /// No more memory is given.
+    pub refuse_memory: bool,
+    /// The vCPUs' state pages.
+    pub states: Vec<VcpuState>,
+    /// Groups that were asked for.
+    pub filled: Vec<(u8, Groups)>,
+    /// The TSC.
+    pub time: Cell<u64>,
+    /// vCPUs that were kicked.
+    pub kicks: Vec<u8>,
+    /// vCPUs that were made to run.
+    pub runs: Vec<u8>,
+    /// The vCPUs' CPUID tables.
+    pub cpuid: Vec<Vec<CpuidEntry>>,
+    /// What the guest wrote.
+    pub console: Vec<u8>,
+    /// How much the console takes.
+    pub console_limit: Option<usize>,
+    /// How the VM ended.
+    pub ended: Option<(ExitKind, [u64; 4])>,
+    /// What was logged.
+    pub events: Vec<Event>,
+}
+
+impl Fake {
+    /// Memory of so many bytes, none of it backed, and vCPUs.
+    pub fn new(bytes: u64, vcpus: u8) -> Self {
+        Self {
+            memory: vec![0; bytes as usize],
+            states: vec![VcpuState::default(); vcpus.into()],
+            time: Cell::new(5000),
+            ..Self::default()
+        }
+    }
+}
+
+impl Platform for Fake {
+    fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        assert!(pages <= 512 && (gfn.0 + pages) << 12 <= self.memory.len() as u64);
+        if self.refuse_memory {
+            return Err(Status::Exhausted);
+        }
+        self.backed.push(gfn.0 / 512);
+        Ok(())
+    }
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
+        for chunk in gpa.0 >> 21..=(gpa.0 + into.len() as u64 - 1) >> 21 {
+            assert!(self.backed.contains(&chunk), "read of memory that isn't backed");
+        }
+        into.copy_from_slice(&self.memory[gpa.0 as usize..][..into.len()]);
+        true
+    }
+    fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool {
+        for chunk in gpa.0 >> 21..=(gpa.0 + from.len() as u64 - 1) >> 21 {
+            assert!(self.backed.contains(&chunk), "write to memory that isn't backed");
+        }
+        self.memory[gpa.0 as usize..][..from.len()].copy_from_slice(from);
+        true
+    }
+    fn now(&self) -> u64 {
+        self.time.set(self.time.get() + 1);
+        self.time.get()
+    }
+    fn kick(&mut self, vcpu: u8) {
+        self.kicks.push(vcpu);
+    }
+    fn run(&mut self, vcpu: u8) {
+        self.runs.push(vcpu);
+    }
+    fn fill(&mut self, vcpu: u8, groups: Groups, _: Groups, state: &mut VcpuState) {
+        self.filled.push((vcpu, groups));
+        copy(&self.states[usize::from(vcpu)], state, groups);
+    }
+    fn store(&mut self, vcpu: u8, groups: Groups, state: &VcpuState) {
+        copy(state, &mut self.states[usize::from(vcpu)], groups);
+    }
+    fn gpr(&self, vcpu: u8, number: usize) -> u64 {
+        self.states[usize::from(vcpu)].gpr[number]
+    }
+    fn set_gpr(&mut self, vcpu: u8, number: usize, value: u64) {
+        self.states[usize::from(vcpu)].gpr[number] = value;
+    }
+    fn load_cpuid(&mut self, vcpu: u8, entries: &[CpuidEntry]) -> Result<(), Status> {
+        assert!(entries.len() <= CpuidEntry::MAX);
+        match self.cpuid.get_mut(usize::from(vcpu)) {
+            Some(table) => *table = entries.to_vec(),
+            None => {
+                assert_eq!(usize::from(vcpu), self.cpuid.len());
+                self.cpuid.push(entries.to_vec());
+            }
+        }
+        Ok(())
+    }
+    fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        match leaf {
+            0 => [0xd, 1, 2, 3],
+            0x8000_0000 => [0x8000_001f, 0, 0, 0],
+            0xd if subleaf == 2 => [256, 576, 0, 0],
+            0xd => [7, 0, 0, 0],
+            _ => [u32::MAX; 4],
+        }
+    }
+    fn console_out(&mut self, bytes: &[u8]) -> usize {
+        let room = self.console_limit.map_or(usize::MAX, |limit| limit.saturating_sub(self.console.len()));
+        let taken = bytes.len().min(room);
+        self.console.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+    fn end(&mut self, kind: ExitKind, words: [u64; 4]) {
+        assert!(self.ended.is_none());
+        self.ended = Some((kind, words));
+    }
+    fn log(&mut self, event: Event) {
+        self.events.push(event);
+    }
+}
+
+fn copy(from: &VcpuState, to: &mut VcpuState, groups: Groups) {
+    if groups.contains(Groups::CORE) {
+        (to.gpr, to.rip, to.rflags, to.cpl) = (from.gpr, from.rip, from.rflags, from.cpl);
+    }
+    if groups.contains(Groups::SEGMENTS) {
+        (to.segments, to.ldtr, to.tr) = (from.segments, from.ldtr, from.tr);
+    }
+    if groups.contains(Groups::TABLES) {
+        (to.gdtr, to.idtr) = (from.gdtr, from.idtr);
+    }
+    if groups.contains(Groups::CONTROL) {
+        (to.cr0, to.cr2, to.cr3, to.cr4, to.efer) = (from.cr0, from.cr2, from.cr3, from.cr4, from.efer);
+    }
+    if groups.contains(Groups::DEBUG) {
+        (to.dr, to.dr6, to.dr7) = (from.dr, from.dr6, from.dr7);
+    }
+    if groups.contains(Groups::PAT) {
+        to.pat = from.pat;
+    }
+    if groups.contains(Groups::TSC) {
+        (to.tsc_offset, to.tsc_aux) = (from.tsc_offset, from.tsc_aux);
+    }
+    if groups.contains(Groups::XCR0) {
+        to.xcr0 = from.xcr0;
+    }
+}
