@@ -26,7 +26,10 @@ fn main() -> ExitCode {
         }
         ["replay", name, files @ ..] => find(name).map(|target| replay(target, files)),
         ["search", name, seed, runs, save, corpus] => match (find(name), seed.parse(), runs.parse()) {
-            (Some(target), Ok(seed), Ok(runs)) => Some(search(target, seed, runs, Path::new(save), Path::new(corpus))),
+            (Some(target), Ok(seed), Ok(runs)) => {
+                search(target, seed, runs, Path::new(save), Path::new(corpus));
+                Some(())
+            }
             _ => None,
         },
         _ => None,

@@ -6,6 +6,7 @@ use caisson_proto::kernel::{self, KernelCall};
 use caisson_proto::memory::{self, MemoryCall};
 use caisson_proto::notifier::{self, NotifierCall};
 use caisson_proto::ring;
+use caisson_proto::supervisor::{self, SupervisorCall};
 use caisson_proto::vcpu::{Exit, Resume};
 use caisson_proto::wire::{Reply, Request, Words};
 
@@ -58,6 +59,7 @@ macro_rules! interface {
 
 fn requests(words: &Words) {
     interface!(words, MemoryCall: memory::VmMake memory::Populate memory::Report);
+    interface!(words, SupervisorCall: supervisor::End supervisor::Forgive);
     interface!(words, NotifierCall: notifier::Settle notifier::Report);
     interface!(words, FirmwareCall: firmware::PlatformStatus firmware::LaunchStart);
     interface!(words, KernelCall: kernel::ServiceStatus kernel::ServiceRestart kernel::ServiceKill kernel::PowerOff

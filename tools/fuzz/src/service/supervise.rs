@@ -4,7 +4,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState};
-use caisson_proto::supervisor::Notice;
+use caisson_proto::supervisor::{Notice, SupervisorCall};
 use caisson_proto::wire::Field;
 use caisson_supervisor::{Event, Machine, Setup, Supervisor};
 
@@ -18,6 +18,8 @@ struct Fake {
     now: u64,
     takes: u8,
     ended: bool,
+    /// The supervisor is a new one.
+    succeeded: bool,
 }
 
 fn report(slot: usize, generation: u16, state: ServiceState) -> ServiceReport {
@@ -40,6 +42,20 @@ impl Machine for Fake {
         assert_ne!(slot, OWN);
         *place = report(slot, service.generation() + 1, ServiceState::Running);
         Ok(place.id)
+    }
+    fn kill(&mut self, service: ServiceId) -> Result<(), Status> {
+        let place = &mut self.services[service.index()];
+        assert_eq!(place.id, service, "another generation is meant");
+        assert_ne!(service.index(), OWN);
+        if place.state != ServiceState::Running {
+            return Err(Status::State);
+        }
+        place.state = ServiceState::Killed;
+        Ok(())
+    }
+    fn end_itself(&mut self) {
+        self.services[OWN] = report(OWN, self.services[OWN].id.generation() + 1, ServiceState::Running);
+        self.succeeded = true;
     }
     fn power_off(&mut self, _: u8) {
         assert!(!self.ended, "ended twice");
@@ -76,16 +92,23 @@ enum Step {
     },
     Refuse(Option<u8>),
     Takes(u8),
+    /// A call: some are requests.
+    Call {
+        sender: u8,
+        op: u8,
+        slot: u8,
+        word: u64,
+    },
 }
 
 /// The supervisor: restarts what may be, ends the machine once, whatever dies and whoever rings.
 pub fn supervisor(data: &[u8]) {
     let mut input = Unstructured::new(data);
-    let mut setup = Setup { own: OWN as u16, services: SLOTS as u16, is_vmm: [false; MAX_SERVICES] };
-    (setup.is_vmm[2], setup.is_vmm[3]) = (true, true);
     let mut services: Vec<_> = (0..SLOTS).map(|slot| report(slot, 0, ServiceState::Unstarted)).collect();
     services[OWN].state = ServiceState::Running;
-    let mut machine = Fake { services, refusal: None, now: 0, takes: 4, ended: false };
+    let mut setup = Setup { own: services[OWN].id, services: SLOTS as u16, is_vmm: [false; MAX_SERVICES] };
+    (setup.is_vmm[2], setup.is_vmm[3]) = (true, true);
+    let mut machine = Fake { services, refusal: None, now: 0, takes: 4, ended: false, succeeded: false };
     let mut supervisor = Box::new(Supervisor::new());
     supervisor.start(&setup, &mut machine);
     for _ in 0..300 {
@@ -115,6 +138,17 @@ pub fn supervisor(data: &[u8]) {
                 machine.refusal = status.and_then(|status| Status::from_word(u64::from(status % 14) + 1));
             }
             Step::Takes(count) => machine.takes = count,
+            Step::Call { sender, op, slot, word } => {
+                let words = [u64::from(op % 4), u64::from(slot), word, 0, 0, 0, 0, 0];
+                let known = SupervisorCall::decode(&words).is_ok();
+                let (status, _) = supervisor.handle(ServiceId::new(sender.into(), 0), &words, &mut machine);
+                assert_eq!(known, status != Status::Malformed);
+                if std::mem::take(&mut machine.succeeded) {
+                    *supervisor = Supervisor::new();
+                    setup.own = machine.services[OWN].id;
+                    supervisor.start(&setup, &mut machine);
+                }
+            }
         }
         if input.is_empty() {
             return;
