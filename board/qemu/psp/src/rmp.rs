@@ -1,0 +1,111 @@
+//! Page states, as the RMP shows them (56860 chapter 5, "Page States"; APM volume 2, section 15.36.3).
+
+use caisson_proto::addr::Gpa;
+
+use crate::board::Asid;
+
+/// Size of a page in the RMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Size {
+    /// 4 KiB.
+    #[default]
+    Small,
+    /// 2 MiB.
+    Large,
+}
+
+impl Size {
+    /// 4 KiB pages in it.
+    pub const fn pages(self) -> u64 {
+        match self {
+            Self::Small => 1,
+            Self::Large => 512,
+        }
+    }
+
+    /// Its bytes.
+    pub const fn bytes(self) -> u64 {
+        self.pages() * 4096
+    }
+}
+
+/// A page's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Entry {
+    /// Not the host's.
+    pub assigned: bool,
+    /// The guest accepted it.
+    pub validated: bool,
+    /// The host can't change the entry.
+    pub immutable: bool,
+    /// It holds a guest context, or a save area.
+    pub vmsa: bool,
+    /// Its size.
+    pub size: Size,
+    /// The guest that it belongs to, 0 for none.
+    pub asid: Asid,
+    /// Where the guest sees it.
+    pub gpa: Gpa,
+    /// What VMPL 0 to 3 may do: read 1, write 2, execute as user 4, as supervisor 8.
+    pub permissions: [u8; 4],
+}
+
+/// What an entry means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The host's.
+    Hypervisor,
+    /// The processor's, for answers and buffers.
+    Firmware,
+    /// Given back, and not yet taken by the host.
+    Reclaim,
+    /// A guest's context.
+    Context,
+    /// The root of swapped pages. None is made here.
+    Metadata,
+    /// Assigned to a guest, for the processor to fill.
+    PreGuest,
+    /// A guest's page on its way out. None is made here.
+    PreSwap,
+    /// A guest's that it hasn't accepted.
+    GuestInvalid,
+    /// A guest's.
+    GuestValid,
+}
+
+impl Entry {
+    /// Its state. No entry is without one.
+    pub const fn state(&self) -> State {
+        let guest = self.asid.0 != 0;
+        match (self.assigned, guest, self.immutable, self.validated) {
+            (false, ..) => State::Hypervisor,
+            (true, false, false, _) => State::Reclaim,
+            (true, false, true, _) if self.gpa.0 != 0 => State::Metadata,
+            (true, false, true, _) if self.vmsa => State::Context,
+            (true, false, true, _) => State::Firmware,
+            (true, true, true, false) => State::PreGuest,
+            (true, true, true, true) => State::PreSwap,
+            (true, true, false, false) => State::GuestInvalid,
+            (true, true, false, true) => State::GuestValid,
+        }
+    }
+
+    /// A page of the processor's.
+    pub const fn firmware(size: Size) -> Self {
+        Self {
+            assigned: true,
+            validated: false,
+            immutable: true,
+            vmsa: false,
+            size,
+            asid: Asid(0),
+            gpa: Gpa(0),
+            permissions: [0; 4],
+        }
+    }
+
+    /// A guest's page that the processor is to fill.
+    pub const fn pre_guest(asid: Asid, gpa: Gpa, size: Size) -> Self {
+        Self { asid, gpa, ..Self::firmware(size) }
+    }
+}
