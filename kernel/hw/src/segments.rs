@@ -80,6 +80,7 @@ pub(crate) fn load() {
             ".irp segment, ds, es, fs, gs",
             "mov \\segment, {zero:e}",
             ".endr",
+            "lldt {zero:x}",
             "ltr {task:x}",
             gdt = in(reg) &gdt,
             idt = in(reg) &idt,

@@ -1,9 +1,12 @@
 //! `cargo xtask test`: everything that must hold, step by step, each timed and reported in a line.
 
+mod hostile;
+mod kill;
 mod machines;
 mod steps;
 mod terminal;
 mod tiny;
+mod witness;
 
 use std::time::Instant;
 
@@ -61,6 +64,16 @@ const STEPS: &[Step] = &[
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
     Step { name: "terminal", about: "a guest's shell at a terminal: keys, Ctrl-C, Ctrl-A N and X", run: terminal::run },
+    Step {
+        name: "hostile-service",
+        about: "a service that tries everything that it mustn't: each attempt is refused or bounded, and it is named",
+        run: hostile::run,
+    },
+    Step {
+        name: "kill-services",
+        about: "each service in turn is killed under two busy guests, which go on; a vmm ends its own guest only",
+        run: kill::run,
+    },
     Step { name: "exits", about: "exits, calls and messages cost the same in every run", run: exits },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },
 ];
@@ -76,7 +89,7 @@ fn exits(paths: &Paths) -> Outcome {
 /// Runs the steps asked for; the last line on standard output counts what passed and failed.
 pub fn test(paths: &Paths, args: &TestArgs) -> Result<(), Failure> {
     if args.list {
-        STEPS.iter().for_each(|step| println!("{:<8} {}", step.name, step.about));
+        STEPS.iter().for_each(|step| println!("{:<15} {}", step.name, step.about));
         machines::list().for_each(|(name, about)| println!("  {name:<22} {about}"));
         return Ok(());
     }

@@ -104,6 +104,25 @@ impl Logs {
         lines
     }
 
+    /// A line of the kernel's, with services' names and lives in the place of their ids: names are no business of ring 0.
+    fn named(&self, line: &str) -> String {
+        const ID: &str = "ServiceId(";
+        let mut pieces = line.split(ID);
+        let mut text = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let (number, rest) = piece.split_once(')').unwrap_or((piece, ""));
+            let id = match number.strip_prefix("0x") {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => number.parse(),
+            };
+            match id.ok().and_then(|id| Some((self.services.get((id & 0xffff) as usize)?, id >> 16))) {
+                Some(((name, _), life)) => text += &format!("{name}, life {life}{rest}"),
+                None => text += &format!("{ID}{piece}"),
+            }
+        }
+        text
+    }
+
     fn decode(&self, slot: u8, frame: &[u8]) -> Line {
         let (name, table) = match self.services.get(usize::from(slot)) {
             Some((name, table)) if slot != LOG_KERNEL => (name.as_str(), table),
@@ -126,7 +145,10 @@ impl Logs {
                 let word = frame.level().map_or("info", |level| level.as_str());
                 let level = rank(word);
                 let time = frame.display_timestamp().map(|time| time.to_string()).unwrap_or_default();
-                let what = frame.display_message().to_string();
+                let mut what = frame.display_message().to_string();
+                if slot == LOG_KERNEL {
+                    what = self.named(&what);
+                }
                 let text = format!("[{time:>12}] {name:<12} {:<5} {what}", word.to_uppercase());
                 Line { who: name.into(), what, text, error: level == LogLevel::Error, shown: level >= self.level }
             }
@@ -177,6 +199,14 @@ mod tests {
             assert!(lines[0].text.starts_with("memory:") && lines[1].text.starts_with("kernel:"));
             assert_eq!(logs.skipped, 3);
         }
+    }
+
+    #[test]
+    fn the_kernels_lines_name_services() {
+        let logs = logs(LogLevel::Info);
+        let line = "Refused(ServiceId(65536), 0x5, Denied) ServiceId(0x20000) ServiceId(7)";
+        assert_eq!(logs.named(line), "Refused(memory, life 1, 0x5, Denied) memory, life 2 ServiceId(7)");
+        assert_eq!(logs.named("plain"), "plain");
     }
 
     #[test]

@@ -1,0 +1,152 @@
+//! Instructions that ring 3 mustn't execute, and what the processor says to each. APM volume 3.
+
+/// An instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct Instruction {
+    /// In assembler's words.
+    pub name: &'static str,
+    /// rax, rcx and rdx before it; rdi and rsi point to a page of the service's own.
+    pub registers: [u64; 3],
+    /// The exceptions that it may raise.
+    pub vectors: &'static [u8],
+}
+
+/// Bytes from one instruction's code to the next's.
+pub const STRIDE: u64 = 32;
+
+/// Protection fault.
+pub const GP: &[u8] = &[13];
+/// Invalid opcode.
+const UD: &[u8] = &[6];
+/// Which of the two comes first is the processor's choice.
+const EITHER: &[u8] = &[6, 13];
+/// QEMU takes these off the stack with the kernel's eyes, and so SMAP comes first there.
+const STACK: &[u8] = &[13, 14];
+/// No FPU: it is the guests'.
+const NM: &[u8] = &[7];
+
+/// Makes the list, and where there is something to execute it, the code: each instruction, then a return.
+macro_rules! instructions {
+    ($($name:literal [$($byte:literal),+] $registers:expr, $vectors:expr;)+) => {
+        /// All. XSAVE and XRSTOR aren't among them: QEMU executes them whatever CR0.TS says.
+        pub const INSTRUCTIONS: &[Instruction] =
+            &[$(Instruction { name: $name, registers: $registers, vectors: $vectors }),+];
+
+        #[cfg(target_os = "none")]
+        core::arch::global_asm!(concat!(
+            ".section .text.intruder, \"ax\", @progbits\n.balign 32\n.global caisson_intruder_code\n",
+            "caisson_intruder_code:\n",
+            $(".balign 32\n.byte ", stringify!($($byte),+), "\nret\n",)+
+            ".section .text\n",
+        ));
+    };
+}
+
+const NONE: [u64; 3] = [0; 3];
+const FRAME: [u64; 3] = [0x10_0000, 0, 0];
+
+instructions! {
+    "cli" [0xfa] NONE, GP;
+    "sti" [0xfb] NONE, GP;
+    "hlt" [0xf4] NONE, GP;
+    "clts" [0x0f, 0x06] NONE, GP;
+    "invd" [0x0f, 0x08] NONE, GP;
+    "wbinvd" [0x0f, 0x09] NONE, GP;
+    "wbnoinvd" [0xf3, 0x0f, 0x09] NONE, GP;
+    "lgdt" [0x0f, 0x01, 0x17] NONE, GP;
+    "lidt" [0x0f, 0x01, 0x1f] NONE, GP;
+    "lldt" [0x0f, 0x00, 0xd0] NONE, GP;
+    "ltr" [0x0f, 0x00, 0xd8] [0x28, 0, 0], GP;
+    "lmsw" [0x0f, 0x01, 0xf0] NONE, GP;
+    "smsw" [0x0f, 0x01, 0xe0] NONE, GP;
+    "sgdt" [0x0f, 0x01, 0x07] NONE, GP;
+    "sidt" [0x0f, 0x01, 0x0f] NONE, GP;
+    "sldt" [0x0f, 0x00, 0xc0] NONE, GP;
+    "str" [0x0f, 0x00, 0xc8] NONE, GP;
+    "invlpg" [0x0f, 0x01, 0x3f] NONE, GP;
+    "swapgs" [0x0f, 0x01, 0xf8] NONE, GP;
+    "xsetbv" [0x0f, 0x01, 0xd1] [7, 0, 0], GP;
+    "rdpmc" [0x0f, 0x33] NONE, GP;
+    "mov rax, cr0" [0x0f, 0x20, 0xc0] NONE, GP;
+    "mov rax, cr2" [0x0f, 0x20, 0xd0] NONE, GP;
+    "mov rax, cr3" [0x0f, 0x20, 0xd8] NONE, GP;
+    "mov rax, cr4" [0x0f, 0x20, 0xe0] NONE, GP;
+    "mov rax, cr8" [0x44, 0x0f, 0x20, 0xc0] NONE, GP;
+    "mov cr0, rax" [0x0f, 0x22, 0xc0] [0x8005_003b, 0, 0], GP;
+    "mov cr2, rax" [0x0f, 0x22, 0xd0] NONE, GP;
+    "mov cr3, rax" [0x0f, 0x22, 0xd8] FRAME, GP;
+    "mov cr4, rax" [0x0f, 0x22, 0xe0] NONE, GP;
+    "mov cr8, rax" [0x44, 0x0f, 0x22, 0xc0] [0xf, 0, 0], GP;
+    "mov rax, cr1" [0x0f, 0x20, 0xc8] NONE, EITHER;
+    "mov rax, dr0" [0x0f, 0x21, 0xc0] NONE, GP;
+    "mov rax, dr6" [0x0f, 0x21, 0xf0] NONE, GP;
+    "mov rax, dr7" [0x0f, 0x21, 0xf8] NONE, GP;
+    "mov dr0, rax" [0x0f, 0x23, 0xc0] FRAME, GP;
+    "mov dr7, rax" [0x0f, 0x23, 0xf8] [0x401, 0, 0], GP;
+    "in al, 0x60" [0xe4, 0x60] NONE, GP;
+    "out 0xf4, al" [0xe6, 0xf4] NONE, GP;
+    "insb" [0x6c] [0, 1, 0x3f8], GP;
+    "rep outsb" [0xf3, 0x6e] [0, 1, 0xe9], GP;
+    "rep insd" [0xf3, 0x6d] [0, 1, 0x1f0], GP;
+    "vmrun" [0x0f, 0x01, 0xd8] FRAME, GP;
+    "vmmcall" [0x0f, 0x01, 0xd9] NONE, UD;
+    "vmcall" [0x0f, 0x01, 0xc1] NONE, UD;
+    "vmload" [0x0f, 0x01, 0xda] FRAME, GP;
+    "vmsave" [0x0f, 0x01, 0xdb] FRAME, GP;
+    "stgi" [0x0f, 0x01, 0xdc] NONE, GP;
+    "clgi" [0x0f, 0x01, 0xdd] NONE, GP;
+    "skinit" [0x0f, 0x01, 0xde] FRAME, EITHER;
+    "invlpga" [0x0f, 0x01, 0xdf] FRAME, GP;
+    "pvalidate" [0xf2, 0x0f, 0x01, 0xff] FRAME, EITHER;
+    "rmpadjust" [0xf3, 0x0f, 0x01, 0xfe] FRAME, EITHER;
+    "rmpupdate" [0xf2, 0x0f, 0x01, 0xfe] FRAME, EITHER;
+    "psmash" [0xf3, 0x0f, 0x01, 0xff] FRAME, EITHER;
+    "invpcid" [0x66, 0x0f, 0x38, 0x82, 0x07] NONE, EITHER;
+    "monitor" [0x0f, 0x01, 0xc8] NONE, EITHER;
+    "mwait" [0x0f, 0x01, 0xc9] NONE, EITHER;
+    "clac" [0x0f, 0x01, 0xca] NONE, UD;
+    "stac" [0x0f, 0x01, 0xcb] NONE, UD;
+    "sysret" [0x48, 0x0f, 0x07] NONE, GP;
+    "sysexit" [0x48, 0x0f, 0x35] NONE, EITHER;
+    "sysenter" [0x0f, 0x34] NONE, EITHER;
+    "rsm" [0x0f, 0xaa] NONE, UD;
+    "ud2" [0x0f, 0x0b] NONE, UD;
+    "push es" [0x06] NONE, UD;
+    "rdfsbase" [0xf3, 0x48, 0x0f, 0xae, 0xc0] NONE, UD;
+    "wrgsbase" [0xf3, 0x48, 0x0f, 0xae, 0xd8] FRAME, UD;
+    "int 0x80" [0xcd, 0x80] NONE, GP;
+    "int 2" [0xcd, 0x02] NONE, GP;
+    "int 8" [0xcd, 0x08] NONE, GP;
+    "int 14" [0xcd, 0x0e] NONE, GP;
+    "int 18" [0xcd, 0x12] NONE, GP;
+    "int 0x20" [0xcd, 0x20] NONE, GP;
+    "int 0xf0" [0xcd, 0xf0] NONE, GP;
+    "int 0xff" [0xcd, 0xff] NONE, GP;
+    "int3" [0xcc] NONE, GP;
+    "int1" [0xf1] NONE, &[1, 6];
+    "single step" [0x9c, 0x81, 0x0c, 0x24, 0x00, 0x01, 0x00, 0x00, 0x9d, 0x90] NONE, &[1];
+    "div by zero" [0x48, 0xf7, 0xf1] NONE, &[0];
+    "mov ds, kernel data" [0x8e, 0xd8] [0x10, 0, 0], GP;
+    "mov ss, kernel data" [0x8e, 0xd0] [0x10, 0, 0], GP;
+    "mov ss, 0" [0x8e, 0xd0] NONE, GP;
+    "mov gs, task" [0x8e, 0xe8] [0x28, 0, 0], GP;
+    "mov es, past the table" [0x8e, 0xc0] [0xfff8, 0, 0], GP;
+    "mov fs, local table" [0x8e, 0xe0] [0x07, 0, 0], GP;
+    "retf to kernel code" [0x6a, 0x08, 0x57, 0x48, 0xcb] NONE, STACK;
+    "iret to kernel code" [0x6a, 0x10, 0x54, 0x6a, 0x02, 0x6a, 0x08, 0x57, 0x48, 0xcf] NONE, STACK;
+    "iret to nothing" [0x6a, 0x00, 0x54, 0x6a, 0x02, 0x6a, 0x00, 0x57, 0x48, 0xcf] NONE, STACK;
+    "iret to virtual-8086 mode" [0x6a, 0x10, 0x54, 0x68, 0x02, 0x00, 0x02, 0x00, 0x6a, 0x08, 0x57, 0x48, 0xcf] NONE, STACK;
+    "call far to kernel code" [0xc7, 0x07, 0, 0, 0, 0, 0xc7, 0x47, 0x04, 0x08, 0, 0, 0, 0xff, 0x1f] NONE, GP;
+    "jmp far to the task" [0xc7, 0x07, 0, 0, 0, 0, 0xc7, 0x47, 0x04, 0x28, 0, 0, 0, 0xff, 0x2f] NONE, GP;
+    "fninit" [0xdb, 0xe3] NONE, NM;
+    "movaps xmm0, [rdi]" [0x0f, 0x28, 0x07] NONE, NM;
+    "fxrstor [rdi]" [0x0f, 0xae, 0x0f] NONE, NM;
+    "fxsave [rdi]" [0x0f, 0xae, 0x07] NONE, NM;
+    "vmovaps ymm0, [rdi]" [0xc5, 0xfc, 0x28, 0x07] NONE, &[6, 7];
+    "xsaves [rdi]" [0x0f, 0xc7, 0x2f] [7, 0, 0], EITHER;
+    "rdmsr" [0x0f, 0x32] NONE, GP;
+    "wrmsr" [0x0f, 0x30] NONE, GP;
+}
+
+/// Index of RDMSR; WRMSR follows.
+pub const RDMSR: usize = INSTRUCTIONS.len() - 2;

@@ -1,0 +1,124 @@
+//! Malformed messages: every operation of an interface with every word made wrong in every way of a list, and
+//! operations that don't exist. The codec itself says which of them are malformed.
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{CpuId, Gfn, VmId};
+use caisson_proto::firmware::{FirmwareCall, LaunchStart, PlatformStatus};
+use caisson_proto::kernel::VmKind;
+use caisson_proto::memory::{self, MemoryCall, Populate, VmMake};
+use caisson_proto::notifier::{self, NotifierCall, Settle};
+use caisson_proto::wire::{Request, Words};
+
+/// Values that are near some limit.
+const NASTY: [u64; 16] = [
+    1,
+    3,
+    8,
+    0xff,
+    0x100,
+    0xffff,
+    0x1_0000,
+    0xffff_ffff,
+    1 << 32,
+    1 << 39,
+    1 << 40,
+    1 << 52,
+    1 << 62,
+    1 << 63,
+    u64::MAX - 1,
+    u64::MAX,
+];
+/// Operations that no interface has.
+const UNKNOWN: [u64; 6] = [0, 99, 0xffff, 0x1_0001, 1 << 63 | 1, u64::MAX];
+
+/// Whom the messages are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// memory.
+    Memory,
+    /// notifier.
+    Notifier,
+    /// sev-firmware.
+    Firmware,
+    /// A vmm, which serves nobody.
+    Vmm,
+}
+
+impl Interface {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Notifier, Self::Firmware, Self::Vmm];
+
+    /// A well-formed message of each operation, and one of each that doesn't exist.
+    pub fn operations(self) -> impl Iterator<Item = Words> {
+        let (kind, cpu, vm) = (VmKind::Plain, CpuId(1), VmId::new(0, 0));
+        let make = VmMake { kind, vcpus: 1, pages: 512, first_cpu: cpu, lowest_cpu: cpu };
+        let known = match self {
+            Self::Memory | Self::Vmm => {
+                [make.encode(), Populate { vm, gfn: Gfn(0), pages: 1 }.encode(), memory::Report {}.encode()]
+            }
+            Self::Notifier => [Settle {}.encode(), notifier::Report {}.encode(), Settle {}.encode()],
+            Self::Firmware => {
+                [PlatformStatus {}.encode(), LaunchStart { vm, policy: 0 }.encode(), PlatformStatus {}.encode()]
+            }
+        };
+        known.into_iter().chain(UNKNOWN.map(|op| [op, 0, 0, 0, 0, 0, 0, 0]))
+    }
+
+    /// Whether an answer to a message is what it should be. Nothing but questions may succeed.
+    pub fn is_right(self, message: &Words, answer: Status) -> bool {
+        let (known, question) = match self {
+            Self::Memory => {
+                let call = MemoryCall::decode(message);
+                (call.is_ok(), matches!(call, Ok(MemoryCall::Report(_))))
+            }
+            Self::Notifier => (NotifierCall::decode(message).is_ok(), true),
+            Self::Firmware => {
+                let call = FirmwareCall::decode(message);
+                (call.is_ok(), matches!(call, Ok(FirmwareCall::PlatformStatus(_))))
+            }
+            Self::Vmm => return answer == Status::Denied,
+        };
+        match answer {
+            Status::Malformed => !known,
+            Status::Ok => known && question,
+            Status::Dead | Status::Died | Status::Downhill => false,
+            _ => known,
+        }
+    }
+}
+
+/// A message, and then it with each word made wrong.
+pub fn spoiled(message: Words) -> impl Iterator<Item = Words> {
+    let each = (0..8).flat_map(move |word| {
+        NASTY.into_iter().map(move |value| {
+            let mut spoiled = message;
+            match spoiled.get_mut(word) {
+                // A word 0 that isn't this operation any more.
+                Some(first) if word == 0 => *first |= value << 16,
+                Some(place) => *place = value,
+                None => {}
+            }
+            spoiled
+        })
+    });
+    core::iter::once(message).chain(each)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn each_interface_gets_many_malformed_messages_and_some_that_are_none() {
+        for interface in Interface::ALL {
+            let all: Vec<Words> = interface.operations().flat_map(spoiled).collect();
+            assert_eq!(all.len(), 9 * 129);
+            let malformed = all.iter().filter(|words| interface.is_right(words, Status::Malformed)).count();
+            if interface != Interface::Vmm {
+                assert!(malformed > 500 && malformed < all.len() - 2, "{interface:?}: {malformed}");
+            }
+        }
+    }
+}
