@@ -2,6 +2,7 @@
 
 use caisson_proto::addr::Gpa;
 use caisson_qemu_psp::rmp::{Entry, Size};
+use caisson_qemu_psp::snp::{HEADER, Message};
 use caisson_qemu_psp::{Command, Status};
 
 use super::*;
@@ -80,4 +81,88 @@ pub fn snp_activate(context: u64, asid: u32) -> Vec<u8> {
 /// Flags: bit 0 the size, \[3:1\] the type.
 pub fn snp_update(context: u64, flags: u32, at: u64) -> Vec<u8> {
     pack(&[&context.to_le_bytes(), &words(&[flags, 0]), &at.to_le_bytes(), &[0; 8]])
+}
+
+/// A guest that runs, and what it read in its secrets page.
+#[derive(Clone)]
+pub struct Talker {
+    pub context: u64,
+    pub keys: [[u8; 32]; 4],
+    pub key: u8,
+    pub sequence: u64,
+}
+
+impl Talker {
+    /// Launches a guest with a page of each kind that is measured and its secrets.
+    pub fn launch(rig: &mut Rig, index: u64, asid: u16) -> Self {
+        let context = rig.launching(index, u32::from(asid));
+        let at = (5 << 20) + index * 0x1_0000;
+        assert_eq!(rig.add(context, asid, 5, at, 0x1000), Status::Success);
+        assert_eq!(rig.add(context, asid, 1, at + 0x1000, 0x2000), Status::Success);
+        assert_eq!(rig.finish(context), Status::Success);
+        Self::new(rig, context, at)
+    }
+
+    /// The guest with this context and this secrets page.
+    pub fn new(rig: &Rig, context: u64, secrets: u64) -> Self {
+        let page = rig.machine.get(secrets, 4096);
+        let keys = std::array::from_fn(|index| page[32 + index * 32..][..32].try_into().expect("a key"));
+        Self { context, keys, key: 0, sequence: 0 }
+    }
+
+    /// The next message.
+    pub fn sealed(&self, kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut page = [0; 4096];
+        page[HEADER..][..payload.len()].copy_from_slice(payload);
+        let length = payload.len() as u16;
+        let message = Message { sequence: self.sequence + 1, kind, key: self.key, length };
+        assert!(message.seal(&self.keys[usize::from(self.key)], &mut page));
+        page.to_vec()
+    }
+
+    /// Sends a page as it is; the response lies in the page after it.
+    pub fn send(&self, rig: &mut Rig, page: &[u8]) -> Status {
+        rig.machine.put(DATA, page);
+        let pages = [DATA.to_le_bytes(), (DATA + 0x1000).to_le_bytes()];
+        rig.run(Command::SnpGuestRequest, &pack(&[&self.context.to_le_bytes(), &pages[0], &pages[1]])).0
+    }
+
+    /// Asks; kind and payload of the answer.
+    pub fn ask(&mut self, rig: &mut Rig, kind: u8, payload: &[u8]) -> Result<(u8, Vec<u8>), Status> {
+        let request = self.sealed(kind, payload);
+        match self.send(rig, &request) {
+            Status::Success => {}
+            status => return Err(status),
+        }
+        let mut page: [u8; 4096] = rig.machine.get(DATA + 0x1000, 4096).try_into().expect("a page");
+        let message = Message::parse(&page).expect("a message");
+        self.sequence += 2;
+        assert_eq!((message.sequence, message.key), (self.sequence, self.key));
+        assert!(message.open(&self.keys[usize::from(self.key)], &mut page));
+        Ok((message.kind, page[HEADER..][..usize::from(message.length)].to_vec()))
+    }
+
+    /// A report, or the status in the answer.
+    pub fn report(&mut self, rig: &mut Rig, vmpl: u32, data: &[u8; 64]) -> Result<Vec<u8>, u32> {
+        let (kind, response) = self.ask(rig, 5, &pack(&[data, &words(&[vmpl, 0]), &[0; 24]])).expect("an answer");
+        assert_eq!(kind, 6);
+        if word(&response, 0) != 0 {
+            return Err(word(&response, 0));
+        }
+        assert_eq!(word(&response, 4), 0x4a0);
+        Ok(response[0x20..].to_vec())
+    }
+}
+
+impl Rig {
+    /// Ends a launch and asks the guest what was measured. For this it gets a secrets page,
+    /// as its last.
+    pub fn digest(&mut self, context: u64) -> Vec<u8> {
+        let asid = self.snp_status(context).1 as u16;
+        let secrets = (13 << 20) + u64::from(asid) * 4096;
+        assert_eq!(self.add(context, asid, 5, secrets, 0x9000), Status::Success);
+        assert_eq!(self.finish(context), Status::Success);
+        let report = Talker::new(self, context, secrets).report(self, 0, &[0; 64]).expect("a report");
+        report[0x90..0xc0].to_vec()
+    }
 }
