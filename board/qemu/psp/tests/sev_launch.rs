@@ -73,7 +73,7 @@ fn an_owner_can_judge_what_was_launched() {
     assert_eq!(rig.run(Command::Activate, &words(&[handle, 2])).0, Status::Success);
 
     // A piece of one block, one of several pages and a rest, and two save areas.
-    let memory: Vec<u8> = (0..20_000u32).map(|byte| (byte * 7 >> 3) as u8).collect();
+    let memory: Vec<u8> = (0..20_000u32).map(|byte| ((byte * 7) >> 3) as u8).collect();
     let pieces = [(GUEST, 16), (GUEST + 4096 + 16, 9_984)];
     rig.machine.put(GUEST, &memory);
     let mut expected = Sha256::new();

@@ -81,7 +81,7 @@ fn a_context_is_a_firmware_page() {
         assert_eq!(*rig.machine.entry(at), entry);
     }
     *rig.machine.entry(at) = Entry::firmware(Size::Small);
-    for wrong in [at + 16, MEMORY, u64::MAX & !0xfff] {
+    for wrong in [at + 16, MEMORY, !0xfff] {
         assert_eq!(rig.addressed(Command::SnpGctxCreate, wrong), Status::InvalidAddress);
     }
     // Beyond what the RMP covers there are no contexts.
