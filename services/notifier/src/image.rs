@@ -6,9 +6,9 @@ use caisson_proto::addr::ServiceId;
 use caisson_proto::bundle::RingUse;
 use caisson_proto::ring::{SLOT_BYTES, SLOTS};
 use caisson_proto::wire::{Request, Words};
-use caisson_rt::Server;
 use caisson_rt::ring::Received;
 use caisson_rt::rings::Inward;
+use caisson_rt::{Server, name_of};
 use static_cell::ConstStaticCell;
 
 /// Notices looked at in one activation, and as many again that may be skipped.
@@ -31,25 +31,36 @@ impl Image {
     /// Reads what memory posted, a bounded amount. If memory posts as fast as this reads, the rest is skipped and
     /// one look at every batch replaces it.
     fn read(&mut self) {
-        let Some(ring) = &mut self.reclaimed else { return };
+        let bad = self.take();
+        if bad > 0
+            && let Some(ring) = &self.reclaimed
+        {
+            let who = name_of(ring.info().peer.into());
+            defmt::warn!("refused {=str}: {=u32} notices that are none", who, bad);
+        }
+    }
+
+    /// The same; returns how many messages were no notices.
+    fn take(&mut self) -> u32 {
+        let Some(ring) = &mut self.reclaimed else { return 0 };
         let mut message = [0; SLOT_BYTES];
+        let mut bad = 0;
         for left in (0..LIMIT * 2).rev() {
             match ring.receive(&mut message) {
                 Received::Message(bytes) if left >= LIMIT => {
                     let message = message.get(..bytes).unwrap_or(&[]);
-                    if !self.notifier.reclaimed(message, &mut OnKernel) {
-                        defmt::warn!("notifier: a notice that is none");
-                    }
+                    bad += u32::from(!self.notifier.reclaimed(message, &mut OnKernel));
                 }
                 Received::Message(_) => {}
-                Received::Broken => defmt::warn!("notifier: a broken notice"),
+                Received::Broken => bad += 1,
                 Received::Nothing if !ring.sleep() => {}
-                Received::Nothing if left >= LIMIT => return,
+                Received::Nothing if left >= LIMIT => return bad,
                 Received::Nothing => break,
             }
         }
         // After the last skipped notice. Should the ring not be empty even now, the tickets' bells bring us back.
         self.notifier.settle(&mut OnKernel);
+        bad
     }
 }
 

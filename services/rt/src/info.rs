@@ -23,6 +23,11 @@ pub fn file(number: usize) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(address as *const u8, bytes as usize) }
 }
 
+/// Name of the service in this slot of the manifest.
+pub fn name_of(slot: usize) -> &'static str {
+    info().names.get(slot).map_or("?", name)
+}
+
 /// Slot of the service with this name in the manifest.
 pub fn slot_of(wanted: &str) -> Option<u16> {
     let info = info();

@@ -34,7 +34,7 @@ pub mod time;
 pub mod window;
 
 #[cfg(target_os = "none")]
-pub use info::{file, info, slot_of};
+pub use info::{file, info, name_of, slot_of};
 #[cfg(target_os = "none")]
 pub use log::set_log_sink;
 #[cfg(target_os = "none")]

@@ -2,11 +2,10 @@
 
 use caisson_proto::abi::{Lease, MAX_SERVICES, Status, sender};
 use caisson_proto::addr::ServiceId;
-use caisson_proto::bundle::name;
 use caisson_proto::vcpu::{Action, Exit, Resume};
 use caisson_proto::wire::{Reply, Words};
 
-use crate::info;
+use crate::info::name_of;
 use crate::sys::reply_wait;
 
 /// What a service does with what is delivered to it.
@@ -33,7 +32,7 @@ impl Refusals {
         let Some(count) = self.0.get_mut(sender.index()) else { return };
         *count = count.saturating_add(1);
         if count.is_power_of_two() {
-            let who = info().names.get(sender.index()).map_or("?", name);
+            let who = name_of(sender.index());
             defmt::warn!(
                 "refused {=str}: message {=u64:#x}, status {=u8}; {=u32} so far",
                 who,

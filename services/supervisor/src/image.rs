@@ -2,14 +2,14 @@
 
 use caisson_proto::abi::{Lease, MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc};
-use caisson_proto::bundle::{RingUse, name};
+use caisson_proto::bundle::RingUse;
 use caisson_proto::kernel::{
     FaultKind, PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, TimerSet,
 };
 use caisson_proto::supervisor::Notice;
 use caisson_proto::wire::Words;
 use caisson_rt::rings::Outward;
-use caisson_rt::{Server, info, kernel, slot_of, time};
+use caisson_rt::{Server, info, kernel, name_of, slot_of, time};
 use caisson_supervisor::burial::exit_kind;
 use caisson_supervisor::{Event, Machine, Setup, Supervisor};
 use static_cell::ConstStaticCell;
@@ -18,10 +18,6 @@ use zerocopy::IntoBytes;
 struct OnKernel {
     notices: Option<Outward>,
     memory: Option<u16>,
-}
-
-fn name_of(slot: usize) -> &'static str {
-    info().names.get(slot).map_or("?", name)
 }
 
 impl Machine for OnKernel {

@@ -10,7 +10,7 @@ use caisson_qemu_console::uart::Received;
 use caisson_qemu_console::{Console, Port, log_frame};
 use caisson_rt::ring::Received as Taken;
 use caisson_rt::rings::{self, Inward, Outward};
-use caisson_rt::{Server, info, time};
+use caisson_rt::{Server, info, name_of, time};
 use heapless::Vec;
 use static_cell::ConstStaticCell;
 
@@ -129,20 +129,23 @@ impl Image {
         let mut frame = [0; FRAME];
         for Log { ring, dropped } in &mut self.logs {
             let slot = Some(ring.info().peer).filter(|&peer| peer != KERNEL_SLOT).map(|peer| peer as u8);
+            let mut bad = 0;
             for _ in 0..MESSAGES {
                 match ring.receive(&mut frame) {
                     Taken::Message(bytes) => log_frame(&mut Ports, slot, frame.get(..bytes).unwrap_or(&[])),
-                    Taken::Broken => {
-                        defmt::warn!("console: log of slot {=u16}: not a frame", ring.info().peer)
-                    }
+                    Taken::Broken => bad += 1,
                     Taken::Nothing => break,
                 }
+            }
+            let who = name_of(ring.info().peer.into());
+            if bad > 0 {
+                defmt::warn!("refused {=str}: {=u32} log messages that are none", who, bad);
             }
             let now = ring.dropped();
             if now != *dropped {
                 let count = now.wrapping_sub(*dropped);
                 *dropped = now;
-                defmt::warn!("console: slot {=u16} dropped {=u32} log messages", ring.info().peer, count);
+                defmt::warn!("console: {=str} dropped {=u32} log messages", who, count);
             }
         }
     }

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use caisson_proto::abi::KERNEL_SLOT;
+use caisson_proto::bundle::RingUse;
 use caisson_proto::kernel::KernelCall;
 use caisson_proto::layout;
 use caisson_proto::wire::Words;
@@ -35,6 +36,8 @@ pub enum Act {
     Operation(u16, usize),
     /// Messages of this operation of an interface, each word spoiled.
     Messages(Interface, usize),
+    /// A ring that it writes, of this use, in one of [`STATES`] states that no honest writer leaves.
+    Ring(RingUse, u64),
     /// Something that takes more than one step.
     Trick(Trick),
 }
@@ -56,8 +59,8 @@ pub enum Trick {
     Probe,
     /// Doorbells with every bit, again and again, to all whom it may ring; and to those whom it may not.
     Doorbells,
-    /// Its log ring, full of what is no frame, with counts that can't be.
-    LogRing,
+    /// Kernel operations for which its accomplice has the capability, with numbers that name nothing.
+    Insider,
     /// System calls with stack pointers to nowhere.
     WildStack,
     /// System calls with every flag set that ring 3 can set.
@@ -210,6 +213,10 @@ const FREE_OPERATION: u64 = 5;
 const NO_LEASES: [u64; 4] = [1, 1 << 62, 1 << 63 | 17 << 56 | layout::IMAGE >> 12, u64::MAX];
 /// Statuses of a reply that don't exist.
 const NO_STATUS: [u64; 3] = [15, 0xff, 0xffff];
+/// States of a ring: slots that are too long, never end, or have garbage; counts that can't be. The last is empty.
+pub const STATES: u64 = 26;
+/// Rings that it writes: to console and to notifier.
+const RINGS: [RingUse; 2] = [RingUse::Log, RingUse::Reclaimed];
 const KINDS: [u64; 8] = [0, 1, 2, 3, 4, 5, 255, u64::MAX];
 
 const TRICKS: [(Trick, Expect); 20] = [
@@ -220,7 +227,7 @@ const TRICKS: [(Trick, Expect); 20] = [
     (Trick::BadLeases, Expect::Refused),
     (Trick::Probe, Expect::Refused),
     (Trick::Doorbells, Expect::Refused),
-    (Trick::LogRing, Expect::Refused),
+    (Trick::Insider, Expect::Refused),
     (Trick::WildStack, Expect::Refused),
     (Trick::WildFlags, Expect::Refused),
     (Trick::TwoReplies, Expect::Refused),
@@ -255,6 +262,7 @@ pub fn attempts() -> impl Iterator<Item = Attempt> {
     let messages = Interface::ALL.into_iter().flat_map(|interface| {
         (0..interface.operations().count()).map(move |index| (Act::Messages(interface, index), Expect::Refused))
     });
+    let rings = RINGS.into_iter().flat_map(|to| (0..STATES).map(move |state| (Act::Ring(to, state), Expect::Refused)));
     let touch = |at: u64, expect: Expect| [Act::Read(at), Act::Write(at), Act::Execute(at)].map(|act| (act, expect));
     let memory = KERNEL.into_iter().chain(OTHERS).flat_map(move |at| touch(at, PF));
     let wild = WILD.into_iter().flat_map(move |at| touch(at, Expect::Exception(GP)));
@@ -276,7 +284,7 @@ pub fn attempts() -> impl Iterator<Item = Attempt> {
     let protocol = calls.chain(leases).chain(statuses).chain(garbage).map(|act| (act, Expect::Protocol));
     let operations = KernelCall::OPERATIONS.iter().flat_map(|&(op, _)| (1..8).map(move |word| (op, word)));
     let exits = KINDS.into_iter().map(|kind| (Act::SystemCall(4, 0, kind), Expect::Exited(kind)));
-    let plain = tricks.chain(messages).chain(memory).chain(wild).chain(read_only).chain(writable);
+    let plain = tricks.chain(rings).chain(messages).chain(memory).chain(wild).chain(read_only).chain(writable);
     let plain =
         plain.chain(instructions).chain(protected).chain(protocol).chain(operations.map(operation)).chain(exits);
     let plain = plain.map(|(act, expect)| Attempt { act, expect, lease: false });

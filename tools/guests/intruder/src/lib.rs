@@ -18,6 +18,8 @@ pub mod ask {
     pub const END_LENDER: u64 = 4;
     /// To the accomplice, with a lease: never answer.
     pub const KEEP: u64 = 5;
+    /// To the accomplice: try the operations that it may, on what isn't there. Answered as [`ATTEMPT`].
+    pub const OPERATIONS: u64 = 6;
 }
 
 /// What the agent is told over its serial line: a byte each.

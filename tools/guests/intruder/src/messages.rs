@@ -4,7 +4,7 @@
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{CpuId, Gfn, VmId};
 use caisson_proto::firmware::{FirmwareCall, LaunchStart, PlatformStatus};
-use caisson_proto::kernel::VmKind;
+use caisson_proto::kernel::{KernelCall, VmKind};
 use caisson_proto::memory::{self, MemoryCall, Populate, VmMake};
 use caisson_proto::notifier::{self, NotifierCall, Settle};
 use caisson_proto::wire::{Request, Words};
@@ -102,6 +102,31 @@ pub fn spoiled(message: Words) -> impl Iterator<Item = Words> {
         })
     });
     core::iter::once(message).chain(each)
+}
+
+/// Operations of timers, invalidation and write-back, spoiled, but never so that they are malformed.
+pub fn operations() -> impl Iterator<Item = Words> {
+    // Of a dead generation: the holder of this capability could indeed keep a VM that is alive from its memory.
+    const DEAD: u64 = 0x7fff_0000;
+    let each = [(6, 0), (27, DEAD), (28, DEAD), (32, 0), (33, 0), (34, 0)].into_iter();
+    each.map(|(op, first)| [op, first, 0, 0, 0, 0, 0, 0])
+        .flat_map(spoiled)
+        .filter(|words| KernelCall::decode(words).is_ok())
+}
+
+/// Whether this is what such an operation may come to.
+pub fn is_right(message: &Words, answer: Status) -> bool {
+    match KernelCall::decode(message) {
+        Ok(KernelCall::TimerSet(_)) => answer == Status::Ok,
+        Ok(KernelCall::InvalidateBegin(_) | KernelCall::InvalidateEnd(_)) => {
+            matches!(answer, Status::NotFound | Status::Dead)
+        }
+        Ok(KernelCall::TicketCheck(check)) if check.ticket.0 == 0 => answer == Status::Ok,
+        Ok(KernelCall::BatchInfo(_) | KernelCall::WriteBack(_) | KernelCall::TicketCheck(_)) => {
+            answer == Status::NotFound
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use crate::paths::Paths;
 
 const GUESTS: [(&str, &str); 2] = [("a", "vcpus = 1\nmemory = \"512M\"\n"), ("b", "vcpus = 2\nmemory = \"512M\"\n")];
 /// Fills memory that the guest never touched, so that memory is asked for it; `@` is a number.
-const FILL: &str = "dd if=/dev/zero of=/tmp/@ bs=1M count=64 2>/dev/null; echo busy=$((@*3))";
+const FILL: &str = "dd if=/dev/zero of=/tmp/@ bs=1M count=48 2>/dev/null; echo busy=$((@*3))";
 /// Writes to the console.
-const WRITE: &str = "seq 10000 12000; echo busy=$((@*3))";
+const WRITE: &str = "seq 1000 1400; echo busy=$((@*3))";
 /// Who is killed how often under what work.
 const VICTIMS: [(&str, usize, &str); 5] = [
     ("memory", 3, FILL),
@@ -43,8 +43,7 @@ pub fn run(paths: &Paths) -> Outcome {
 }
 
 fn machine(paths: &Paths, vms: &[(&str, &str)]) -> Result<Witness, String> {
-    let manifest = paths.root.join("board/qemu/hostile.toml");
-    Witness::boot(paths, &manifest, vms).map_err(|failure| failure.text)
+    Witness::boot(paths, None, vms).map_err(|failure| failure.text)
 }
 
 /// Kills a service and waits for its next life.

@@ -2,11 +2,11 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use caisson_guest_intruder::order;
 use caisson_manifest::Size;
+use caisson_manifest::system::System;
 
 use crate::channels::{Demux, Mux};
 use crate::cli::{LogLevel, MachineArgs};
@@ -26,6 +26,8 @@ pub const BOOT: Duration = Duration::from_secs(180);
 pub const SOON: Duration = Duration::from_secs(30);
 /// How long one look for news takes at the most, per stream.
 const LOOK: Duration = Duration::from_millis(2);
+/// How often a line is typed at the most.
+const TRIES: u32 = 6;
 /// Log lines that are shown when something is wrong.
 const TOLD: usize = 60;
 
@@ -75,9 +77,19 @@ fn begins(what: &str, name: &str) -> bool {
 }
 
 impl Witness {
-    /// Boots the machine of a manifest with these VMs: names and the contents of their files.
-    pub fn boot(paths: &Paths, manifest: &Path, vms: &[(&str, &str)]) -> Result<Self, Failure> {
+    /// Boots the machine of the tests' manifest, of which something may be replaced by something else, with these VMs:
+    /// names and the contents of their files.
+    pub fn boot(paths: &Paths, change: Option<(&str, &str)>, vms: &[(&str, &str)]) -> Result<Self, Failure> {
         let folder = tempfile::tempdir().context("no folder for temporary files")?;
+        let board = paths.root.join("board/qemu/hostile.toml");
+        let mut text = std::fs::read_to_string(&board).about("read", &board)?;
+        if let Some((from, to)) = change {
+            if !text.contains(from) {
+                return Err(Failure::setup(format!("{}: {from:?} isn't there", board.display())));
+            }
+            text = text.replacen(from, to, 1);
+        }
+        let system = System::parse(&board, &text)?;
         let mut files = Vec::new();
         for (name, text) in vms {
             let file = folder.path().join(format!("{name}.toml"));
@@ -97,7 +109,6 @@ impl Witness {
             manifest: None,
             icount: false,
         };
-        let system = image::manifest(paths, Some(manifest))?;
         let machine = guests::resolve(paths, &system, &args)?;
         let built = image::build(paths, &system, &machine, args.log)?;
         let bundle = folder.path().join("bundle");
@@ -236,13 +247,13 @@ impl Witness {
         self.answers(guest, 0, line, answer, within)
     }
 
-    /// A line that gets no answer in a third of the time is typed again: what a console had in hand when it died is
+    /// A line that gets no answer in a part of the time is typed again: what a console had in hand when it died is
     /// lost.
     fn answers(&mut self, guest: usize, from: usize, line: &str, answer: &str, within: Duration) -> Result<(), String> {
         let came = |this: &Self| this.guests.get(guest).is_some_and(|guest| guest.text[from..].contains(answer));
-        for _ in 0..2 {
+        for _ in 1..TRIES {
             let start = Instant::now();
-            while start.elapsed() < within / 3 {
+            while start.elapsed() < within / TRIES {
                 if came(self) {
                     return Ok(());
                 }
@@ -252,7 +263,7 @@ impl Witness {
             }
             self.types(guest, line);
         }
-        self.until(&format!("{answer:?} of guest {guest}"), within / 3, |this| came(this))
+        self.until(&format!("{answer:?} of guest {guest}"), within / TRIES, |this| came(this))
     }
 
     /// Waits for the end of the machine, and returns how it ended.

@@ -11,12 +11,13 @@ mod tricks;
 mod image {
     use caisson_guest_intruder::attempts::{Act, attempts, spoiled_operation};
     use caisson_guest_intruder::instructions::{INSTRUCTIONS, RDMSR};
-    use caisson_guest_intruder::messages::{Interface, spoiled};
+    use caisson_guest_intruder::messages::{Interface, is_right, operations, spoiled};
     use caisson_guest_intruder::{Report, ask};
     use caisson_proto::abi::{KERNEL_SLOT, Lease, Status};
-    use caisson_proto::addr::PAGE_SIZE;
+    use caisson_proto::addr::{PAGE_SIZE, Tsc};
+    use caisson_proto::kernel::TimerSet;
     use caisson_proto::supervisor::End;
-    use caisson_proto::wire::{Field, Words};
+    use caisson_proto::wire::{Field, Request, Words};
     use caisson_rt::{Delivered, call, call_raw, info, reply_wait, slot_of};
 
     use crate::{raw, tricks};
@@ -67,6 +68,7 @@ mod image {
                 report.case(rax == Status::Denied.to_word(), rax);
             }
             Act::Messages(interface, index) => return messages(interface, index),
+            Act::Ring(to, state) => return tricks::ring(to, state),
             Act::Trick(trick) => return tricks::play(trick),
         }
         report
@@ -98,6 +100,16 @@ mod image {
                     ended.is_some_and(|it| it.is_ok()),
                     borrowed(delivered.lease)
                 );
+            }
+            ask::OPERATIONS => {
+                let mut report = Report::default();
+                for message in operations() {
+                    let (status, _) = call_raw(KERNEL_SLOT, &message, None);
+                    report.case(is_right(&message, status), status as u64 | message[0] << 8);
+                }
+                // No timer is left.
+                call_raw(KERNEL_SLOT, &TimerSet { at: Tsc(0) }.encode(), None);
+                answer = [what, nonce, report.cases, report.wrong, report.got, 0, 0, 0];
             }
             ask::KEEP => loop {
                 borrowed(delivered.lease);

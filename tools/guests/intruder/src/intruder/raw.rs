@@ -46,6 +46,14 @@ pub fn write(at: u64, value: u8) {
     unsafe { asm!("mov byte ptr [{0}], {1}", in(reg) at, in(reg_byte) value, options(nostack, preserves_flags)) };
 }
 
+/// Reads a word of a ring's page.
+pub fn read_word(at: u64) -> u64 {
+    let value;
+    // SAFETY: as in `read`.
+    unsafe { asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags)) };
+    value
+}
+
 /// Writes a word to a ring's page.
 pub fn write_word(at: u64, value: u64) {
     // SAFETY: as in `write`.

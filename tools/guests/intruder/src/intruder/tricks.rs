@@ -1,6 +1,6 @@
 //! Attempts of more than one step.
 
-use caisson_guest_intruder::attempts::Trick;
+use caisson_guest_intruder::attempts::{STATES, Trick};
 use caisson_guest_intruder::{Report, ask};
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::{Gfn, PAGE_SIZE, ServiceId, VPage, VmId};
@@ -33,7 +33,7 @@ pub fn play(trick: Trick) -> Report {
         Trick::BadLeases => bad_leases(),
         Trick::Probe => probe(),
         Trick::Doorbells => doorbells(),
-        Trick::LogRing => log_ring(),
+        Trick::Insider => insider(),
         Trick::WildStack => wild_stack(),
         Trick::WildFlags => wild_flags(),
         Trick::TwoReplies => two_replies(),
@@ -195,31 +195,43 @@ fn doorbells() -> Report {
     found
 }
 
-fn log_ring() -> Report {
+/// Leaves a ring in a state that no honest writer leaves, for its reader to find.
+pub fn ring(wanted: RingUse, state: u64) -> Report {
     let mut found = Report::default();
-    let log = rings::all().find(|(_, ring)| rings::purpose(ring) == Some(RingUse::Log));
-    let Some((number, ring)) = log else { return Report { wrong: 1, ..found } };
+    let ring = rings::all().find(|(_, ring)| rings::purpose(ring) == Some(wanted));
+    let Some((number, ring)) = ring else { return Report { wrong: 1, ..found } };
     let page = layout::RINGS + number as u64 * PAGE_SIZE;
     let set = |at: usize, value: u64| raw::write_word(page + at as u64, value);
-    for round in 0..FLOOD {
-        // Slots that are too long, that never end, and of garbage.
-        let first = [u64::MAX, 0x013e, 0x01ff, 0x0004, round][round as usize % 5];
-        for slot in 0..u64::from(SLOTS) {
-            set(slot_offset(slot), first | round << 16);
-            set(slot_offset(slot) + 8, u64::MAX / (round + 1));
-        }
-        let head = [0, u64::MAX, round, round + u64::from(SLOTS), 1 << 63][round as usize % 5];
-        set(header::HEAD, head);
-        if round % 7 == 0 {
-            set(header::TAIL, head ^ round);
-        }
-        set(header::CONSUMER_SLEEPS, round << 32 | 1);
-        set(header::DROPPED, round);
-        found.case(ring_doorbell(ring.peer, u64::MAX).is_ok(), round);
+    if state + 1 == STATES {
+        // An empty ring, so that a successor can be heard.
+        [header::HEAD, header::TAIL, header::CONSUMER_SLEEPS, header::DROPPED].into_iter().for_each(|at| set(at, 0));
+        return Report { cases: 1, ..found };
     }
-    // Its last words: an empty ring, so that a successor can be heard.
-    [header::HEAD, header::TAIL, header::CONSUMER_SLEEPS, header::DROPPED].into_iter().for_each(|at| set(at, 0));
+    let first = [u64::MAX, 0x013e, 0x01ff, 0x003e, 0x0020][state as usize % 5];
+    for slot in 0..u64::from(SLOTS) {
+        set(slot_offset(slot), first | (state + slot) << 16);
+        set(slot_offset(slot) + 8, u64::MAX / (slot + 1));
+    }
+    let tail = raw::read_word(page + header::TAIL as u64);
+    let head = [tail + u64::from(SLOTS), u64::MAX, tail + 1, 1 << 63, tail + u64::from(SLOTS) + 1][state as usize / 5];
+    set(header::HEAD, head);
+    if state % 4 == 3 {
+        set(header::TAIL, tail ^ state << 32);
+    }
+    set(header::CONSUMER_SLEEPS, state << 32 | 1);
+    set(header::DROPPED, state);
+    for bell in 0..64 {
+        found.case(ring_doorbell(ring.peer, 1 << bell).is_ok(), bell);
+    }
     found
+}
+
+fn insider() -> Report {
+    let (status, words) = ask_now(slot("accomplice"), &[ask::OPERATIONS, 0, 0, 0, 0, 0, 0, 0], None);
+    match status {
+        Status::Ok => Report { cases: words[2], wrong: words[3], got: words[4] },
+        status => Report { cases: 1, wrong: 1, got: status as u64 },
+    }
 }
 
 fn wild_stack() -> Report {
