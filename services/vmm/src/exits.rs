@@ -27,6 +27,9 @@ pub const GP: u8 = 13;
 /// #PF.
 pub const PF: u8 = 14;
 
+/// The exit of #DB.
+const SINGLE_STEPPED: u16 = code::EXCEPTION + DB as u16;
+
 /// EVENTINJ for an exception (APM volume 2, section 15.20), with an error code if it has one.
 pub fn exception(vector: u8, error: Option<u32>) -> u64 {
     let error_code = error.map_or(0, |error| 1 << 11 | u64::from(error) << 32);
@@ -51,8 +54,10 @@ impl<P: Platform> Vmm<P> {
             code::RDTSC | code::RDTSCP => self.read_tsc(at, exit, state),
             code::XSETBV => self.xsetbv(exit, state),
             0x00..=0x3f | code::CR0_SEL_WRITE => self.control_exit(at, exit, state),
-            // Exceptions go to the guest as they are; the kernel asked for none, but a board may.
+            // Exceptions go to the guest as they are.
+            SINGLE_STEPPED if self.is_returning(at) => self.returned(at, exit, state),
             0x40..=0x5f => self.reflect(exit, state),
+            code::IRET => self.returns(at, exit, state),
             code::SHUTDOWN => {
                 self.note(Event::Shutdown { vcpu: at as u8, rip: exit.rip });
                 self.epitaph(exit, state);
@@ -151,7 +156,7 @@ impl<P: Platform> Vmm<P> {
         resume
     }
 
-    fn reflect(&mut self, exit: &Exit, state: &mut VcpuState) -> Resume {
+    pub(crate) fn reflect(&mut self, exit: &Exit, state: &mut VcpuState) -> Resume {
         let vector = (exit.code - code::EXCEPTION) as u8;
         let error = matches!(vector, 8 | 10..=14 | 17 | 21).then_some(exit.info1 as u32);
         let mut resume = fault(exit, vector, error);

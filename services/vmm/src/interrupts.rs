@@ -8,7 +8,7 @@ use crate::dev::ioapic::{Message, Pins};
 use crate::dev::lapic::Effect;
 use crate::dev::uart;
 use crate::platform::{Event, Platform};
-use crate::vcpu::Life;
+use crate::vcpu::{Life, Nmis};
 use crate::vmm::Vmm;
 
 /// Delivery mode: fixed.
@@ -65,6 +65,7 @@ impl<P: Platform> Vmm<P> {
         }
         let pic = at == 0 && self.pics.asserts();
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
+        resume.iret = vcpu.nmis == Nmis::Masked;
         // Most exits end here: nothing to tell the guest, nothing that changes what it was told.
         if vcpu.life == Life::Running && vcpu.is_undisturbed() && !pic && resume.inject == 0 {
             if vcpu.eoi.at.is_some() && !vcpu.eoi_armed && vcpu.apic.may_skip_eoi() {
@@ -98,13 +99,15 @@ impl<P: Platform> Vmm<P> {
             _ => exit.flags.contains(ExitFlags::INTERRUPTS_ON) && !fresh,
         };
         let shadow = exit.flags.contains(ExitFlags::SHADOW) && !resume.clear_shadow;
-        // An event that is being delivered, or an exception of ours, goes first.
-        let free = resume.inject == 0 && !exit.flags.contains(ExitFlags::EVENT_PENDING);
+        // An event that is being delivered, or an exception of ours, goes first, and an IRET that is being stepped over.
+        let returning = matches!(vcpu.nmis, Nmis::Returning { .. });
+        let free = resume.inject == 0 && !exit.flags.contains(ExitFlags::EVENT_PENDING) && !returning;
+        let nmi = vcpu.nmi > 0 && vcpu.nmis == Nmis::Open;
         let wanted = vector.is_some() || extint;
         let mut pass = false;
 
-        if vcpu.nmi && free && !shadow {
-            vcpu.nmi = false;
+        if nmi && free && !shadow {
+            (vcpu.nmi, vcpu.nmis) = (vcpu.nmi - 1, Nmis::Masked);
             vcpu.life = Life::Running;
             resume.inject = INJECT_NMI;
             resume.window = wanted;
@@ -123,8 +126,9 @@ impl<P: Platform> Vmm<P> {
             // In a shadow that this processor forgets, a window would open at once for ever: let the one
             // instruction pass.
             pass = shadow && exit.code == code::VINTR;
-            resume.window = (wanted || vcpu.nmi) && !pass;
+            resume.window = (wanted || nmi) && !pass && !returning;
         }
+        resume.iret = vcpu.nmis == Nmis::Masked;
         vcpu.injected = resume.inject;
         if let Life::Halted { interrupts_on } = vcpu.life {
             resume.action = Action::Park;
@@ -199,7 +203,7 @@ impl<P: Platform> Vmm<P> {
             FIXED | LOWEST if vcpu.apic.request(message.vector, message.level) => self.wake(at),
             FIXED | LOWEST => {}
             NMI => {
-                vcpu.nmi = true;
+                vcpu.receive_nmi();
                 self.wake(at);
             }
             INIT => self.receive_init(at),

@@ -28,6 +28,7 @@ mod interrupts;
 mod mmio;
 mod msr;
 mod msr_list;
+mod nmi;
 pub mod platform;
 mod ports;
 pub mod ram;

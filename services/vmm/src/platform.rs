@@ -65,8 +65,11 @@ pub trait Platform {
 /// What the kernel fills of a state page at an exit at least, so that nobody need ask for it: what decoding takes.
 pub const fn filled(code: u16, info1: u64) -> Groups {
     const STRING: u64 = 1 << 2;
+    const LAST_EXCEPTION: u16 = code::EXCEPTION + 31;
     match code {
         code::NPF | 0x00..=0x3f | code::CR0_SEL_WRITE => DECODE,
+        code::EXCEPTION..=LAST_EXCEPTION => DECODE.union(Groups::DEBUG),
+        code::IRET => Groups::CORE,
         code::IOIO if info1 & STRING != 0 => DECODE,
         _ => Groups::empty(),
     }

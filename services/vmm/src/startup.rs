@@ -4,7 +4,7 @@ use caisson_proto::vcpu::{Groups, Resume, VcpuState};
 
 use crate::boot::entry::{after_init, after_sipi};
 use crate::platform::{Event, Platform};
-use crate::vcpu::Life;
+use crate::vcpu::{Life, Nmis};
 use crate::vmm::Vmm;
 
 impl<P: Platform> Vmm<P> {
@@ -40,7 +40,7 @@ impl<P: Platform> Vmm<P> {
     pub(crate) fn take_init(&mut self, at: usize, state: &mut VcpuState) -> Resume {
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
         vcpu.init = false;
-        vcpu.nmi = false;
+        (vcpu.nmi, vcpu.nmis) = (0, Nmis::Open);
         vcpu.eoi_armed = false;
         vcpu.apic.init();
         // The boot processor goes to the reset vector, where there is nothing: it waits like the others.

@@ -16,6 +16,22 @@ pub enum Life {
     },
 }
 
+/// Whether another NMI may come (APM volume 2, section 8.1.3: not until the IRET of the last one's handler).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nmis {
+    /// It may.
+    Open,
+    /// A handler runs: its IRET leaves the guest.
+    Masked,
+    /// Its IRET is being executed, with a single step behind it that the guest doesn't know of.
+    Returning {
+        /// DR6 before.
+        dr6: u64,
+        /// The guest steps, too.
+        stepped: bool,
+    },
+}
+
 /// Where a guest wants a kvm record, if it wants it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Record {
@@ -40,8 +56,10 @@ pub struct Vcpu {
     pub init: bool,
     /// A start-up IPI with this vector came after it.
     pub sipi: Option<u8>,
-    /// An NMI came.
-    pub nmi: bool,
+    /// NMIs that came: two at the most, as one is delivered at once and one waits for its end.
+    pub nmi: u8,
+    /// Whether it may be delivered.
+    pub nmis: Nmis,
     /// Guest TSC less the machine's.
     pub tsc_offset: u64,
     /// The guest's last TSC deadline, in its own TSC.
@@ -72,7 +90,8 @@ impl Vcpu {
             injected: 0,
             init: false,
             sipi: None,
-            nmi: false,
+            nmi: 0,
+            nmis: Nmis::Open,
             tsc_offset,
             tsc_deadline: 0,
             time: Record::default(),
@@ -85,15 +104,21 @@ impl Vcpu {
         }
     }
 
+    /// An NMI comes. While one is handled, all others are one.
+    pub fn receive_nmi(&mut self) {
+        let most = if self.nmis == Nmis::Open { 2 } else { 1 };
+        self.nmi = (self.nmi + 1).min(most);
+    }
+
     /// Whether no interrupt, NMI or INIT waits for it.
     #[inline]
     pub fn is_undisturbed(&self) -> bool {
-        self.apic.is_quiet() && !self.init && !self.nmi
+        self.apic.is_quiet() && !self.init && self.nmi == 0
     }
 
     /// Whether nothing but INIT or an NMI can wake it.
     pub fn is_dead(&self) -> bool {
         let deaf = matches!(self.life, Life::Waiting | Life::Halted { interrupts_on: false });
-        deaf && !self.init && self.sipi.is_none() && !self.nmi
+        deaf && !self.init && self.sipi.is_none() && self.nmi == 0
     }
 }
