@@ -23,7 +23,7 @@ mod request;
 
 pub use digest::{PageType, extend};
 pub use message::{HEADER, Kind, Message};
-pub use report::vcek;
+pub use report::{vcek, vcek_point};
 
 /// Guests at a time. A real processor keeps contexts in the host's pages and has no such limit.
 pub const MAX_GUESTS: usize = 64;

@@ -1,6 +1,7 @@
 //! Attestation reports (56860 section 7.3): version 3, as EPYC 9004 writes them.
 
 use p384::SecretKey;
+use p384::elliptic_curve::sec1::ToSec1Point;
 use sha2::{Digest, Sha384};
 
 use super::{Guest, Message};
@@ -23,6 +24,11 @@ const VMPLS: u32 = 4;
 /// The key that signs reports of this chip at this security version.
 pub fn vcek(chip: &Chip, tcb: Tcb) -> SecretKey {
     chip_key(chip, "sev-versioned-chip-endorsement-key", &tcb.bytes())
+}
+
+/// Its public part as a point, uncompressed.
+pub fn vcek_point(chip: &Chip, tcb: Tcb) -> [u8; 97] {
+    field(vcek(chip, tcb).public_key().to_sec1_point(false).as_bytes(), 0)
 }
 
 impl Processor {

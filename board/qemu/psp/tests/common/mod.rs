@@ -7,6 +7,7 @@ use caisson_proto::addr::{CpuId, Frame, Gpa, Spa};
 use caisson_qemu_psp::rmp::{Entry, Size};
 use caisson_qemu_psp::{Asid, Board, Command, Config, Cpu, Fault, Mailbox, MemoryKey, Processor, Register, Status};
 
+pub mod firmware;
 pub mod owner;
 pub mod snp;
 
