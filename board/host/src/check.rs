@@ -112,7 +112,7 @@ pub fn quiet(world: &World) {
         if service.turn.is_taken() {
             let _ = write!(text, "; {name} is taken by {:?} in {:?}", service.caller.get(), service.id.get());
         }
-        if service.alive.get() && service.bells.any() {
+        if service.is_alive() && service.bells.any() {
             let _ = write!(text, "; {name} was rung and nobody goes");
         }
     }
@@ -132,7 +132,7 @@ pub fn state(world: &World) -> String {
     }
     for (slot, name) in world.manifest.names.iter().enumerate() {
         let service = world.kernel.service(slot);
-        let (id, alive, caller) = (service.id.get(), service.alive.get(), service.caller.get());
+        let (id, alive, caller) = (service.id.get(), service.is_alive(), service.caller.get());
         let _ = writeln!(text, "{name}: {id:?}, alive {alive}, serves {caller:?}, rung {}", service.bells.any());
     }
     text

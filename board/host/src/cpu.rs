@@ -55,7 +55,7 @@ pub fn run(world: &Rc<World>, number: usize, yielder: &Yielder<(), ()>) {
     }
 }
 
-type On<'a> = Here<'a, Hardware<'a>>;
+type On<'a> = Here<'a, &'a Hardware<'a>>;
 
 impl Running<'_> {
     /// Lets others go on; false if the simulation stops.
@@ -153,7 +153,7 @@ impl Running<'_> {
         world.check(self.cpu.space.get() == slot, || {
             format!("slot {slot} runs in the space of {}", self.cpu.space.get())
         });
-        world.check(world.kernel.service(slot).alive.get(), || format!("slot {slot} runs and is dead"));
+        world.check(world.kernel.service(slot).is_alive(), || format!("slot {slot} runs and is dead"));
         for (number, other) in world.cpus.iter().enumerate().filter(|(number, _)| *number != self.number) {
             let same = matches!(other.mode.get(), Mode::User(there) | Mode::Circles(there) if there == slot);
             world.check(!same, || format!("slot {slot} runs on cpu{number} and cpu{}", self.number));

@@ -61,7 +61,7 @@ impl Hardware<'_> {
     }
 }
 
-impl Machine for Hardware<'_> {
+impl Machine for &Hardware<'_> {
     fn now(&self) -> u64 {
         self.world.now.get()
     }

@@ -78,17 +78,23 @@ pub fn members(index: usize, mut word: u64) -> impl Iterator<Item = Context> {
 
 /// A set of contexts that only one CPU touches.
 #[derive(Debug)]
-pub struct Set([Cell<u64>; WORDS]);
+pub struct Set {
+    words: [Cell<u64>; WORDS],
+    /// Which words aren't 0, a bit each.
+    used: Cell<u64>,
+}
 
 impl Set {
     /// None.
     pub const fn new() -> Self {
-        Self([const { Cell::new(0) }; WORDS])
+        Self { words: [const { Cell::new(0) }; WORDS], used: Cell::new(0) }
     }
 
     fn change(&self, context: Context, change: impl FnOnce(u64, u64) -> u64) {
-        if let Some(word) = self.0.get(context.index() / 64) {
+        let at = context.index() / 64;
+        if let Some(word) = self.words.get(at) {
             word.set(change(word.get(), 1 << (context.index() % 64)));
+            self.used.set(self.used.get() & !(1 << at) | u64::from(word.get() != 0) << at);
         }
     }
 
@@ -105,18 +111,18 @@ impl Set {
     /// Whether nothing is in it.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().fold(0, |all, word| all | word.get()) == 0
+        self.used.get() == 0
     }
 
     /// What is in it.
     pub fn iter(&self) -> impl Iterator<Item = Context> {
-        self.0.iter().enumerate().flat_map(|(index, word)| members(index, word.get()))
+        self.words.iter().enumerate().flat_map(|(index, word)| members(index, word.get()))
     }
 
     /// The doorbell activation of the highest slot.
     #[inline]
     pub fn bell(&self) -> Option<Context> {
-        members(0, self.0[0].get()).next()
+        members(0, self.words[0].get()).next()
     }
 
     /// The next vCPU round the circle from a number on.
@@ -124,7 +130,7 @@ impl Set {
         (0..WORDS).find_map(|step| {
             let index = 1 + (from / 64 + WORDS - 2 + step) % (WORDS - 1);
             let mask = if step == 0 { u64::MAX << (from % 64) } else { u64::MAX };
-            let bits = self.0[index].get() & mask;
+            let bits = self.words[index].get() & mask;
             members(index, bits & bits.wrapping_neg()).next()
         })
     }

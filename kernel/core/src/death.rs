@@ -18,7 +18,7 @@ pub const SUPERVISORS: u16 = 8;
 impl<M: Machine> Here<'_, M> {
     /// The service in user mode raised an exception.
     #[allow(clippy::too_many_arguments)] // one fact each
-    pub fn exception(&self, frame: &mut UserFrame, vector: u8, error: u64, rip: u64, rsp: u64, address: u64) -> Next {
+    pub fn exception(self, frame: &mut UserFrame, vector: u8, error: u64, rip: u64, rsp: u64, address: u64) -> Next {
         let code = u64::from(vector) << 32 | error & 0xffff_ffff;
         let report = ServiceReport { fault: FaultKind::Exception, code, rip, address, rsp, ..self.faulted() };
         self.end_service(frame, report)
@@ -26,7 +26,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// The service in user mode broke the rules.
     #[cold]
-    pub(crate) fn blame(&self, slot: usize, fault: FaultKind, frame: &mut UserFrame) -> Next {
+    pub(crate) fn blame(self, slot: usize, fault: FaultKind, frame: &mut UserFrame) -> Next {
         let code = match fault {
             FaultKind::Overrun => u64::from(self.service(slot).budget_ms.load(Ordering::Relaxed)),
             _ => frame.words[0],
@@ -36,14 +36,14 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// The report of the service in user mode, which faulted, without the fault.
-    fn faulted(&self) -> ServiceReport {
+    fn faulted(self) -> ServiceReport {
         let service = self.service(self.local.service.get().into());
         ServiceReport { client: service.caller.get().to_word(), ..plain(service.id.get(), ServiceState::Faulted) }
     }
 
     /// The service ends itself.
     #[cold]
-    pub(crate) fn exit_service(&self, slot: usize, frame: &mut UserFrame) -> Next {
+    pub(crate) fn exit_service(self, slot: usize, frame: &mut UserFrame) -> Next {
         let [code, rip, address, rsp, client, ..] = frame.words;
         let plain = plain(self.service(slot).id.get(), ServiceState::Exited);
         self.end_service(frame, ServiceReport { code, rip, address, rsp, client, ..plain })
@@ -51,7 +51,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// A condemned service ends, now that the chain is back at it.
     #[cold]
-    pub(crate) fn die(&self, frame: &mut UserFrame, slot: usize) -> Next {
+    pub(crate) fn die(self, frame: &mut UserFrame, slot: usize) -> Next {
         let service = self.service(slot);
         if service.epitaph.lock().fault == FaultKind::Overrun {
             return self.blame(slot, FaultKind::Overrun, frame);
@@ -60,15 +60,15 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Ends a service whose turn the present context has, and answers its caller in its place.
-    fn end_service(&self, frame: &mut UserFrame, report: ServiceReport) -> Next {
+    fn end_service(self, frame: &mut UserFrame, report: ServiceReport) -> Next {
         let caller = self.service(report.id.index()).caller.get();
         self.bury(report);
-        let Some(context) = self.local.context.get() else { return Next::Pick };
-        self.answer(frame, context, caller, Status::Died, &[0; 8])
+        frame.words = [0; 8];
+        self.answer(frame, caller, Status::Died)
     }
 
     /// Ends a service whose turn this CPU has; passes the turn on.
-    fn bury(&self, report: ServiceReport) {
+    fn bury(self, report: ServiceReport) {
         let ServiceReport { id, state, fault: kind, code, rip, address, .. } = report;
         let service = self.service(id.index());
         self.settle(id.index(), service);
@@ -90,7 +90,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Stops every VM that a dead service handled. Under the table lock, so that none is released meanwhile and its
     /// slot another's.
-    fn orphan(&self, handler: ServiceId) {
+    fn orphan(self, handler: ServiceId) {
         let _stay = self.tables();
         for (slot, vm) in self.vms.iter().enumerate() {
             if vm.state() == Some(VmState::Alive) && vm.handler.get() == handler {
@@ -101,29 +101,29 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Asks every vCPU of a VM to stop.
-    pub(crate) fn stop_vcpus(&self, vm: usize) {
+    pub(crate) fn stop_vcpus(self, vm: usize) {
         (0..MAX_VCPUS).for_each(|index| self.kick(Context::vcpu(vm, index), pending::STOP));
     }
 
     /// Whether no vCPU of a VM runs or will run.
-    pub(crate) fn vcpus_idle(&self, vm: usize) -> bool {
+    pub(crate) fn vcpus_idle(self, vm: usize) -> bool {
         (0..MAX_VCPUS).all(|index| self.context(Context::vcpu(vm, index)).phase() == Phase::Idle)
     }
 
     /// Kills a service: now if it is idle, else when the chain that it is in comes back to it.
-    pub(crate) fn kill(&self, slot: usize) {
+    pub(crate) fn kill(self, slot: usize) {
         let service = self.service(slot);
-        if !service.doomed.swap(true) {
+        if service.condemn() {
             self.kill_idle(slot);
         }
     }
 
     /// Ends a condemned service unless somebody has its turn. Who has it does this when leaving: of the two, one
     /// sees the other.
-    pub(crate) fn kill_idle(&self, slot: usize) {
+    pub(crate) fn kill_idle(self, slot: usize) {
         let service = self.service(slot);
         if service.turn.try_enter() {
-            if service.alive.get() && service.doomed.get() {
+            if service.is_doomed() {
                 self.reap(slot);
             } else {
                 self.pass_turn(service);
@@ -132,7 +132,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Ends a condemned service that runs for nobody, and whose turn this CPU has.
-    pub(crate) fn reap(&self, slot: usize) {
+    pub(crate) fn reap(self, slot: usize) {
         self.bury(plain(self.service(slot).id.get(), ServiceState::Killed));
     }
 
@@ -141,10 +141,10 @@ impl<M: Machine> Here<'_, M> {
     /// # Errors
     /// [`Status::State`] if it runs or still handles a VM, [`Status::Busy`] while others are being told that it is
     /// dead.
-    pub fn restart(&self, slot: usize) -> Result<ServiceId, Status> {
+    pub fn restart(self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
-        ensure(!service.alive.get() && !self.vms.iter().any(handles), Status::State)?;
+        ensure(!service.is_alive() && !self.vms.iter().any(handles), Status::State)?;
         ensure(service.turn.try_enter(), Status::Busy)?;
         let entry = self.machine.reset_service(slot);
         self.context(Context::doorbell(slot)).deadline.store(0, Ordering::SeqCst);

@@ -11,23 +11,15 @@ use caisson_proto::prelude::*;
 use spin::MutexGuard;
 
 /// Where the kernel runs now. Everything that happens in it is a method of this.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Here<'a, M: Machine> {
     /// The shared tables.
     pub kernel: &'a Kernel,
     /// This CPU's own.
     pub local: &'a Local,
     /// The machine.
-    pub machine: &'a M,
+    pub machine: M,
 }
-
-impl<M: Machine> Clone for Here<'_, M> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<M: Machine> Copy for Here<'_, M> {}
 
 impl<M: Machine> Deref for Here<'_, M> {
     type Target = Kernel;
@@ -36,17 +28,17 @@ impl<M: Machine> Deref for Here<'_, M> {
     }
 }
 
-impl<M: Machine> Here<'_, M> {
+impl<'a, M: Machine> Here<'a, M> {
     /// What other CPUs may touch of this one.
     #[inline]
-    pub(crate) fn shared(&self) -> &Shared {
+    pub(crate) fn shared(self) -> &'a Shared {
         &self.kernel.cpus[usize::from(self.local.cpu.0) % MAX_CPUS]
     }
 
     /// The table lock. Whoever waits for it answers other CPUs meanwhile; nobody who holds it waits for it.
-    pub fn tables(&self) -> MutexGuard<'_, Tables> {
+    pub fn tables(self) -> MutexGuard<'a, Tables> {
         loop {
-            if let Some(guard) = self.tables.try_lock() {
+            if let Some(guard) = self.kernel.tables.try_lock() {
                 return guard;
             }
             self.machine.relax();
@@ -54,7 +46,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Makes a context run on its CPU: at once here, by an interrupt elsewhere.
-    pub fn wake(&self, context: Context) {
+    pub fn wake(self, context: Context) {
         let home = CpuId(self.context(context).home.load(Ordering::Acquire));
         if home == self.local.cpu {
             self.make_ready(context);
@@ -65,19 +57,19 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Lets a context run on this CPU, before others if it has a service's turn.
-    pub(crate) fn make_ready(&self, context: Context) {
+    pub(crate) fn make_ready(self, context: Context) {
         let granted = self.context(context).pending.load(Ordering::SeqCst) & pending::GRANTED != 0;
         let set = if granted { &self.local.granted } else { &self.local.ready };
         set.insert(context);
     }
 
     /// Rings doorbells of a service. Its activation runs here, after the present call chain.
-    pub fn ring(&self, slot: usize, bits: u64) {
+    pub fn ring(self, slot: usize, bits: u64) {
         let Some(service) = self.services.get(slot) else { return };
         service.bells.ring(bits);
         let context = Context::doorbell(slot);
         let state = self.context(context);
-        if service.alive.get() && service.bells.queue() {
+        if service.is_alive() && service.bells.queue() {
             state.home.store(self.local.cpu.0, Ordering::SeqCst);
             state.set_phase(Phase::Ready);
             self.wake(context);
@@ -85,13 +77,13 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Rings every service that has one of these capabilities.
-    pub(crate) fn ring_all(&self, caps: Caps, bits: u64) {
+    pub(crate) fn ring_all(self, caps: Caps, bits: u64) {
         let has = |slot: &usize| self.service(*slot).caps.get().intersects(caps);
         (0..self.service_count()).filter(has).for_each(|slot| self.ring(slot, bits));
     }
 
     /// Completes when a vCPU that is in its guest has left it once.
-    pub(crate) fn expel(&self, context: Context) {
+    pub(crate) fn expel(self, context: Context) {
         let state = self.context(context);
         let world = state.world();
         while world & 1 == 1 && state.world() == world {

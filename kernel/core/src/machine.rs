@@ -42,7 +42,7 @@ pub struct Removed {
 }
 
 /// The machine.
-pub trait Machine {
+pub trait Machine: Copy {
     /// The time-stamp counter.
     fn now(&self) -> u64;
     /// Ticks of it in a millisecond.

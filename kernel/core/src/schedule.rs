@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use crate::{
     context::Context, context::Kind, context::Phase, context::Stashed, context::pending, cpu::NEVER, cpu::NO_SERVICE,
-    cpu::UserFrame, here::Here, ipc::Next, ipc::first_word, machine::Machine, service::Caller, service::Service,
+    cpu::UserFrame, here::Here, ipc::Next, machine::Machine, service::Caller, service::Service,
 };
 use caisson_proto::prelude::*;
 
@@ -33,7 +33,7 @@ pub enum Choice {
 
 impl<M: Machine> Here<'_, M> {
     /// Chooses what this CPU does next.
-    pub fn pick(&self, frame: &mut UserFrame) -> Choice {
+    pub fn pick(self, frame: &mut UserFrame) -> Choice {
         loop {
             self.shared().woken.take(|context| self.make_ready(context));
             if let Some(context) = self.local.context.get() {
@@ -54,7 +54,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Whether the running vCPU makes room: at once for who has a service's turn and for doorbells, for another vCPU
     /// after its slice.
-    fn must_yield(&self) -> bool {
+    fn must_yield(self) -> bool {
         if self.bell().is_some() || !self.local.granted.is_empty() {
             return true;
         }
@@ -70,7 +70,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Takes the next context out of the ready sets: who has a service's turn, else the highest doorbell, else the
     /// next vCPU round the circle.
-    fn next_ready(&self) -> Option<Context> {
+    fn next_ready(self) -> Option<Context> {
         if let Some(context) = self.local.granted.iter().next() {
             self.local.granted.remove(context);
             return Some(context);
@@ -83,12 +83,12 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// The highest doorbell, unless it's a vCPU's time.
-    fn bell(&self) -> Option<Context> {
+    fn bell(self) -> Option<Context> {
         self.local.ready.bell().filter(|_| self.local.bells.get() < BELLS_IN_A_ROW)
     }
 
     /// Makes a context the running one.
-    fn begin(&self, frame: &mut UserFrame, context: Context) -> Next {
+    fn begin(self, frame: &mut UserFrame, context: Context) -> Next {
         let state = self.context(context);
         if state.home.load(Ordering::SeqCst) != self.local.cpu.0 {
             // The note is of a vCPU that died; another has its number now, and its own CPU runs it.
@@ -100,7 +100,9 @@ impl<M: Machine> Here<'_, M> {
             }
             state.set_phase(Phase::Running);
             self.local.context.set(Some(context));
-            return self.deliver(frame, context, &{ *state.call.lock() });
+            let Stashed { target, caller, words, lease } = *state.call.lock();
+            (frame.words, frame.rbx) = (words, lease);
+            return self.deliver(frame, target, caller);
         }
         match context.kind() {
             Kind::Doorbell(slot) => self.activate(frame, slot, context),
@@ -116,25 +118,26 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Hands a service its doorbells, or its first message.
-    fn activate(&self, frame: &mut UserFrame, slot: usize, context: Context) -> Next {
+    fn activate(self, frame: &mut UserFrame, slot: usize, context: Context) -> Next {
         let service = self.service(slot);
         self.local.bells.set(self.local.bells.get().saturating_add(1));
         self.context(context).set_phase(Phase::Running);
         self.local.context.set(Some(context));
         // In this order: the first message is not for a service that isn't alive yet.
-        let alive = service.alive.get();
-        let call = |caller, bells| Stashed { target: service.id.get(), caller, words: first_word(bells), lease: 0 };
+        let alive = service.is_alive();
+        (frame.words, frame.rbx) = ([0; 8], 0);
         if alive && service.bells.take_fresh() {
-            return self.deliver(frame, context, &call(Caller::START, 0));
+            return self.deliver(frame, service.id.get(), Caller::START);
         }
-        match service.bells.take() {
-            bells if alive && bells != 0 => self.send(frame, context, &call(Caller::DOORBELL, bells)),
-            _ => self.answer(frame, context, Caller::NONE, Status::Ok, &[0; 8]),
+        frame.words[0] = service.bells.take();
+        if alive && frame.words[0] != 0 {
+            return self.send(frame, service.id.get(), Caller::DOORBELL);
         }
+        self.answer(frame, Caller::NONE, Status::Ok)
     }
 
     /// The last look before a guest is entered. `None`: look again.
-    fn before_entry(&self, frame: &mut UserFrame, context: Context) -> Option<Choice> {
+    fn before_entry(self, frame: &mut UserFrame, context: Context) -> Option<Choice> {
         let state = self.context(context);
         self.local.bells.set(0);
         if state.pending.load(Ordering::SeqCst) == 0 {
@@ -154,16 +157,16 @@ impl<M: Machine> Here<'_, M> {
 
     /// A vCPU calls its vmm.
     #[inline(always)]
-    pub fn vm_exit(&self, frame: &mut UserFrame, context: Context, exit: &Exit) -> Next {
+    pub fn vm_exit(self, frame: &mut UserFrame, context: Context, exit: &Exit) -> Next {
         let Kind::Vcpu(vm, _) = context.kind() else { return Next::Pick };
         let Some(target) = self.vms.get(vm).map(|vm| vm.handler.get()) else { return Next::Pick };
-        let call = Stashed { target, caller: Caller::VCPU, words: exit.to_words(), lease: 0 };
-        self.send(frame, context, &call)
+        (frame.words, frame.rbx) = (exit.to_words(), 0);
+        self.send(frame, target, Caller::VCPU)
     }
 
     /// A vCPU's vmm has answered (or died): sees to its deadline, and to kicks that came meanwhile.
     #[inline]
-    pub(crate) fn answered(&self, context: Context) {
+    pub(crate) fn answered(self, context: Context) {
         let state = self.context(context);
         self.await_deadline(context, state.deadline.load(Ordering::Relaxed));
         if state.phase() == Phase::Running {
@@ -177,7 +180,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Makes this CPU's timer see a context's deadline; 0 for none.
     #[inline]
-    pub(crate) fn await_deadline(&self, context: Context, deadline: u64) {
+    pub(crate) fn await_deadline(self, context: Context, deadline: u64) {
         if deadline == 0 {
             return;
         }
@@ -190,7 +193,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Sets the timer. A slice that is over has been noticed or will be when the call chain ends; a timer for it
     /// would interrupt for ever.
-    fn arm(&self) {
+    fn arm(self) {
         let end = self.local.slice_end.get();
         let slice = if end > self.machine.now() { end } else { NEVER };
         let watch = self.local.seen_at.get().saturating_add(WATCH_MS * self.machine.tsc_khz());
@@ -199,7 +202,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// The timer interrupt: wakes what is due and sets the timer anew. True: the service in user mode has
     /// overrun its budget, or was condemned, and must not go on.
-    pub fn tick(&self) -> bool {
+    pub fn tick(self) -> bool {
         let now = self.machine.now();
         let mut next = NEVER;
         if self.local.next_deadline.get() <= now {
@@ -230,7 +233,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Whether the service in user mode must not go on. One that calls others again and again is never by itself for
     /// long: its time with all that it calls counts too, and condemns it. Of a chain, the last whose time is over.
-    fn watch(&self, now: u64) -> bool {
+    fn watch(self, now: u64) -> bool {
         // Time that the host took isn't the service's. The timer is armed from `seen_at`, which has to move on.
         let most = 2 * WATCH_MS * self.machine.tsc_khz();
         let passed = now.saturating_sub(self.local.seen_at.replace(now)).min(most);
@@ -248,26 +251,26 @@ impl<M: Machine> Here<'_, M> {
             of.spent.store(spent, Ordering::Relaxed);
             if spent > CHAIN_BUDGETS * budget(of) {
                 guilty = true;
-                if !of.doomed.swap(true) {
+                if of.condemn() {
                     of.epitaph.lock().fault = FaultKind::Overrun;
                 }
             }
             at = of.caller.get().service().map(|id| self.service(id.index()));
         }
-        service.doomed.get() || alone > budget(service)
+        service.is_doomed() || alone > budget(service)
     }
 
     /// Ends the service in user mode because [`tick`](Self::tick) said so.
-    pub fn overrun(&self, frame: &mut UserFrame) -> Next {
+    pub fn overrun(self, frame: &mut UserFrame) -> Next {
         let slot = usize::from(self.local.service.get());
-        if self.service(slot).doomed.get() {
+        if self.service(slot).is_doomed() {
             return self.die(frame, slot);
         }
         self.blame(slot, FaultKind::Overrun, frame)
     }
 
     /// Makes a vCPU exit to its vmm, wherever it is.
-    pub fn kick(&self, context: Context, why: u32) {
+    pub fn kick(self, context: Context, why: u32) {
         let state = self.context(context);
         if state.kick(why) {
             self.wake(context);
@@ -280,7 +283,7 @@ impl<M: Machine> Here<'_, M> {
     /// False: something became pending since [`pick`](Self::pick) chose it; pick again.
     #[inline]
     #[must_use]
-    pub fn entering(&self, context: Context) -> bool {
+    pub fn entering(self, context: Context) -> bool {
         let ran = &self.shared().ran;
         if let Kind::Vcpu(vm, _) = context.kind()
             && ran.load(Ordering::Relaxed) >> (vm % 64) & 1 == 0
@@ -296,7 +299,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Notes that it left.
     #[inline]
-    pub fn left(&self, context: Context) {
+    pub fn left(self, context: Context) {
         self.context(context).leave();
     }
 }

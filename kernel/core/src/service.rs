@@ -51,6 +51,18 @@ pub const fn plain(id: ServiceId, state: ServiceState) -> ServiceReport {
     ServiceReport { id, state, fault: FaultKind::None, code: 0, rip: 0, address: 0, rsp: 0, client: 0 }
 }
 
+caisson_proto::wire_enum! {
+    /// Whether a service runs.
+    pub enum Life {
+        /// It doesn't.
+        Dead = 0,
+        /// It does.
+        Alive = 1,
+        /// It does, and is to die as soon as the chain that it is in comes back to it.
+        Doomed = 2,
+    }
+}
+
 initial! {
     /// A service.
     pub struct Service {
@@ -69,9 +81,7 @@ initial! {
         /// Its present id.
         pub id: Atomic<ServiceId> = Atomic::new(0),
         /// Whether it runs.
-        pub alive: Atomic<bool> = Atomic::new(0),
-        /// Whether it is to die as soon as the chain that it is in comes back to it.
-        pub doomed: Atomic<bool> = Atomic::new(0),
+        pub life: Atomic<Life> = Atomic::new(Life::Dead as u64),
         /// Who waits for its reply.
         pub caller: Atomic<Caller> = Atomic::new(Caller::NONE.0 as u64),
         /// Where it goes on: after its last wait, or after the call that it made.
@@ -111,21 +121,36 @@ impl Service {
         self.rsp.store(rsp, Ordering::Relaxed);
     }
 
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        !self.life.is(Life::Dead)
+    }
+
+    /// Whether it runs, and is to die.
+    #[inline]
+    pub fn is_doomed(&self) -> bool {
+        self.life.is(Life::Doomed)
+    }
+
+    /// Condemns it. False: it was already, or doesn't run.
+    pub fn condemn(&self) -> bool {
+        self.life.change(Life::Alive, Life::Doomed)
+    }
+
     /// Starts a life.
     pub fn revive(&self, entry: u64, stack: u64) {
         self.goes_on_at(entry, stack);
-        self.doomed.set(false);
         self.borrows.set(false);
         // Before it is alive: whoever sees it alive also sees that the first message is still to come.
         self.bells.refresh();
         *self.epitaph.lock() = plain(self.id.get(), ServiceState::Running);
-        self.alive.set(true);
+        self.life.set(Life::Alive);
     }
 
     /// Ends a life: the id moves on, so that messages to the old one are refused. Generations have 15 bits.
     pub fn bury(&self, epitaph: ServiceReport) {
         *self.epitaph.lock() = epitaph;
-        self.alive.set(false);
+        self.life.set(Life::Dead);
         let id = self.id.get();
         self.id.set(ServiceId::new(id.index() as u16, (id.generation() + 1) & 0x7fff));
     }

@@ -72,7 +72,19 @@ impl<T: Field + Default> Atomic<T> {
     /// The value.
     #[inline]
     pub fn get(&self) -> T {
-        T::from_word(self.0.load(Ordering::Acquire)).unwrap_or_default()
+        T::from_word(self.word()).unwrap_or_default()
+    }
+
+    /// Its word.
+    #[inline]
+    pub fn word(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Whether it is this value: cheaper than [`get`](Self::get).
+    #[inline]
+    pub fn is(&self, value: T) -> bool {
+        self.word() == value.to_word()
     }
 
     /// Changes it.

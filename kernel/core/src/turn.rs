@@ -26,16 +26,17 @@ initial! {
 }
 
 impl Turn {
-    /// Joins the queue. True: it is this context's turn. False: it waits, and a later [`leave`](Self::leave)
+    /// Joins the queue; `context` is looked at only to wait. True: it is this context's turn. False: it waits, and a later [`leave`](Self::leave)
     /// will name it.
     #[inline]
-    pub fn enter(&self, context: Context) -> bool {
+    pub fn enter(&self, context: impl FnOnce() -> Context) -> bool {
         let before = self.state.fetch_add(1 << 32, Ordering::AcqRel);
         let (ticket, serving) = halves(before);
-        ticket == serving || self.wait(ticket, context)
+        ticket == serving || self.wait(ticket, context())
     }
 
     /// Takes the turn if nobody is in the queue.
+    #[inline(always)]
     pub fn try_enter(&self) -> bool {
         self.state.compare_exchange(0, 1 << 32, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -48,6 +49,12 @@ impl Turn {
             return true;
         }
         false
+    }
+
+    /// Ends the turn of whoever has it if nobody came since. False: nothing was done.
+    #[inline(always)]
+    pub fn leave_alone(&self) -> bool {
+        self.state.compare_exchange(1 << 32, 0, Ordering::SeqCst, Ordering::Acquire).is_ok()
     }
 
     /// Ends the turn of whoever has it. The context returned has it now and is to be woken.
@@ -100,16 +107,16 @@ mod tests {
     fn first_come_first_served() {
         let turn = Turn::new();
         let [a, b, c] = [1, 2, 3].map(Context::doorbell);
-        assert!(turn.enter(a));
-        assert!(!turn.enter(b));
-        assert!(!turn.enter(c));
+        assert!(turn.enter(|| a));
+        assert!(!turn.enter(|| b));
+        assert!(!turn.enter(|| c));
         assert_eq!(turn.leave(), Some(b));
-        assert!(!turn.enter(a));
+        assert!(!turn.enter(|| a));
         assert_eq!(turn.leave(), Some(c));
         assert_eq!(turn.leave(), Some(a));
         assert_eq!(turn.leave(), None);
         assert!(!turn.is_taken());
-        assert!(turn.enter(b));
+        assert!(turn.enter(|| b));
     }
 
     #[test]
@@ -118,10 +125,10 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(Context::doorbell);
         // As if the queue had never been empty for 2^32 - 2 turns.
         turn.state.store(0xffff_ffff << 32 | 0xffff_fffe, Ordering::Relaxed);
-        assert!(!turn.enter(a));
+        assert!(!turn.enter(|| a));
         assert_eq!(turn.leave(), Some(a));
-        assert!(!turn.enter(b));
-        assert!(!turn.enter(c));
+        assert!(!turn.enter(|| b));
+        assert!(!turn.enter(|| c));
         assert_eq!(turn.leave(), Some(b));
         assert_eq!(turn.leave(), Some(c));
         assert_eq!(turn.leave(), None);

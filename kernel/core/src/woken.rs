@@ -11,6 +11,8 @@ initial! {
     /// Contexts that others made ready for one CPU.
     pub struct Woken {
         words: [AtomicU64; WORDS] = array![AtomicU64::new(0); WORDS],
+        /// Not 0 when something may be there.
+        any: AtomicU64 = AtomicU64::new(0),
     }
 }
 
@@ -19,12 +21,17 @@ impl Woken {
     pub fn put(&self, context: Context) {
         if let Some(word) = self.words.get(context.index() / 64) {
             word.fetch_or(1 << (context.index() % 64), Ordering::SeqCst);
+            self.any.store(1, Ordering::SeqCst);
         }
     }
 
     /// Takes all.
     #[inline]
     pub fn take(&self, mut ready: impl FnMut(Context)) {
+        if self.any.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.any.swap(0, Ordering::SeqCst);
         for (index, word) in self.words.iter().enumerate() {
             if word.load(Ordering::Relaxed) != 0 {
                 members(index, word.swap(0, Ordering::SeqCst)).for_each(&mut ready);

@@ -20,7 +20,7 @@ fn contend(contexts: usize, preemptions: Option<usize>) {
         let inside = Arc::new(AtomicUsize::new(0));
         let woken: Arc<Vec<AtomicBool>> = Arc::new((0..contexts).map(|_| AtomicBool::new(false)).collect());
         let run = |me: usize, turn: &Turn, inside: &AtomicUsize, woken: &[AtomicBool]| {
-            if !turn.enter(Context::doorbell(me)) {
+            if !turn.enter(|| Context::doorbell(me)) {
                 while !woken[me].load(Ordering::Acquire) {
                     thread::yield_now();
                 }

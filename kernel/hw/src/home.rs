@@ -5,7 +5,7 @@
 
 use core::mem::offset_of;
 
-use caisson_proto::prelude::*;
+use caisson_proto::{layout::USER_END, prelude::*};
 use spin::Once;
 
 use crate::{kmap, space::Space};
@@ -40,7 +40,7 @@ static HOMES: [Once<Home>; MAX_SERVICES] = [const { Once::new() }; MAX_SERVICES]
 
 /// The home of the service in a slot.
 pub(crate) fn home(slot: usize) -> Option<&'static Home> {
-    HOMES.get(slot)?.get()
+    HOMES[slot % MAX_SERVICES].get()
 }
 
 /// Boot: gives the service in a slot its home.
@@ -60,6 +60,6 @@ impl Home {
             }
         }
         kmap::write(self.info, offset_of!(ServiceInfo, id), &id.to_le_bytes());
-        self.entry
+        self.entry % USER_END
     }
 }

@@ -23,7 +23,7 @@ pub static KERNEL: Kernel = Kernel::new();
 
 /// The kernel here.
 pub(crate) fn here() -> Here<'static, Silicon> {
-    Here { kernel: &KERNEL, local: &this().local, machine: &Silicon }
+    Here { kernel: &KERNEL, local: &this().local, machine: Silicon }
 }
 
 const READ_WRITE: Access = Access::READ.union(Access::WRITE);
@@ -90,10 +90,12 @@ impl Machine for Silicon {
         epitaph::power_off(status);
     }
 
+    #[inline(always)]
     fn load_space(&self, slot: usize) {
-        if let Some(home) = home(slot) {
+        if let Some(home) = home(slot)
+            && home.space.load()
+        {
             segments::load_ports(slot as u16, &home.ports);
-            home.space.load();
         }
     }
 

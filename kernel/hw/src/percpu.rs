@@ -15,8 +15,8 @@ pub(crate) struct PerCpu {
     pub frame: UnsafeCell<UserFrame>,
     /// CR3 of this CPU.
     pub cr3: u64,
-    /// The PDPT in slot 0, and the generation of its space when CR3 was last loaded.
-    pub loaded: Cell<(Frame, u64)>,
+    /// The version of the space in slot 0 when CR3 was last loaded.
+    pub loaded: Cell<u64>,
     /// What the timer is set to.
     pub timer: Cell<u64>,
     /// Whose ports the I/O permission map has.
@@ -42,7 +42,7 @@ impl PerCpu {
         Self {
             frame: UnsafeCell::new(UserFrame::default()),
             cr3: root.spa().0,
-            loaded: Cell::new((Frame(0), 0)),
+            loaded: Cell::new(0),
             timer: Cell::new(NEVER),
             ports_owner: Cell::new(NO_SERVICE),
             gdt: crate::segments::gdt(),

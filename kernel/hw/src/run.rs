@@ -7,18 +7,23 @@ use caisson_proto::abi::doorbell;
 use spin::Once;
 
 use crate::{
-    cpu, epitaph, machine::Silicon, machine::here, svm::vcpu, svm::vcpu::vcpu, syscall, translations, traps::Trap,
-    traps::vector,
+    cpu, epitaph, machine::Silicon, machine::here, percpu::this, svm::vcpu, svm::vcpu::vcpu, syscall, translations,
+    traps::Trap, traps::vector,
 };
 
 /// Says who gets which interrupt.
 static BUNDLE: Once<Bundle<'static>> = Once::new();
 
 /// Runs what there is to run until a service is to be entered.
-fn settle(here: &Here<'static, Silicon>, next: Next, frame: &mut UserFrame) {
-    if next == Next::User {
-        return;
+#[inline(always)]
+fn settle(next: Next, frame: &mut UserFrame) {
+    if next != Next::User {
+        go_on(here(), frame);
     }
+}
+
+#[inline(never)]
+fn go_on(here: Here<'static, Silicon>, frame: &mut UserFrame) {
     loop {
         match here.pick(frame) {
             Choice::User => return,
@@ -37,7 +42,7 @@ fn settle(here: &Here<'static, Silicon>, next: Next, frame: &mut UserFrame) {
 
 /// Runs a guest until its vmm must be asked (then the frame enters the vmm, or the call waits), or an interrupt
 /// came.
-fn run_guest(here: &Here<'static, Silicon>, context: Context, frame: &mut UserFrame) -> Next {
+fn run_guest(here: Here<'static, Silicon>, context: Context, frame: &mut UserFrame) -> Next {
     vcpu::make_resident(context);
     if !here.entering(context) {
         return Next::Pick;
@@ -69,15 +74,17 @@ pub(crate) fn forever() -> ! {
     let mut frame = UserFrame::default();
     let here = here();
     here.tick();
-    settle(&here, Next::Pick, &mut frame);
+    go_on(here, &mut frame);
     syscall::enter_user(&frame)
 }
 
-/// A system call. On return the frame says what ring 3 goes on with, perhaps another service.
-pub(crate) extern "C" fn syscall(frame: &mut UserFrame) {
-    let here = here();
-    let next = here.syscall(frame);
-    settle(&here, next, frame);
+/// A system call. This CPU's frame says what ring 3 goes on with, perhaps another service.
+pub(crate) extern "C" fn syscall() -> ! {
+    // SAFETY: ring 3 was left by SYSCALL, so nobody else uses the frame. Its address is a constant, which keeps a
+    // register free.
+    let frame = || unsafe { &mut *this().frame.get() };
+    settle(here().syscall(frame()), frame());
+    syscall::leave()
 }
 
 /// An interrupt that was acknowledged: from ring 3 (`user` is there), in [`cpu::idle`] or in [`cpu::poll_interrupts`].
@@ -92,7 +99,7 @@ pub(crate) fn interrupt(number: u8, user: Option<&Trap>, next: &mut UserFrame) -
                 // What the epitaph tells of the service.
                 (next.rip, next.rsp, next.rax) = (trap.rip, trap.rsp, trap.rax);
                 let then = here.overrun(next);
-                settle(&here, then, next);
+                settle(then, next);
                 return true;
             }
         }
@@ -118,5 +125,5 @@ pub(crate) fn fault(trap: &Trap, next: &mut UserFrame) {
         epitaph::epitaph(trap);
     }
     let then = here.exception(next, trap.vector as u8, trap.error, trap.rip, trap.rsp, trap.address());
-    settle(&here, then, next);
+    settle(then, next);
 }

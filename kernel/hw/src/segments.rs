@@ -4,7 +4,7 @@
 
 use core::cell::Cell;
 
-use caisson_proto::bundle::PortRange;
+use caisson_proto::bundle::{MAX_PORT_RANGES, PortRange};
 
 use crate::{
     cpu, cpu::msr, layout::DOUBLE_FAULT_TOP, layout::IDT, layout::MACHINE_CHECK_TOP, layout::NMI_TOP, layout::PERCPU,
@@ -98,14 +98,22 @@ pub(crate) fn load() {
 
 /// Gives the service in `slot`, which is to run here next, its ports and no others; an empty range ends the list.
 /// One store unless it has ports, and then the map is written only if another service had it before.
-pub(crate) fn load_ports(slot: u16, ranges: &[PortRange]) {
-    let any = ranges.first().is_some_and(|range| range.count != 0);
-    if any && this().ports_owner.replace(slot) != slot {
-        write_map(ranges);
-    }
-    let offset = if any { PORTS_AT } else { NO_PORTS };
+#[inline(always)]
+pub(crate) fn load_ports(slot: u16, ranges: &[PortRange; MAX_PORT_RANGES]) {
+    if ranges[0].count != 0 { allow(slot, ranges) } else { set_map_offset(NO_PORTS) }
+}
+
+fn set_map_offset(offset: u16) {
     // SAFETY: the task state of this CPU is mapped here; only the CPU itself reads it, at the next I/O instruction.
     unsafe { ((TSS + MAP_OFFSET_AT as u64) as *mut u16).write_volatile(offset) }
+}
+
+#[cold]
+fn allow(slot: u16, ranges: &[PortRange; MAX_PORT_RANGES]) {
+    if this().ports_owner.replace(slot) != slot {
+        write_map(ranges);
+    }
+    set_map_offset(PORTS_AT);
 }
 
 fn write_map(ranges: &[PortRange]) {

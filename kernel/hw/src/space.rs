@@ -12,11 +12,17 @@ use crate::{layout::OWN_PML4, percpu::this, tables::Bits, tables::Mapped, tables
 #[derive(Debug)]
 pub struct Space {
     root: Frame,
+    /// What slot 0 of a PML4 has while it is loaded.
+    top: u64,
     lease_table: Frame,
-    generation: AtomicU64,
+    /// Differs from that of every other space, and moves when something is removed.
+    version: AtomicU64,
     /// Pages in the lease window.
     lent: AtomicU64,
 }
+
+/// The last version that a space was given; 0 is none's.
+static VERSIONS: AtomicU64 = AtomicU64::new(0);
 
 const TABLE: Bits = Bits::PRESENT.union(Bits::WRITE).union(Bits::USER);
 /// Pages that an entry of the PDPT spans.
@@ -33,7 +39,15 @@ impl Space {
         let [root, directory, lease_table] = [pool.take()?, pool.take()?, pool.take()?];
         Mapped.write(directory, (LEASE_PAGE >> 9) as usize % 512, entry(lease_table, TABLE));
         Mapped.write(root, (LEASE_PAGE >> 18) as usize, entry(directory, TABLE));
-        Some(Self { root, lease_table, generation: AtomicU64::new(1), lent: AtomicU64::new(0) })
+        let space =
+            Self { root, top: entry(root, TABLE), lease_table, version: AtomicU64::new(0), lent: AtomicU64::new(0) };
+        space.changed();
+        Some(space)
+    }
+
+    /// A CPU that loads it next forgets its translations.
+    fn changed(&self) {
+        self.version.store(VERSIONS.fetch_add(1, Ordering::AcqRel) + 1, Ordering::Release);
     }
 
     const fn tree(&self) -> Tree {
@@ -53,7 +67,7 @@ impl Space {
         npt::map(&mut Mapped, self.tree(), Gfn(page.0), frame, pages, access, pool)
     }
 
-    /// Removes every mapping of so many pages. The generation moves: a CPU forgets at its next [`load`], and one that
+    /// Removes every mapping of so many pages. The version moves: a CPU forgets at its next [`load`], and one that
     /// runs this space now must be interrupted to do so.
     ///
     /// # Errors
@@ -63,7 +77,7 @@ impl Space {
     pub(crate) fn unmap(&self, from: VPage, pages: u64, pool: Pool) -> Result<(), Status> {
         let (mut at, end) = (Gfn(from.0), Gfn(from.0 + pages));
         while let Some(removed) = npt::unmap(&mut Mapped, self.tree(), at, end, pool)? {
-            self.generation.fetch_add(1, Ordering::AcqRel);
+            self.changed();
             at = Gfn(removed.gfn.0 + removed.pages);
         }
         Ok(())
@@ -78,7 +92,7 @@ impl Space {
                 npt::drop_all(&mut Mapped, Tree { root: frame_of(value), levels: 2 }, pool);
             }
         }
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.changed();
     }
 
     /// Maps pages of `lender` in this space's lease window, which is empty, and returns the lease as this service
@@ -102,29 +116,31 @@ impl Space {
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
     }
 
-    /// Empties the lease window. The generation moves if something was there.
+    /// Empties the lease window. The version moves if something was there.
     pub(crate) fn take_back(&self) {
         let pages = self.lent.load(Ordering::Relaxed);
         if pages != 0 {
             (0..pages).for_each(|number| Mapped.write(self.lease_table, LEASE_INDEX + number as usize, 0));
             self.lent.store(0, Ordering::Relaxed);
-            self.generation.fetch_add(1, Ordering::AcqRel);
+            self.changed();
         }
     }
 
     /// Makes this the space that is loaded here. Loads CR3 only if another one was, or if something was removed
-    /// since. Call it before ring 3 goes on, whenever the service or its space may have changed.
-    pub(crate) fn load(&self) {
+    /// since: `true` then. Call it before ring 3 goes on, whenever the service or its space may have changed.
+    #[inline(always)]
+    pub(crate) fn load(&self) -> bool {
         let cpu = this();
-        let wanted = (self.root, self.generation.load(Ordering::Acquire));
+        let wanted = self.version.load(Ordering::Acquire);
         if cpu.loaded.get() == wanted {
-            return;
+            return false;
         }
         cpu.loaded.set(wanted);
         // SAFETY: slot 0 of this CPU's PML4, which is mapped there. The user half has no address that Rust uses.
         unsafe {
-            (OWN_PML4 as *mut u64).write_volatile(entry(self.root, TABLE));
+            (OWN_PML4 as *mut u64).write_volatile(self.top);
             core::arch::asm!("mov cr3, {}", in(reg) cpu.cr3, options(nostack));
         }
+        true
     }
 }

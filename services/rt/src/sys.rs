@@ -75,14 +75,13 @@ fn status(rax: u64) -> Status {
 pub fn call_raw(slot: u16, words: &Words, lease: Option<Lease>) -> (Status, Words) {
     let rax = Syscall::Call as u64 | u64::from(known_id(slot).bits()) << 16;
     let returned = syscall(rax, lease.map_or(0, Lease::to_word), words);
-    let status = status(returned.rax);
-    if status == Status::Dead && slot != KERNEL_SLOT {
+    if returned.rax & 0xffff == Status::Dead as u64 && slot != KERNEL_SLOT {
         let id = ServiceId::from_bits(returned.words[0] as u32);
         if let Some(known) = GENERATIONS.get(id.index()) {
             known.store(id.generation(), Ordering::Relaxed);
         }
     }
-    (status, returned.words)
+    (status(returned.rax), returned.words)
 }
 
 /// Calls the service in `slot` with a typed request.

@@ -67,7 +67,7 @@ impl<M: Machine> Call<'_, M> {
 impl<M: Machine> Here<'_, M> {
     /// Executes the write-back that others asked of this CPU, clears its row and pays. With interrupts off; never
     /// while this CPU holds the table lock.
-    pub fn flush_if_wanted(&self) {
+    pub fn flush_if_wanted(self) {
         let cpu = usize::from(self.local.cpu.0);
         if !self.shared().flush_wanted.swap(false) {
             return;
@@ -85,7 +85,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// A batch is closed: its frames are free, its tickets done, and whoever waits hears of it.
-    fn paid(&self, tables: &mut Tables, open: &Open) {
+    fn paid(self, tables: &mut Tables, open: &Open) {
         tables.frames.paid(open.frames);
         tables.open_tickets.retain(|(_, of)| *of != open.id);
         self.machine.log(Event::BatchPaid(open.id, open.frames));

@@ -45,7 +45,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vm_create(&self, request: &VmCreate) -> Answer {
         let handler = self.service(request.handler.index());
-        ensure(handler.id.get() == request.handler && handler.alive.get(), Status::Dead)?;
+        ensure(handler.id.get() == request.handler && handler.is_alive(), Status::Dead)?;
         ensure(handler.is_vmm.get(), Status::Denied)?;
         ensure(self.machine.runs(request.kind), Status::Unsupported)?;
         let mut tables = self.tables();
@@ -261,7 +261,7 @@ impl<M: Machine> Call<'_, M> {
 
 /// Takes a dead VM's kernel frames: unmaps them and puts them into a batch.
 struct Sink<'a, M: Machine> {
-    machine: &'a M,
+    machine: M,
     table: &'a FrameTable,
     batch: BatchId,
     count: u64,

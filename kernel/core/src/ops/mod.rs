@@ -38,13 +38,13 @@ fn ok<R: Reply>(reply: R) -> Answer {
 
 impl<M: Machine> Here<'_, M> {
     /// A call to the kernel.
-    pub(crate) fn kernel_call(&self, frame: &mut UserFrame, slot: usize, caller: &Service) -> Next {
+    pub(crate) fn kernel_call(self, frame: &mut UserFrame, slot: usize, caller: &Service) -> Next {
         let (Ok(call), Ok(lease)) = (KernelCall::decode(&frame.words), Lease::from_word(frame.rbx)) else {
             return self.blame(slot, FaultKind::Protocol, frame);
         };
         let needed = needed(&call);
         let answer = if needed.is_empty() || caller.caps.get().intersects(needed) {
-            Call { here: *self, slot, caller, lease }.invoke(&call)
+            Call { here: self, slot, caller, lease }.invoke(&call)
         } else {
             Err(Status::Denied)
         };

@@ -25,7 +25,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn service_kill(&self, request: &ServiceKill) -> Answer {
-        ensure(self.target(request.service)?.alive.get() && request.service.index() != self.slot, Status::State)?;
+        ensure(self.target(request.service)?.is_alive() && request.service.index() != self.slot, Status::State)?;
         self.kill(request.service.index());
         ok(Done {})
     }

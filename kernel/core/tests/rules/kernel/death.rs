@@ -83,12 +83,11 @@ fn a_service_that_is_condemned_while_it_replies_does_not_live_on() {
     system.call_id(0, memory, lease.to_word(), words(1));
     // The killer finds the turn taken, and leaves the rest to whoever has it.
     let kernel = Rc::clone(&system.kernel);
-    *system.machine.at_take_back.borrow_mut() =
-        Some(Box::new(move || assert!(!kernel.service(MEMORY).doomed.swap(true))));
+    *system.machine.at_take_back.borrow_mut() = Some(Box::new(move || assert!(kernel.service(MEMORY).condemn())));
     assert_eq!(system.reply(0, Status::Ok, words(3)), At::User(VMM));
     assert_eq!(system.got(0).words, words(3), "it was answered before");
     assert_ne!(system.id(MEMORY), memory);
-    assert!(!system.kernel.service(MEMORY).alive.get());
+    assert!(!system.kernel.service(MEMORY).is_alive());
 }
 
 #[test]

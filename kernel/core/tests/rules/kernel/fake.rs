@@ -54,7 +54,7 @@ impl Fake {
     }
 }
 
-impl Machine for Fake {
+impl Machine for &Fake {
     fn now(&self) -> u64 {
         self.now.get()
     }

@@ -281,7 +281,7 @@ fn a_callee_that_calls_for_ever_ends_and_its_caller_goes_on() {
     // It waited as long as the other ran, and has its own time now.
     system.machine.now.set(system.machine.now.get() + WATCH_MS * KHZ);
     assert!(!system.here(0).tick());
-    assert!(!system.kernel.service(VMM).doomed.get());
+    assert!(!system.kernel.service(VMM).is_doomed());
 }
 
 #[test]

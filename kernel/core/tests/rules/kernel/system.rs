@@ -112,7 +112,7 @@ impl System {
         system
     }
 
-    pub fn here(&self, cpu: usize) -> Here<'_, Fake> {
+    pub fn here(&self, cpu: usize) -> Here<'_, &Fake> {
         Here { kernel: &self.kernel, local: &self.locals[cpu], machine: &self.machine }
     }
 
