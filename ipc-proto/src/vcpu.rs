@@ -261,13 +261,15 @@ pub struct VcpuState {
     pub tsc_aux: u64,
     /// XCR0 ([`Groups::XCR0`]).
     pub xcr0: u64,
+    /// How often the guest executed WBINVD: the kernel counts here, and executes nothing. No group.
+    pub wbinvds: u64,
 }
 
 const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<VcpuState>() <= crate::addr::PAGE_SIZE as usize);
 const _: () = assert!(core::mem::offset_of!(VcpuState, gpr) == 0);
 
-/// A line of the CPUID table that the kernel answers from.
+/// A line of the CPUID table that the kernel answers from, or a hypercall that always answers the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
 #[repr(C)]
@@ -291,6 +293,11 @@ impl CpuidEntry {
     pub const OSXSAVE: u32 = 2;
     /// The vmm wants this leaf as an exit.
     pub const ASK: u32 = 4;
+    /// No leaf but a hypercall: `leaf` is [`HYPERCALLS`](Self::HYPERCALLS) + rax, and `answer` begins with the low and
+    /// the high half of the rax to come.
+    pub const HYPERCALL: u32 = 8;
+    /// Where hypercalls are among the leaves.
+    pub const HYPERCALLS: u32 = 0xc000_0000;
     /// Entries that fit the page lent with `CpuidLoad`.
     pub const MAX: usize = 128;
 }

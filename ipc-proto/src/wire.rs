@@ -168,6 +168,7 @@ macro_rules! packed {
 
         impl $name {
             /// The words that stand for it.
+            #[inline(always)]
             pub fn to_words(&self) -> $crate::wire::Words {
                 let head = 0 $(| $crate::wire::Field::to_word(self.$head) << $low)*;
                 let mut words = [head, 0, 0, 0, 0, 0, 0, 0];
@@ -179,6 +180,7 @@ macro_rules! packed {
             ///
             /// # Errors
             /// [`Malformed`](crate::wire::Malformed) if they aren't canonical.
+            #[inline(always)]
             pub fn from_words(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
                 use $crate::wire::{Field, Malformed};
                 const USED: u64 = 0 $(| ((1 << $bits) - 1) << $low)*;

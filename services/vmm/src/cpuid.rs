@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use caisson_proto::vcpu::CpuidEntry;
 
+use crate::hypercall::constant;
 use crate::vmm::Facts;
 
 /// Features that a guest may see, where the machine has them.
@@ -119,6 +120,7 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
     put(0x8000_0007, None, 0, [0, 0, 0, 1 << 8]);
     let [widths, ..] = extended(0x8000_0008);
     put(0x8000_0008, None, 0, [widths & 0xffff, 0, core_bits << 12 | (threads - 1), 0]);
+    out.extend(constant());
     out
 }
 
@@ -177,7 +179,8 @@ fn with_id(entry: &CpuidEntry, index: u8) -> [u32; 4] {
 /// What the table says: what the kernel answers too.
 pub fn answer(table: &[CpuidEntry], index: u8, leaf: u32, subleaf: u32) -> [u32; 4] {
     let fits = |entry: &&CpuidEntry| {
-        entry.leaf == leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf)
+        let subleaf_fits = entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf;
+        entry.leaf == leaf && entry.flags & CpuidEntry::HYPERCALL == 0 && subleaf_fits
     };
     table.iter().find(fits).map_or([0; 4], |entry| with_id(entry, index))
 }

@@ -1,6 +1,6 @@
 //! KVM's hypercalls, by VMMCALL (Linux's Documentation/virt/kvm/x86/hypercalls.rst).
 
-use caisson_proto::vcpu::{Exit, Resume, VcpuState};
+use caisson_proto::vcpu::{CpuidEntry, Exit, Resume, VcpuState};
 
 use crate::dev::ioapic::Message;
 use crate::exits::{RBX, RSI, done};
@@ -9,11 +9,22 @@ use crate::platform::Platform;
 use crate::vcpu::Life;
 use crate::vmm::Vmm;
 
+const VAPIC_POLL_IRQ: u64 = 1;
 const KICK_CPU: u64 = 5;
 const SEND_IPI: u64 = 10;
 const SCHED_YIELD: u64 = 11;
 /// −KVM_ENOSYS.
 const NO_SUCH_CALL: u64 = -1000_i64 as u64;
+
+/// The calls that always answer the same, for the kernel's table: polling the interrupts, which arrive by themselves, and
+/// what isn't offered of KVM's numbers.
+pub(crate) fn constant() -> impl Iterator<Item = CpuidEntry> {
+    (1..16).filter(|number| !matches!(*number, KICK_CPU | SEND_IPI | SCHED_YIELD)).map(|number| {
+        let rax = if number == VAPIC_POLL_IRQ { 0 } else { NO_SUCH_CALL };
+        let (leaf, answer) = (CpuidEntry::HYPERCALLS + number as u32, [rax as u32, (rax >> 32) as u32, 0, 0]);
+        CpuidEntry { leaf, subleaf: 0, flags: CpuidEntry::HYPERCALL, answer, spare: 0 }
+    })
+}
 
 impl<P: Platform> Vmm<P> {
     pub(crate) fn hypercall(&mut self, _at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
@@ -34,6 +45,7 @@ impl<P: Platform> Vmm<P> {
             }
             // The other vCPU has a CPU of its own or its turn comes by itself.
             SCHED_YIELD => 0,
+            VAPIC_POLL_IRQ => 0,
             _ => NO_SUCH_CALL,
         };
         done(next, result)

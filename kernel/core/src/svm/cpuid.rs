@@ -3,7 +3,7 @@
 use caisson_proto::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-const KNOWN_FLAGS: u32 = CpuidEntry::SUBLEAF | CpuidEntry::OSXSAVE | CpuidEntry::ASK;
+const KNOWN_FLAGS: u32 = CpuidEntry::SUBLEAF | CpuidEntry::OSXSAVE | CpuidEntry::ASK | CpuidEntry::HYPERCALL;
 /// Marks an entry in use, in its spare word.
 const USED: u32 = 1;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -38,13 +38,25 @@ impl Table {
         Ok(())
     }
 
+    fn find(&self, leaf: u32, fits: impl Fn(&CpuidEntry) -> bool) -> Option<&CpuidEntry> {
+        let row = (0..CpuidEntry::MAX).map(|step| &self.entries[(hash(leaf) + step) % CpuidEntry::MAX]);
+        row.take_while(|entry| entry.spare != 0).find(|entry| entry.leaf == leaf && fits(entry))
+    }
+
+    /// What a hypercall with this rax answers, or `None` if the vmm is to.
+    pub fn hypercall(&self, rax: u64) -> Option<u64> {
+        let leaf = u32::try_from(rax).ok()?.checked_add(CpuidEntry::HYPERCALLS)?;
+        let [low, high, ..] = self.find(leaf, |entry| entry.flags & CpuidEntry::HYPERCALL != 0)?.answer;
+        Some(u64::from(low) | u64::from(high) << 32)
+    }
+
     /// The answer to CPUID with these registers, or `None` if the vmm wants to answer. A leaf without an entry reads
     /// as zeros.
     pub fn look_up(&self, leaf: u32, subleaf: u32, cr4: u64) -> Option<[u32; 4]> {
-        let row = (0..CpuidEntry::MAX).map(|step| &self.entries[(hash(leaf) + step) % CpuidEntry::MAX]);
-        let found = row
-            .take_while(|entry| entry.spare != 0)
-            .find(|entry| entry.leaf == leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf));
+        let found = self.find(leaf, |entry| match entry.flags & (CpuidEntry::SUBLEAF | CpuidEntry::HYPERCALL) {
+            CpuidEntry::SUBLEAF => entry.subleaf == subleaf,
+            flags => flags == 0,
+        });
         let Some(entry) = found else { return Some([0; 4]) };
         if entry.flags & CpuidEntry::ASK != 0 {
             return None;

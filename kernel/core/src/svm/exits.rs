@@ -69,10 +69,7 @@ pub const fn next_rip(code: u16, info2: u64, field: u64) -> u64 {
     if code == code::IOIO { info2 } else { field }
 }
 
-/// Where the guest goes on after an unprefixed CPUID.
-pub const CPUID_LENGTH: u64 = 2;
-
-/// Moves the guest past an instruction that was executed for it. Its shadow ends with it.
+/// Moves the guest past an instruction that was executed for it, so long where the CPU doesn't say. Its shadow ends with it.
 pub fn advance(vmcb: &mut Vmcb, length: u64) {
     let next = vmcb.control.next_rip;
     vmcb.save.rip = if next != 0 { next } else { vmcb.save.rip.wrapping_add(length) };

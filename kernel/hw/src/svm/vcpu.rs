@@ -126,6 +126,7 @@ pub(crate) fn save(context: Context, vcpu: &mut Vcpu, groups: Groups) {
 }
 
 /// The message to the vmm, and the groups that go with it. `code` is what [`Vcpu::enter`] returned, or KICK or TIMER.
+#[inline(always)]
 pub(crate) fn exit(context: Context, vcpu: &mut Vcpu, code: u16) -> Exit {
     let Vcpu { page, vmcb, extra, .. } = vcpu;
     let (info1, info2, next_rip) = match code {

@@ -10,7 +10,7 @@
 use core::{arch::asm, arch::naked_asm, mem::offset_of};
 
 use caisson_core::{svm::exits, svm::state::SVME, svm::state::StatePage, svm::state::gpr, svm::vmcb::Vmcb};
-use caisson_proto::{addr::Spa, vcpu::code};
+use caisson_proto::{addr::Spa, exits::code, vcpu::VcpuState};
 use zerocopy::FromZeros;
 
 use super::{resident, vcpu::Vcpu};
@@ -57,22 +57,40 @@ impl Vcpu {
     }
 }
 
-/// Answers CPUID from the table; false if the vmm is to.
-extern "C" fn answer_cpuid(Vcpu { vmcb, page, cpuid, .. }: &mut Vcpu) -> bool {
-    let answer = cpuid.look_up(vmcb.save.rax as u32, page.get(gpr(1)) as u32, vmcb.save.cr4);
+/// Answers what needs nobody's decision: CPUID and hypercalls from the table, WBINVD by nothing but counting it, as no
+/// device of a guest's reads memory around the caches. False if the vmm is to answer.
+extern "C" fn answer(Vcpu { vmcb, page, cpuid, .. }: &mut Vcpu) -> bool {
+    let Vmcb { control, save } = &mut *vmcb;
     // With TF set, a #DB is due, and that is the vmm's.
-    let Some([eax, ebx, ecx, edx]) = answer.filter(|_| vmcb.save.rflags & 1 << 8 == 0) else { return false };
-    vmcb.save.rax = eax.into();
-    page.set(gpr(3), ebx.into());
-    page.set(gpr(1), ecx.into());
-    page.set(gpr(2), edx.into());
-    exits::advance(vmcb, exits::CPUID_LENGTH);
+    if save.rflags & 1 << 8 != 0 {
+        return false;
+    }
+    let length = match exits::narrow(control.exit_code) {
+        code::CPUID => {
+            let answer = cpuid.look_up(save.rax as u32, page.get(gpr(1)) as u32, save.cr4);
+            let Some([eax, ebx, ecx, edx]) = answer else { return false };
+            save.rax = eax.into();
+            [(3, ebx), (1, ecx), (2, edx)].map(|(number, value)| page.set(gpr(number), value.into()));
+            2
+        }
+        code::VMMCALL => {
+            let Some(rax) = cpuid.hypercall(save.rax).filter(|_| save.cpl == 0) else { return false };
+            save.rax = rax;
+            3
+        }
+        _ => {
+            let count = offset_of!(VcpuState, wbinvds);
+            page.set(count, page.get(count).wrapping_add(1));
+            2
+        }
+    };
+    exits::advance(vmcb, length);
     true
 }
 
-/// Enters the guest and comes back at the next exit that [`answer_cpuid`] doesn't answer.
+/// Enters the guest and comes back at the next exit that [`answer`] doesn't answer.
 ///
-/// Registers that the C ABI preserves stay the guest's while CPUID is answered, but for rbx, which is part of the
+/// Registers that the C ABI preserves stay the guest's meanwhile, but for rbx, which is part of the
 /// answer. rax and rsp are in the VMCB.
 ///
 /// # Safety
@@ -116,8 +134,14 @@ unsafe extern "C" fn switch(vcpu: &mut Vcpu, vmcb: Spa) {
         "mov [rax + 8 * \\n], r\\n",
         ".endr",
         "mov rdi, rax",
-        "cmp qword ptr [rax + {exit_code}], {cpuid}",
+        "mov rcx, [rax + {exit_code}]",
+        ".irp answered, {cpuid}, {wbinvd}",
+        "cmp ecx, \\answered",
+        "je 4f",
+        ".endr",
+        "cmp ecx, {hypercall}",
         "jne 3f",
+        "4:",
         "call {answer}",
         "mov rdi, [rsp]",
         "test al, al",
@@ -135,6 +159,8 @@ unsafe extern "C" fn switch(vcpu: &mut Vcpu, vmcb: Spa) {
         "ret",
         exit_code = const VMCB + offset_of!(Vmcb, control.exit_code),
         cpuid = const code::CPUID,
-        answer = sym answer_cpuid,
+        wbinvd = const code::WBINVD,
+        hypercall = const code::VMMCALL,
+        answer = sym answer,
     );
 }
