@@ -53,10 +53,10 @@ fn syscall(rax: u64, lease: u64, words: &Words) -> Returned {
 /// The generation of each service as far as this one knows it.
 static GENERATIONS: [AtomicU16; MAX_SERVICES] = [const { AtomicU16::new(0) }; MAX_SERVICES];
 
-/// The id under which the service in `slot` is called from here.
+/// The id under which the service in `slot` is called from here. The kernel's slot has none, and the kernel ignores it.
+#[inline(always)]
 pub fn known_id(slot: u16) -> ServiceId {
-    let generation = GENERATIONS.get(usize::from(slot)).map_or(0, |known| known.load(Ordering::Relaxed));
-    ServiceId::new(slot, generation)
+    ServiceId::new(slot, GENERATIONS[usize::from(slot) % MAX_SERVICES].load(Ordering::Relaxed))
 }
 
 fn number(call: Syscall, upper: u16) -> u64 {

@@ -31,7 +31,8 @@ fn table(entries: &[CpuidEntry]) -> Table {
 /// The rule as ipc-proto tells it: the first entry that fits answers.
 fn model(entries: &[CpuidEntry], leaf: u32, subleaf: u32, osxsave: bool) -> Option<[u32; 4]> {
     let fits = |entry: &&CpuidEntry| {
-        entry.leaf == leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf)
+        let is_leaf = entry.leaf == leaf && entry.flags & CpuidEntry::HYPERCALL == 0;
+        is_leaf && (entry.flags & CpuidEntry::SUBLEAF == 0 || entry.subleaf == subleaf)
     };
     let Some(entry) = entries.iter().find(fits) else { return Some([0; 4]) };
     if entry.flags & CpuidEntry::ASK != 0 {
@@ -60,6 +61,23 @@ proptest! {
 }
 
 #[test]
+fn a_hypercall_is_no_leaf() {
+    let call = |number, low, high| CpuidEntry {
+        leaf: CpuidEntry::HYPERCALLS + number,
+        flags: CpuidEntry::HYPERCALL,
+        answer: [low, high, 0, 0],
+        ..CpuidEntry::default()
+    };
+    let table = table(&[call(1, 7, 9), call(3, u32::MAX, u32::MAX)]);
+    assert_eq!(table.hypercall(1), Some(9 << 32 | 7));
+    assert_eq!(table.hypercall(3), Some(u64::MAX));
+    assert_eq!(table.hypercall(2), None, "the vmm's");
+    assert_eq!(table.hypercall(1 << 32 | 1), None, "all of rax counts");
+    assert_eq!(table.hypercall(0x4000_0001), None, "leaves don't come round");
+    assert_eq!(table.look_up(CpuidEntry::HYPERCALLS + 1, 0, 0), Some([0; 4]));
+}
+
+#[test]
 fn is_bounded() {
     let full = table(&[CpuidEntry { leaf: 7, flags: CpuidEntry::SUBLEAF, ..CpuidEntry::default() }; CpuidEntry::MAX]);
     assert_eq!(full.look_up(7, 1, 0), Some([0; 4]));
@@ -69,6 +87,6 @@ fn is_bounded() {
 #[test]
 fn refuses_what_it_does_not_know() {
     let mut table = Table::new_zeroed();
-    assert_eq!(table.add(CpuidEntry { flags: 8, ..CpuidEntry::default() }), Err(Status::Malformed));
+    assert_eq!(table.add(CpuidEntry { flags: 16, ..CpuidEntry::default() }), Err(Status::Malformed));
     assert_eq!(table.add(CpuidEntry { spare: 1, ..CpuidEntry::default() }), Err(Status::Malformed));
 }
