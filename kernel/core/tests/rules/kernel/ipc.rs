@@ -144,11 +144,11 @@ fn a_dead_generation_is_refused_with_the_new_id() {
         assert_eq!(system.got(0).words, words(new.bits().into()));
     }
     system.here(0).restart(MEMORY).unwrap();
-    assert_eq!(system.call_id(0, old, 0, words(1)), At::User(VMM));
-    assert_eq!((system.got(0).status, system.got(0).words), (Status::Dead, words(new.bits().into())));
-    assert_eq!(system.call_id(0, new, 0, words(1)), At::User(MEMORY), "its first message comes before others");
+    assert_eq!(system.call_id(0, old, 0, words(1)), At::User(MEMORY), "its first message comes before others");
     assert_eq!(system.got(0).sender, sender::START);
-    assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(MEMORY));
+    assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(VMM));
+    assert_eq!((system.got(0).status, system.got(0).words), (Status::Dead, words(new.bits().into())));
+    assert_eq!(system.call_id(0, new, 0, words(1)), At::User(MEMORY));
     assert_eq!((system.got(0).sender, system.got(0).words), (system.id(VMM).bits(), words(1)));
 }
 
