@@ -33,8 +33,6 @@ pub mod code {
     pub const FERR_FREEZE: u16 = 0x7e;
     /// VMRUN.
     pub const VMRUN: u16 = 0x80;
-    /// VMMCALL.
-    pub const VMMCALL: u16 = 0x81;
     /// VMLOAD.
     pub const VMLOAD: u16 = 0x82;
     /// VMSAVE.
@@ -47,8 +45,6 @@ pub mod code {
     pub const SKINIT: u16 = 0x86;
     /// RDTSCP.
     pub const RDTSCP: u16 = 0x87;
-    /// WBINVD and WBNOINVD.
-    pub const WBINVD: u16 = 0x89;
     /// MONITOR.
     pub const MONITOR: u16 = 0x8a;
     /// MWAIT.

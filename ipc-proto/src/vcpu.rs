@@ -89,8 +89,12 @@ pub mod code {
     pub const TASK_SWITCH: u16 = 0x7d;
     /// Triple fault or other shutdown.
     pub const SHUTDOWN: u16 = 0x7f;
+    /// VMMCALL.
+    pub const VMMCALL: u16 = 0x81;
     /// ICEBP.
     pub const ICEBP: u16 = 0x88;
+    /// WBINVD and WBNOINVD.
+    pub const WBINVD: u16 = 0x89;
     /// XSETBV.
     pub const XSETBV: u16 = 0x8d;
     /// Nested page fault: info1 = error code, info2 = guest-physical address.

@@ -35,6 +35,8 @@ pub struct BootInfo {
     pub cpus: heapless::Vec<u32, MAX_CPUS>,
     /// Local APIC registers.
     pub local_apic: Spa,
+    /// Frequency of the local APICs' timers, undivided, in kHz.
+    pub timer_khz: u64,
     /// I/O APIC registers.
     pub io_apic: Spa,
     /// Port of a device that takes log frames byte by byte without waiting, for the kernel's epitaph; 0 for none.

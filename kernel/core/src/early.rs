@@ -67,6 +67,7 @@ mod tests {
             bundle: range(bundle),
             cpus: heapless::Vec::new(),
             local_apic: Spa(0),
+            timer_khz: 0,
             io_apic: Spa(0),
             log_port: 0,
             power_off: None,

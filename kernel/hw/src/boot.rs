@@ -188,7 +188,8 @@ pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
     let (first, last) = touched(&boot.bundle);
     (first..last).for_each(|number| kmap::map_as(Frame(number), READ | Bits::NX));
     ioapic::init();
-    if clock::calibrate() { Ok(Early { frames: builder.frames, count }) } else { Err("an 8254 that counts") }
+    let counts = clock::calibrate(boot.timer_khz);
+    if counts { Ok(Early { frames: builder.frames, count }) } else { Err("an APIC timer that counts") }
 }
 
 /// Memory between [`init`] and the kernel's own accounting.

@@ -2,15 +2,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{apic, cpu, cpu::port};
+use crate::{apic, cpu};
 
-/// Frequency of the 8254's clock, in Hz.
-const PIT_HZ: u64 = 1_193_182;
-/// The least that the window of the calibration has, in ticks of the 8254: 8 ms. Its counter lasts for 55 ms.
-const WINDOW: u16 = 9545;
-/// Looks at the counter in a window at the most, and windows at the most.
-const LOOKS: u32 = 1_000_000;
-const TRIES: u32 = 5;
+/// Milliseconds that the calibration takes.
+const WINDOW_MS: u64 = 8;
+/// Looks at the timer in it at the most.
+const LOOKS: u32 = 10_000_000;
 /// Readings of which the quickest counts: the host of a virtual machine may run something else in between.
 const READINGS: u32 = 8;
 
@@ -19,65 +16,28 @@ static BOOT_TSC: AtomicU64 = AtomicU64::new(0);
 /// Ticks of the local APIC's timer a TSC tick, times 2³².
 static TIMER_RATIO: AtomicU64 = AtomicU64::new(0);
 
-/// All three clocks, read at one moment.
-struct Moment {
-    /// TSC ticks that the reading took.
-    took: u64,
-    tsc: u64,
-    timer: u32,
-    /// What channel 2 of the 8254 has left.
-    left: u16,
-}
-
-fn read_once() -> Moment {
-    let before = cpu::tsc();
-    // SAFETY: latches the counter of channel 2 and reads its two bytes; no device touches memory.
-    let left = unsafe {
-        port::write(0x43, 0x80);
-        u16::from_le_bytes([port::read(0x42), port::read(0x42)])
+/// Both clocks, read at one moment; first the TSC ticks that the reading took.
+fn now() -> (u64, u64, u64) {
+    let read = |_| {
+        let before = cpu::tsc();
+        let timer = apic::counted();
+        let tsc = cpu::tsc();
+        (tsc - before, tsc, timer.into())
     };
-    let timer = apic::counted();
-    let tsc = cpu::tsc();
-    Moment { took: tsc - before, tsc, timer, left }
+    (1..READINGS).map(read).fold(read(0), |best, next| if next.0 < best.0 { next } else { best })
 }
 
-fn now() -> Moment {
-    (1..READINGS).fold(read_once(), |best, _| {
-        let next = read_once();
-        if next.took < best.took { next } else { best }
-    })
-}
-
-/// One window: its beginning and its end, unless the counter stands still or has run out.
-fn window() -> Option<(Moment, Moment)> {
-    // SAFETY: port 0x61 has the channel's gate (bit 0), the speaker (bit 1) and the channel's output (bit 5); 0x43
-    // and 0x42 program the channel. None of them makes a device touch memory.
-    unsafe {
-        port::write(0x61, port::read(0x61) & !3);
-        port::write(0x43, 0xb0); // channel 2, both bytes, mode 0: the output rises at the end
-        port::write(0x42, 0xff);
-        port::write(0x42, 0xff);
-        port::write(0x61, port::read(0x61) & !2 | 1);
-    }
+/// Measures the TSC against the local APIC's timer, whose frequency the board knows. `false` if that doesn't count.
+pub(crate) fn calibrate(timer_khz: u64) -> bool {
     apic::count_down(true);
-    let start = now();
-    let over = (0..LOOKS).any(|_| start.left.wrapping_sub(read_once().left) >= WINDOW);
-    let end = now();
-    // SAFETY: as above; this only reads.
-    let ran_out = unsafe { port::read(0x61) & 0x20 != 0 };
+    let (_, tsc, timer) = now();
+    let over = (0..LOOKS).any(|_| u64::from(apic::counted()) - timer >= WINDOW_MS * timer_khz);
+    let (_, end, timer_end) = now();
     apic::count_down(false);
-    (over && !ran_out).then_some((start, end))
-}
-
-/// Measures TSC and APIC timer against channel 2 of the 8254. `false` if that doesn't count.
-pub(crate) fn calibrate() -> bool {
-    let Some((start, end)) = (0..TRIES).find_map(|_| window()) else { return false };
-    let tsc = (end.tsc - start.tsc).max(1);
-    let timer = u64::from(end.timer - start.timer);
-    let ticks = u64::from(start.left - end.left).max(1);
-    TSC_KHZ.store((tsc * PIT_HZ / (ticks * 1000)).max(1), Ordering::Relaxed);
-    TIMER_RATIO.store((timer << 32) / tsc, Ordering::Relaxed);
-    true
+    let khz = ((end - tsc) * timer_khz / (timer_end - timer).max(1)).max(1);
+    TSC_KHZ.store(khz, Ordering::Relaxed);
+    TIMER_RATIO.store((timer_khz << 32) / khz, Ordering::Relaxed);
+    over
 }
 
 /// Begins the time that the log tells.

@@ -179,15 +179,4 @@ pub(crate) mod port {
         // SAFETY: as the caller says.
         unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
     }
-
-    /// Reads a byte.
-    ///
-    /// # Safety
-    /// As [`write`].
-    pub unsafe fn read(port: u16) -> u8 {
-        let value;
-        // SAFETY: as the caller says.
-        unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags)) };
-        value
-    }
 }

@@ -8,6 +8,8 @@ use crate::pvh::{MapEntry, RAM};
 
 /// Port of isa-debugcon.
 const LOG_PORT: u16 = 0xe8;
+/// The timers of QEMU's local APICs count nanoseconds (hw/intc/apic.c).
+const TIMER_KHZ: u64 = 1_000_000;
 /// Port of isa-debug-exit.
 const EXIT_PORT: u16 = 0xf4;
 
@@ -37,21 +39,10 @@ pub fn usable(entries: impl Iterator<Item = MapEntry>) -> Vec<Range, MAX_RANGES>
     memory
 }
 
-/// Whether `word` is one of a command line's, which ends at the first zero.
-pub fn has_word(line: impl Iterator<Item = u8>, word: &[u8]) -> bool {
-    // How many bytes of the word the present one has matched, unless it is another.
-    let mut matched = Some(0);
-    for byte in line.take_while(|&byte| byte != 0).chain([b' ']) {
-        if byte == b' ' {
-            if matched == Some(word.len()) {
-                return true;
-            }
-            matched = Some(0);
-        } else {
-            matched = matched.filter(|&count| word.get(count) == Some(&byte)).map(|count| count + 1);
-        }
-    }
-    false
+/// Whether a word of a command line says that WBNOINVD is there. A line that isn't UTF-8 says nothing.
+pub fn assumes_wbnoinvd(line: &[u8]) -> bool {
+    let line = line.split(|&byte| byte == 0).next().and_then(|line| core::str::from_utf8(line).ok());
+    line.is_some_and(|line| line.split(' ').any(|word| word == "wbnoinvd"))
 }
 
 /// What was found, with what is the same on every machine of QEMU's.
@@ -64,6 +55,7 @@ pub fn machine(
         bundle,
         cpus: (0..cpus.clamp(1, MAX_CPUS) as u32).collect(),
         local_apic: Spa(0xfee0_0000),
+        timer_khz: TIMER_KHZ,
         io_apic: Spa(0xfec0_0000),
         log_port: LOG_PORT,
         power_off: Some(EXIT_PORT),
@@ -97,13 +89,12 @@ mod tests {
 
     #[test]
     fn a_word_is_found_whole_only() {
-        let found = |line: &[u8]| has_word(line.iter().copied(), b"wbnoinvd");
-        assert!(found(b"wbnoinvd\0"));
-        assert!(found(b"quiet  wbnoinvd x"));
-        assert!(found(b"x wbnoinvd"));
-        for line in [&b"\0wbnoinvd"[..], b"", b"wbnoinv", b"wbnoinvds\0", b"xwbnoinvd\0", b"wbno invd\0"] {
-            assert!(!found(line));
+        for line in [&b"wbnoinvd\0"[..], b"quiet  wbnoinvd x", b"x wbnoinvd", b"wbnoinvd\0\xff"] {
+            assert!(assumes_wbnoinvd(line));
         }
+        let others =
+            [&b"\0wbnoinvd"[..], b"", b"wbnoinv", b"wbnoinvds\0", b"xwbnoinvd\0", b"wbno invd\0", b"\xff wbnoinvd"];
+        assert!(!others.into_iter().any(assumes_wbnoinvd));
     }
 
     #[test]

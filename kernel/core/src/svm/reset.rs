@@ -1,10 +1,10 @@
-//! A vCPU before its first instruction: registers (APM volume 2, table 14-1), intercepts, and the MSR map.
+//! A new vCPU: intercepts and the MSR map. Its registers come from the vmm.
 
 use caisson_proto::prelude::*;
 use zerocopy::FromZeros;
 
 use super::exits::REFLECTED;
-use super::state::{ABSENT, Extra, SVME};
+use super::state::{ABSENT, Extra};
 use super::vmcb::{CR8, MASKING, NESTED_PAGING, Vmcb};
 
 /// Machine checks are the host's.
@@ -44,12 +44,7 @@ pub struct Setup {
     pub root: Frame,
 }
 
-/// A segment of real mode: present, with this type and, where `code_or_data` says so, no system segment's.
-const fn real_mode(kind: u16, code_or_data: bool) -> Segment {
-    Segment { selector: 0, attributes: 1 << 7 | (code_or_data as u16) << 4 | kind, limit: 0xffff, base: 0 }
-}
-
-/// Reset state.
+/// What the host wants of a new vCPU. Its registers are zero, which no CPU accepts: the vmm loads them all before it runs.
 pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra, setup: &Setup) {
     vmcb.zero();
     let control = &mut vmcb.control;
@@ -61,17 +56,6 @@ pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra, setup: &Setup) {
     control.interrupt = MASKING;
     control.nested = NESTED_PAGING;
     control.n_cr3 = setup.root.spa().0;
-    let save = &mut vmcb.save;
-    let code = Segment { selector: 0xf000, base: 0xffff_0000, ..real_mode(0xb, true) };
-    let (data, table) = (real_mode(3, true), Segment { attributes: 0, ..real_mode(0, false) });
-    save.segments = [data, code, data, data, data, data, table, real_mode(2, false), table, real_mode(3, false)];
-    save.cr0 = 0x6000_0010;
-    save.efer = SVME;
-    save.rflags = 2;
-    save.rip = 0xfff0;
-    save.dr6 = 0xffff_0ff0;
-    save.dr7 = 0x400;
-    save.pat = 0x0007_0406_0007_0406;
     vmcb.set_intercepts();
     *extra = Extra { xcr0: 1, shadow_rip: u64::MAX, reload: ABSENT, ..Extra::default() };
 }

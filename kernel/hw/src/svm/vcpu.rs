@@ -158,7 +158,6 @@ impl Vcpu {
         let msrpm = self.spa(offset_of!(Self, msr_map));
         reset::reset(&mut self.vmcb, &mut self.extra, &Setup { iopm: this().svm.iopm, msrpm, asid, root });
         self.vmcb.control.tlb_control = TLB_FLUSH_ALL;
-        state::save(&mut self.page, Groups::all(), &mut self.vmcb, &mut self.extra);
     }
 
     /// Makes the next entry begin without translations: after a change of nested tables, and when the vCPU comes

@@ -10,7 +10,7 @@
 use core::{arch::asm, arch::naked_asm, mem::offset_of};
 
 use caisson_core::{svm::exits, svm::state::SVME, svm::state::StatePage, svm::state::gpr, svm::vmcb::Vmcb};
-use caisson_proto::{addr::Spa, exits::code, vcpu::VcpuState};
+use caisson_proto::{addr::Spa, vcpu::VcpuState, vcpu::code};
 use zerocopy::FromZeros;
 
 use super::{resident, vcpu::Vcpu};
