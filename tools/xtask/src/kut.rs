@@ -75,7 +75,7 @@ fn bare(folder: &Path, entry: &Entry) -> Result<Outcome, Failure> {
     let mut arguments = machine::hardware(entry.cpus, entry.memory, false);
     arguments.extend(DEVICES.split(' ').map(String::from));
     arguments.extend(["-kernel".into(), entry.file.display().to_string()]);
-    arguments.extend(["-append".into(), entry.arguments.clone()]);
+    arguments.extend(["-append".into(), entry.arguments()]);
     outcome::run(folder, &arguments, None, entry.seconds)
 }
 
@@ -91,7 +91,7 @@ fn on_caisson(
         machine_memory: None,
         kernel: Some(entry.file.clone()),
         initrd: None,
-        cmdline: entry.arguments.clone(),
+        cmdline: entry.arguments(),
         vms: vec![file],
         log: LogLevel::Warn,
         manifest: None,
@@ -150,7 +150,7 @@ fn to_json(row: &Row) -> serde_json::Value {
         })
     };
     json!({
-        "test": entry.name, "cpus": entry.cpus, "memory": entry.memory, "arguments": entry.arguments,
+        "test": entry.name, "cpus": entry.cpus, "memory": entry.memory, "arguments": entry.arguments(),
         "skipped": entry.skipped,
         "bare": ran.as_ref().map(|(bare, _)| side(bare)), "caisson": ran.as_ref().map(|(_, ours)| side(ours)),
     })
