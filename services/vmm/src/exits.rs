@@ -83,7 +83,7 @@ impl<P: Platform> Vmm<P> {
         }
         match self.fetch(exit, state) {
             Some(code) if code.bytes().starts_with(&usual) => code.after(N),
-            Some(code) => code.after(code.decode().map_or(N, |instruction| instruction.len())),
+            Some(code) => code.after(code.accepted_len().unwrap_or(N)),
             None => exit.rip.wrapping_add(N as u64),
         }
     }

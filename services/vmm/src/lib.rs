@@ -22,6 +22,7 @@ pub mod dev;
 mod device_strings;
 mod epitaph;
 mod exits;
+mod holes;
 mod hypercall;
 pub mod insn;
 mod interrupts;

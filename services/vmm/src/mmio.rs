@@ -13,8 +13,6 @@ use crate::vmm::Vmm;
 
 /// A fault that comes back so often in a row can't be resolved.
 const MAX_REPEATS: u32 = 64;
-/// EXITINFO1: the fault came from a walk of the guest's page tables.
-const TABLE_WALK: u64 = 1 << 33;
 
 impl<P: Platform> Vmm<P> {
     pub(crate) fn nested_fault(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
@@ -22,8 +20,8 @@ impl<P: Platform> Vmm<P> {
         if self.ram.contains(gpa) {
             return self.memory_fault(at, exit, state);
         }
-        if exit.info1 & TABLE_WALK != 0 {
-            return self.unemulated(at, exit, state);
+        if let Some(resume) = self.hole(at, exit, state) {
+            return resume;
         }
         let Some(code) = self.fetch(exit, state) else { return again(exit) };
         let Some(instruction) = code.decode() else { return self.unemulated(at, exit, state) };

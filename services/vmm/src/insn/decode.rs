@@ -131,6 +131,14 @@ impl Code {
         (!instruction.is_invalid()).then_some(instruction)
     }
 
+    /// How long the instruction is, where the CPU accepted it: QEMU does with prefixes that others refuse, as LOCK.
+    pub fn accepted_len(&self) -> Option<usize> {
+        let bytes = self.bytes.get(..self.len)?;
+        let options = DecoderOptions::AMD | DecoderOptions::NO_INVALID_CHECK;
+        let instruction = Decoder::try_with_ip(self.bits, bytes, self.rip, options).ok()?.decode();
+        (!instruction.is_invalid()).then(|| instruction.len())
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(&[])

@@ -49,6 +49,16 @@ pub struct PageFault {
     pub code: u32,
 }
 
+/// Error code: present, and a reserved bit is set.
+const RESERVED: u32 = 1 << 3;
+
+impl PageFault {
+    /// Whether a table's entry has reserved bits, as one has that lies where there is no memory.
+    pub fn is_reserved(&self) -> bool {
+        self.code & RESERVED != 0
+    }
+}
+
 /// Registers that translation depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paging {
@@ -75,7 +85,7 @@ impl Paging {
     /// The guest-physical address of a linear one. A write sets the dirty bit, any access the accessed bits.
     ///
     /// # Errors
-    /// [`PageFault`] where the CPU would raise one. Reserved bits and SMAP aren't checked.
+    /// [`PageFault`] where the CPU would raise one. Reserved bits of tables in memory and SMAP aren't checked.
     pub fn translate(
         &self, platform: &mut impl Platform, ram: &mut Ram, linear: u64, access: Access,
     ) -> Result<u64, PageFault> {
@@ -100,6 +110,11 @@ impl Paging {
             let at = table + index * entry_bytes;
             let mut bytes = [0; 8];
             let target = if wide { &mut bytes[..] } else { &mut bytes[..4] };
+            if !ram.contains(at) {
+                // It reads as ones.
+                let PageFault { linear, code } = self.fault(linear, access, true);
+                return Err(PageFault { linear, code: code | RESERVED });
+            }
             ram.read(platform, at, target).map_err(|_| self.fault(linear, access, false))?;
             let entry = u64::from_le_bytes(bytes);
             if entry & PRESENT == 0 {

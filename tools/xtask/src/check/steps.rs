@@ -10,7 +10,7 @@ use crate::setup::{self, TARGET};
 /// Packages that are built for the machine. Those without a heap are apart: cargo gives each the features of all that
 /// are in one call.
 const MACHINE: [&[&str]; 2] = [&PLAIN, &["caisson-vmm"]];
-const PLAIN: [&str; 13] = [
+const PLAIN: [&str; 14] = [
     "caisson-kernel",
     "caisson-hw",
     "caisson-qemu-boot",
@@ -23,6 +23,7 @@ const PLAIN: [&str; 13] = [
     "caisson-qemu-bench",
     "caisson-guest-rt",
     "caisson-guest-exits",
+    "caisson-guest-hostile",
     "caisson-guest-intruder",
 ];
 /// Packages whose tests model every order of what happens on several CPUs.
