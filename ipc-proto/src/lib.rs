@@ -16,6 +16,7 @@ pub mod bundle;
 pub mod console;
 pub mod exits;
 pub mod firmware;
+pub mod info;
 pub mod kernel;
 pub mod layout;
 pub mod memory;

@@ -4,7 +4,7 @@
 //! or breaks the rule of ranks, isn't booted. Where an image may lie and what access it may have, the service's space
 //! checks when it is mapped.
 
-use caisson_proto::{layout, prelude::*};
+use caisson_proto::prelude::*;
 use zerocopy::FromBytes;
 
 /// Why a bundle isn't booted.
@@ -19,7 +19,7 @@ pub enum Fault {
     Authority(usize),
     /// It may call a service that isn't of a higher rank, or doesn't exist.
     Downhill(usize),
-    /// Contents of a segment or a file aren't in the bundle, or a file is too long.
+    /// What it sees isn't in the bundle, or can't be.
     Contents(usize),
     /// The ring with this number.
     Ring(usize),
@@ -85,20 +85,18 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// Where the bundle has what a service consists of, in pages: first and count. What is too long has no end.
+/// Where the bundle has what a service sees, in pages: first and count. What can't be has no end.
 fn contents(service: &ServiceRecord) -> impl Iterator<Item = (u64, u64)> {
-    let segments = service.segments.iter().map(|it| match it.access & u32::from(Access::WRITE.bits()) {
-        0 => (it.bundle_page, u64::from(it.pages)),
-        _ if it.file_pages > it.pages => (it.bundle_page, u64::MAX),
-        _ => (it.bundle_page, u64::from(it.file_pages)),
-    });
-    let length = |bytes: u64| if bytes <= layout::FILE_STRIDE { bytes.div_ceil(PAGE_SIZE) } else { u64::MAX };
-    segments.chain(service.files.iter().map(move |it| (it.bundle_page, length(it.bytes))))
+    service.maps.iter().map(|map| match map.own {
+        0 if map.access & u32::from(Access::WRITE.bits()) == 0 => (map.bundle_page, map.pages.into()),
+        1 if map.file_pages <= map.pages => (map.bundle_page, map.file_pages.into()),
+        _ => (map.bundle_page, u64::MAX),
+    })
 }
 
 fn ring_is_sound(ring: &RingRecord, services: usize) -> bool {
     let producer = ring.producer == KERNEL_SLOT || usize::from(ring.producer) < services;
     let consumer = usize::from(ring.consumer) < services && ring.consumer != ring.producer;
     let numbers = usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
-    producer && consumer && numbers && ring.channel < 64 && RingUse::from_word(ring.purpose.into()).is_some()
+    producer && consumer && numbers
 }

@@ -3,14 +3,13 @@
 //! What a service may write is the kernel's memory, lent to it for good; so a service can be started again although
 //! memory itself is dead. A ring's contents outlive its producer: what it sent is still to be read.
 
-use core::mem::offset_of;
-
 use caisson_proto::{layout::USER_END, prelude::*};
 use spin::Once;
+use zerocopy::IntoBytes;
 
-use crate::{kmap, space::Space};
+use crate::{clock, kmap, machine::KERNEL, space::Space};
 
-/// Pages that a service writes, and what they hold when it starts.
+/// Pages of a service's own, and what they hold when it starts.
 #[derive(Clone, Copy, Debug)]
 pub struct Writable {
     /// The first frame.
@@ -30,10 +29,10 @@ pub struct Home {
     pub ports: [PortRange; 4],
     /// Where it starts.
     pub entry: u64,
-    /// The frame of its [`ServiceInfo`].
+    /// The frame of its info page.
     pub info: Frame,
-    /// What it writes: segments, stack, heap.
-    pub writable: heapless::Vec<Writable, { MAX_SEGMENTS + 2 }>,
+    /// What is made anew at each start: what it writes, and its info page.
+    pub writable: heapless::Vec<Writable, MAX_MAPS>,
 }
 
 static HOMES: [Once<Home>; MAX_SERVICES] = [const { Once::new() }; MAX_SERVICES];
@@ -59,7 +58,9 @@ impl Home {
                 kmap::write(Frame(frame), 0, page);
             }
         }
-        kmap::write(self.info, offset_of!(ServiceInfo, id), &id.to_le_bytes());
+        let cpus = KERNEL.cpu_count() as u32;
+        let head = InfoHead { id, cpus, tsc_khz: clock::tsc_khz(), boot_tsc: clock::boot_tsc() };
+        kmap::write(self.info, 0, head.as_bytes());
         self.entry % USER_END
     }
 }

@@ -3,7 +3,7 @@
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc};
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::Settle;

@@ -3,7 +3,7 @@
 use caisson_notifier::{Kernel, Notifier};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::ServiceId;
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 use caisson_proto::ring::{SLOT_BYTES, SLOTS};
 use caisson_proto::wire::{Request, Words};
 use caisson_rt::ring::Received;

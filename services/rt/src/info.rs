@@ -1,6 +1,6 @@
 //! What the kernel tells this service about itself, and its files.
 
-use caisson_proto::bundle::{MAX_FILES, ServiceInfo, name};
+use caisson_proto::info::{MAX_FILES, ServiceInfo, name};
 use caisson_proto::layout;
 
 /// This service's info page.

@@ -5,7 +5,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 
 use crate::rings::Outward;
 

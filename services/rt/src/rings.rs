@@ -5,7 +5,8 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use caisson_proto::addr::PAGE_SIZE;
-use caisson_proto::bundle::{MAX_RINGS, RingInfo, RingUse};
+use caisson_proto::bundle::MAX_RINGS;
+use caisson_proto::info::{RingInfo, RingUse};
 use caisson_proto::layout;
 use caisson_proto::ring::doorbell;
 use caisson_proto::wire::Field;

@@ -12,12 +12,12 @@ pub fn now() -> Tsc {
 
 /// `milliseconds` in ticks.
 pub fn ticks(milliseconds: u64) -> u64 {
-    milliseconds.saturating_mul(info().tsc_khz)
+    milliseconds.saturating_mul(info().head.tsc_khz)
 }
 
 /// Microseconds since boot.
 pub fn micros() -> u64 {
-    let ticks = now().0.saturating_sub(info().boot_tsc);
-    let khz = info().tsc_khz.max(1);
+    let ticks = now().0.saturating_sub(info().head.boot_tsc);
+    let khz = info().head.tsc_khz.max(1);
     ticks / khz * 1000 + ticks % khz * 1000 / khz
 }

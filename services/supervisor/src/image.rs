@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::{Lease, MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc};
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{
     FaultKind, PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, TimerSet,
 };

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use caisson_proto::abi::MAX_SERVICES;
-use caisson_proto::bundle::{MAX_PORT_RANGES, NAME};
+use caisson_proto::bundle::MAX_PORT_RANGES;
+use caisson_proto::info::NAME;
 use caisson_proto::kernel::Caps;
 use caisson_proto::layout;
 

@@ -1,7 +1,7 @@
 //! From a linked program to the segments of a service's image: whole pages, none of them both writable and
 //! executable, all inside the part of the address space that is there for images.
 
-use caisson_proto::bundle::MAX_SEGMENTS;
+use caisson_proto::info::MAX_SEGMENTS;
 use caisson_proto::kernel::Access;
 use caisson_proto::layout;
 use object::LittleEndian;

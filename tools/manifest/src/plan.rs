@@ -2,8 +2,9 @@
 //! which rings there are.
 
 use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES, MAX_VMS};
-use caisson_proto::bundle::{MAX_RINGS, NAME, PortRange, RingRecord, ServiceRecord};
+use caisson_proto::bundle::{MAX_RINGS, PortRange, RingRecord, ServiceRecord};
 use caisson_proto::console::MAX_CHANNELS;
+use caisson_proto::info::{RingInfo, RingUse, ServiceInfo};
 use caisson_proto::kernel::Caps;
 use zerocopy::FromZeros;
 
@@ -19,7 +20,18 @@ pub struct Plan {
     /// The services.
     pub services: Vec<Planned>,
     /// The rings.
-    pub rings: Vec<RingRecord>,
+    pub rings: Vec<PlannedRing>,
+}
+
+/// A ring between two services.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedRing {
+    /// Its record.
+    pub record: RingRecord,
+    /// What it carries.
+    pub purpose: RingUse,
+    /// For a console ring: the channel.
+    pub channel: u16,
 }
 
 /// A service in its slot.
@@ -33,8 +45,14 @@ pub struct Planned {
     pub bin: String,
     /// For a vmm: the index of its VM.
     pub vm: Option<usize>,
-    /// Its record, without image and files.
+    /// Its record, without what it sees.
     pub record: ServiceRecord,
+    /// Stack in pages.
+    pub stack_pages: u32,
+    /// Heap in pages.
+    pub heap_pages: u32,
+    /// Its info page, but for its files and the kernel's part.
+    pub info: ServiceInfo,
 }
 
 /// Lays out a machine with these VMs.
@@ -56,17 +74,46 @@ pub fn plan(system: &System, vms: &[&str]) -> Result<Plan, Error> {
         return Err(wrong!("{} services with one for each VM; at most {MAX_SERVICES} fit", slots.len()));
     }
     let rings = rings(system, &slots)?;
-    let services = slots
+    let mut services = slots
         .iter()
         .enumerate()
         .map(|(slot, &(service, vm))| {
             let name = vm.map_or_else(|| service.name.clone(), |vm| format!("{}-{}", service.name, vms[vm]));
-            let record = record(service, &name, slot, &slots, &rings)?;
+            let record = record(service, slot, &slots, &rings)?;
             let (package, bin) = (service.package.clone(), service.bin().to_owned());
-            Ok(Planned { name, package, bin, vm, record })
+            let (stack_pages, heap_pages) = (pages(service.stack.0), pages(service.heap.0));
+            let info = ServiceInfo::new_zeroed();
+            Ok(Planned { name, package, bin, vm, record, stack_pages, heap_pages, info })
         })
-        .collect::<Result<_, Error>>()?;
+        .collect::<Result<Vec<_>, Error>>()?;
+    fill_info(&mut services, &rings);
     Ok(Plan { services, rings })
+}
+
+/// What the services are told of each other.
+fn fill_info(services: &mut [Planned], rings: &[PlannedRing]) {
+    let mut all = ServiceInfo::new_zeroed();
+    all.services = services.len() as u32;
+    for ((service, name), is_vmm) in services.iter().zip(&mut all.names).zip(&mut all.is_vmm) {
+        name.iter_mut().zip(service.name.bytes()).for_each(|(to, from)| *to = from);
+        *is_vmm = u8::from(service.record.is_vmm == 1);
+    }
+    for (slot, service) in services.iter_mut().enumerate() {
+        let mut info = all;
+        info.heap_bytes = u64::from(service.heap_pages) * 4096;
+        for &PlannedRing { record: ring, purpose, channel } in rings {
+            let (role, number, peer, peer_number) = if usize::from(ring.producer) == slot {
+                (1, ring.producer_number, ring.consumer, ring.consumer_number)
+            } else if usize::from(ring.consumer) == slot {
+                (2, ring.consumer_number, ring.producer, ring.producer_number)
+            } else {
+                continue;
+            };
+            info.ring[usize::from(number)] = RingInfo { role, purpose: purpose as u8, channel, peer, peer_number };
+            info.rings = info.rings.max(u32::from(number) + 1);
+        }
+        service.info = info;
+    }
 }
 
 fn check_vms(vms: &[&str]) -> Result<(), Error> {
@@ -93,17 +140,12 @@ fn mask(slots: &Slots<'_>, names: &[String]) -> u64 {
     names.iter().flat_map(|name| slots_of(slots, name)).fold(0, |mask, slot| mask | 1 << slot)
 }
 
-fn record(
-    service: &Service, name: &str, slot: usize, slots: &Slots<'_>, rings: &[RingRecord],
-) -> Result<ServiceRecord, Error> {
+fn record(service: &Service, slot: usize, slots: &Slots<'_>, rings: &[PlannedRing]) -> Result<ServiceRecord, Error> {
     let mut record = ServiceRecord::new_zeroed();
-    let mut padded = [0; NAME];
-    padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
-    record.name = padded;
     record.may_call = mask(slots, &service.call);
     record.may_ring = mask(slots, &service.ring);
     // Both ends of a ring ring each other: that there is something, or that there is room.
-    for ring in rings {
+    for PlannedRing { record: ring, .. } in rings {
         let (producer, consumer) = (usize::from(ring.producer), usize::from(ring.consumer));
         if producer == slot {
             record.may_ring |= 1 << consumer;
@@ -116,8 +158,6 @@ fn record(
     record.caps = caps.bits();
     record.rank = service.rank;
     record.interrupt = service.interrupt.unwrap_or(0xffff);
-    record.stack_pages = pages(service.stack.0);
-    record.heap_pages = pages(service.heap.0);
     record.budget_ms = service.budget_ms;
     record.is_vmm = u32::from(caps.contains(Caps::VCPUS));
     for (to, from) in record.ports.iter_mut().zip(&service.ports) {
@@ -131,8 +171,8 @@ fn pages(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(4096)).unwrap_or(u32::MAX)
 }
 
-fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<RingRecord>, Error> {
-    let mut records: Vec<RingRecord> = Vec::new();
+fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<PlannedRing>, Error> {
+    let mut planned: Vec<PlannedRing> = Vec::new();
     let mut used = vec![0u16; slots.len()];
     let mut kernel_used = 0u16;
     for (ring, from) in system.rings.iter().flat_map(|ring| ring.from.iter().map(move |from| (ring, from))) {
@@ -141,20 +181,19 @@ fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<RingRecord>, Error> {
                 .into_iter()
                 .flatten()
                 .find_map(|slot| slots[slot].1)
-                .map_or(0, |vm| vm as u32 + 1);
+                .map_or(0, |vm| vm as u16 + 1);
             let mut next = |slot: Option<usize>| {
                 let count = slot.map_or(&mut kernel_used, |slot| &mut used[slot]);
                 *count += 1;
                 *count - 1
             };
-            records.push(RingRecord {
+            let record = RingRecord {
                 producer: producer.map_or(KERNEL_SLOT, |slot| slot as u16),
                 consumer: consumer as u16,
                 producer_number: next(producer),
                 consumer_number: next(Some(consumer)),
-                purpose: ring.carries.ring_use() as u32,
-                channel,
-            });
+            };
+            planned.push(PlannedRing { record, purpose: ring.carries.ring_use(), channel });
         }
     }
     match used.iter().position(|&count| usize::from(count) > MAX_RINGS) {
@@ -163,7 +202,7 @@ fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<RingRecord>, Error> {
             slots[slot].0.name,
             used[slot]
         )),
-        None => Ok(records),
+        None => Ok(planned),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 use serde::Deserialize;
 
 use crate::{Error, Size, check, parse};

@@ -7,9 +7,10 @@ use caisson_manifest::bundle::{Contents, write};
 use caisson_manifest::image::{Image, Segment, image};
 use caisson_manifest::plan::plan;
 use caisson_manifest::system::System;
-use caisson_proto::bundle::{Header, MAGIC, RingRecord, ServiceRecord, name};
+use caisson_proto::bundle::{Header, MAGIC, RingRecord, ServiceRecord};
+use caisson_proto::info::{ServiceInfo, name};
 use caisson_proto::kernel::Access;
-use caisson_proto::layout::IMAGE;
+use caisson_proto::layout::{FILE_STRIDE, FILES, IMAGE, INFO, STACK_TOP};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -108,16 +109,39 @@ fn a_reader_finds_what_was_written() {
     let (rings, _) = <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).unwrap();
     assert_eq!(rings.len(), plan.rings.len());
     let at = |page: u64, bytes: usize| &bundle[page as usize * PAGE..][..bytes];
-    assert_eq!(name(&records[0].name), "supervisor");
-    let segment = records[0].segments[0];
-    assert_eq!((segment.page, segment.file_pages, segment.pages, segment.access), (0x400, 1, 3, 3));
+    let map = |slot: usize, address: u64| {
+        *records[slot].maps.iter().find(|map| map.pages != 0 && map.page == address >> 12).expect("a mapping")
+    };
+    let info = |slot: usize| {
+        let map = map(slot, INFO);
+        assert_eq!((map.pages, map.file_pages, map.access, map.own), (1, 1, 1, 1));
+        ServiceInfo::read_from_prefix(at(map.bundle_page, PAGE)).unwrap().0
+    };
+    let all = info(0);
+    assert_eq!((name(&all.names[0]), name(&all.names[2]), name(&all.names[3])), ("supervisor", "vmm-a", "vmm-b"));
+    assert_eq!((all.services, all.is_vmm[0], all.is_vmm[2]), (7, 0, 1));
+    let segment = map(0, 0x400 << 12);
+    assert_eq!((segment.file_pages, segment.pages, segment.access, segment.own), (1, 3, 3, 1));
     assert_eq!(at(segment.bundle_page, PAGE), &[5; PAGE]);
     assert_eq!(records[0].entry, 0x40_0010);
-    assert_eq!(records[6].segments[0].bundle_page, segment.bundle_page, "the same image is there once");
-    let [a, b] = [records[2], records[3]];
-    assert_eq!((name(&a.name), name(&b.name)), ("vmm-a", "vmm-b"));
-    assert_eq!((at(a.files[0].bundle_page, 3), at(b.files[0].bundle_page, 3)), (&[1; 3][..], &[2; 3][..]));
-    assert_eq!(a.files[1].bundle_page, b.files[1].bundle_page, "the same kernel is there once");
-    assert_eq!((at(a.files[1].bundle_page, PAGE + 1), a.files[1].bytes), (&[9; PAGE + 1][..], PAGE as u64 + 1));
-    assert_eq!((a.files[2].bytes, a.files[3].bytes), (0, 0));
+    assert_eq!(map(6, 0x400 << 12).bundle_page, segment.bundle_page, "the same image is there once");
+    let stack = records[0].maps.iter().find(|map| map.page + u64::from(map.pages) == STACK_TOP >> 12).unwrap();
+    assert_eq!((stack.file_pages, stack.access, stack.own), (0, 3, 1));
+    let file = |slot, number: u64| map(slot, FILES + number * FILE_STRIDE);
+    assert_eq!((at(file(2, 0).bundle_page, 3), at(file(3, 0).bundle_page, 3)), (&[1; 3][..], &[2; 3][..]));
+    assert_eq!(file(2, 1).bundle_page, file(3, 1).bundle_page, "the same kernel is there once");
+    assert_eq!(at(file(2, 1).bundle_page, PAGE + 1), &[9; PAGE + 1][..]);
+    assert_eq!((file(2, 1).pages, file(2, 1).access, file(2, 1).own), (2, 1, 0));
+    assert_eq!(info(2).files, [3, PAGE as u64 + 1, 0, 0]);
+    // What each service is told of its rings is what the records say.
+    for slot in 0..7 {
+        for (number, ring) in info(slot).ring.iter().enumerate().take(info(slot).rings as usize) {
+            let ends = |record: &RingRecord| match ring.role {
+                1 => (record.producer, record.producer_number, record.consumer, record.consumer_number),
+                _ => (record.consumer, record.consumer_number, record.producer, record.producer_number),
+            };
+            let told = (slot as u16, number as u16, ring.peer, ring.peer_number);
+            assert!(rings.iter().any(|record| ends(record) == told), "{slot} {number}");
+        }
+    }
 }

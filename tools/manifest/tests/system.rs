@@ -5,7 +5,7 @@ use std::path::Path;
 use caisson_manifest::plan::{MAX_GUESTS, Plan, plan};
 use caisson_manifest::system::System;
 use caisson_proto::abi::KERNEL_SLOT;
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 use caisson_proto::kernel::Caps;
 use proptest::prelude::*;
 
@@ -147,14 +147,18 @@ fn the_boards_machine_with_two_vms() {
     assert_eq!(record(4).caps & Caps::FRAMES.bits(), Caps::FRAMES.bits());
     assert_eq!(record(1).interrupt, 4);
     assert_eq!(record(4).interrupt, 0xffff);
-    let consoles: Vec<(u16, u16, u32)> = plan
+    let consoles: Vec<(u16, u16, u16)> = plan
         .rings
         .iter()
-        .filter(|ring| ring.purpose == RingUse::ConsoleOut as u32 || ring.purpose == RingUse::ConsoleIn as u32)
-        .map(|ring| (ring.producer, ring.consumer, ring.channel))
+        .filter(|ring| ring.purpose == RingUse::ConsoleOut || ring.purpose == RingUse::ConsoleIn)
+        .map(|ring| (ring.record.producer, ring.record.consumer, ring.channel))
         .collect();
     assert_eq!(consoles, [(2, 1, 1), (3, 1, 2), (1, 2, 1), (1, 3, 2)]);
-    assert_eq!(plan.rings.iter().filter(|ring| ring.producer == KERNEL_SLOT).count(), 0, "the kernel logs to a device");
+    assert_eq!(
+        plan.rings.iter().filter(|ring| ring.record.producer == KERNEL_SLOT).count(),
+        0,
+        "the kernel logs to a device"
+    );
 }
 
 proptest! {
@@ -171,7 +175,7 @@ proptest! {
             }
             prop_assert!(slot == 0 || plan.services[slot - 1].record.rank <= service.record.rank);
             let mut numbers: Vec<u16> = Vec::new();
-            for ring in &plan.rings {
+            for ring in plan.rings.iter().map(|ring| ring.record) {
                 if usize::from(ring.producer) == slot {
                     numbers.push(ring.producer_number);
                     prop_assert!(service.record.may_ring >> ring.consumer & 1 == 1);

@@ -6,7 +6,7 @@
 mod image {
     use caisson_proto::abi::{Lease, Status};
     use caisson_proto::addr::ServiceId;
-    use caisson_proto::bundle::RingUse;
+    use caisson_proto::info::RingUse;
     use caisson_proto::wire::Words;
     use caisson_qemu_bench::{Samples, ask};
     use caisson_rt::ring::Received;

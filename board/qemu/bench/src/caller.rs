@@ -6,7 +6,7 @@
 mod image {
     use caisson_proto::abi::{Lease, Status, doorbell};
     use caisson_proto::addr::{ServiceId, Tsc};
-    use caisson_proto::bundle::RingUse;
+    use caisson_proto::info::RingUse;
     use caisson_proto::kernel::TimerSet;
     use caisson_proto::wire::Words;
     use caisson_qemu_bench::{Samples, TIMES, ask};

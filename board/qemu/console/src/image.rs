@@ -2,7 +2,8 @@
 
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status};
 use caisson_proto::addr::{ServiceId, Tsc};
-use caisson_proto::bundle::{MAX_RINGS, RingUse};
+use caisson_proto::bundle::MAX_RINGS;
+use caisson_proto::info::RingUse;
 use caisson_proto::kernel::TimerSet;
 use caisson_proto::ring::SLOT_BYTES;
 use caisson_proto::wire::Words;
@@ -207,14 +208,14 @@ impl Server for Image {
 static IMAGE: ConstStaticCell<Image> = ConstStaticCell::new(Image::new());
 
 fn own_log(frame: &[u8]) {
-    let slot = ServiceId::from_bits(info().id).index();
+    let slot = ServiceId::from_bits(info().head.id).index();
     log_frame(&mut Ports, Some(slot as u8), frame);
 }
 
 fn start() -> ! {
     caisson_rt::set_log_sink(own_log);
     let image = IMAGE.take();
-    let generation = ServiceId::from_bits(info().id).generation();
+    let generation = ServiceId::from_bits(info().head.id).generation();
     image.console.start(&mut Ports, generation > 0);
     image.take_rings();
     defmt::info!(

@@ -5,7 +5,7 @@ mod kernel;
 
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, ServiceId};
-use caisson_proto::bundle::RingUse;
+use caisson_proto::info::RingUse;
 use caisson_proto::kernel::VmKind;
 use caisson_proto::memory::VmMake;
 use caisson_proto::supervisor::{ExitKind, SetupError};
@@ -99,7 +99,7 @@ fn start() -> ! {
     };
     let output = Outward::find(RingUse::ConsoleOut);
     let platform = OnKernel::new(vm, memory, output);
-    let facts = Facts { tsc_khz: info().tsc_khz, xsave: true };
+    let facts = Facts { tsc_khz: info().head.tsc_khz, xsave: true };
     let vmm = Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
     let vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
     let mut image =
