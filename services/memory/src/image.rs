@@ -92,11 +92,11 @@ fn start() -> ! {
         reclaimed: Outward::find(RingUse::Reclaimed),
         supervisor: slot_of("supervisor"),
         notifier: slot_of("notifier"),
-        own: ServiceId::from_bits(info.id).index() as u16,
+        own: ServiceId::from_bits(info.head.id).index() as u16,
         no_memory: caisson_rt::kernel(&FrameCount {}).map_or(0, |counts| counts.leaked),
     };
     let mut image = Image { memory: MEMORY.take(), kernel };
-    image.memory.start(info.cpus as u16, &mut image.kernel);
+    image.memory.start(info.head.cpus as u16, &mut image.kernel);
     if let Ok(counts) = caisson_rt::kernel(&FrameCount {}) {
         let FrameCounts { free, kernel, leaked, .. } = counts;
         defmt::info!("memory: {=u64} frames free, {=u64} the kernel's, {=u64} no memory", free, kernel, leaked);

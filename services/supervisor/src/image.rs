@@ -150,10 +150,10 @@ fn start() -> ! {
     for (is, told) in is_vmm.iter_mut().zip(info.is_vmm) {
         *is = told == 1;
     }
-    let setup = Setup { own: ServiceId::from_bits(info.id), services: info.services as u16, is_vmm };
+    let setup = Setup { own: ServiceId::from_bits(info.head.id), services: info.services as u16, is_vmm };
     let machine = OnKernel { notices: Outward::find(RingUse::Notices), memory: slot_of("memory") };
     let mut image = Image { supervisor: SUPERVISOR.take(), machine };
-    defmt::info!("supervisor: {=u32} services on {=u32} CPUs", info.services, info.cpus);
+    defmt::info!("supervisor: {=u32} services on {=u32} CPUs", info.services, info.head.cpus);
     image.supervisor.start(&setup, &mut image.machine);
     caisson_rt::serve(&mut image)
 }

@@ -9,8 +9,8 @@ use caisson_core::svm::reset::{Setup, reset};
 use caisson_core::svm::state::{self, Extra, Limits, SVME, StatePage};
 use caisson_core::svm::vmcb::Vmcb;
 use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
-use caisson_proto::bundle::{Header, MAGIC, RingRecord, ServiceRecord};
-use caisson_proto::kernel::Caps;
+use caisson_proto::bundle::{Header, MAGIC, MapRecord, RingRecord, ServiceRecord};
+use caisson_proto::kernel::{Access, Caps};
 use caisson_proto::vcpu::{Groups, Resume, VcpuState};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -90,6 +90,8 @@ pub fn state_page(data: &[u8]) {
     let kept = fixed(&vmcb);
     let mut page = Page(vec![0; 512]);
     state::save(&mut page, Groups::all(), &mut vmcb, &mut extra);
+    // A vmm loads every group before the vCPU runs.
+    state::load(&page, Groups::all(), &mut vmcb, &mut extra, &limits).expect("x87 alone");
     for _ in 0..200 {
         let Ok(step) = input.arbitrary::<Step>() else { return };
         let is_over = input.is_empty();
@@ -152,22 +154,16 @@ fn valid() -> Vec<u8> {
     let mut bytes = header.as_bytes().to_vec();
     for slot in 0..3_u16 {
         let mut record = ServiceRecord::new_zeroed();
-        (record.rank, record.interrupt, record.stack_pages) = (slot * 10, u16::MAX, 8);
+        (record.rank, record.interrupt) = (slot * 10, u16::MAX);
         record.caps = if slot == 0 { Caps::SUPERVISE.bits() } else { 0 };
         record.may_call = if slot < 2 { 1 << (slot + 1) } else { 0 };
-        (record.segments[0].bundle_page, record.segments[0].pages, record.segments[0].file_pages) = (1, 1, 1);
-        (record.files[0].bundle_page, record.files[0].bytes) = (2, 5000);
+        let read = u32::from(Access::READ.bits());
+        record.maps[0] = MapRecord { page: 0x400, bundle_page: 1, file_pages: 1, pages: 1, access: read, own: 0 };
+        record.maps[1] = MapRecord { page: 0x500, bundle_page: 2, file_pages: 2, pages: 8, access: read | 2, own: 1 };
         bytes.extend(record.as_bytes());
     }
     for number in 0..2 {
-        let ring = RingRecord {
-            producer: 1,
-            consumer: 2,
-            producer_number: number,
-            consumer_number: number,
-            purpose: 1,
-            channel: 1,
-        };
+        let ring = RingRecord { producer: 1, consumer: 2, producer_number: number, consumer_number: number };
         bytes.extend(ring.as_bytes());
     }
     bytes.resize((pages * PAGE_SIZE) as usize, 0);
@@ -189,11 +185,10 @@ pub fn bundle(data: &[u8]) {
         for target in (0..64).filter(|target| service.may_call >> target & 1 == 1) {
             assert!(bundle.services[target].rank > service.rank, "{slot} calls {target}");
         }
-        for file in service.files {
-            assert!(file.bundle_page + file.bytes.div_ceil(PAGE_SIZE) <= pages);
-        }
-        for segment in service.segments {
-            assert!(segment.bundle_page + u64::from(segment.file_pages.min(segment.pages)) <= pages);
+        for map in service.maps {
+            let shown = if map.own == 1 { map.file_pages } else { map.pages };
+            assert!(map.bundle_page + u64::from(shown) <= pages && shown <= map.pages);
+            assert!(map.own == 1 || map.access & u32::from(Access::WRITE.bits()) == 0, "the bundle is written");
         }
     }
     for ring in bundle.rings {

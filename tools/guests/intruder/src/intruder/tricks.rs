@@ -4,7 +4,7 @@ use caisson_guest_intruder::attempts::{STATES, Trick};
 use caisson_guest_intruder::{Report, ask};
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::{Gfn, PAGE_SIZE, ServiceId, VPage, VmId};
-use caisson_proto::bundle::{RingUse, name};
+use caisson_proto::info::{RingUse, name};
 use caisson_proto::kernel::KernelCall;
 use caisson_proto::layout;
 use caisson_proto::memory::{self, Populate};
@@ -259,7 +259,7 @@ fn wild_flags() -> Report {
 }
 
 fn two_replies() -> Report {
-    let own = ServiceId::from_bits(info().id).index() as u16;
+    let own = ServiceId::from_bits(info().head.id).index() as u16;
     let mut found = Report::default();
     // Each bell is a message, and will be answered.
     found.case(ring_doorbell(own, 1).is_ok(), 0);
