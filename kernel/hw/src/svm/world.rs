@@ -70,7 +70,9 @@ extern "C" fn answer(Vcpu { vmcb, page, cpuid, .. }: &mut Vcpu) -> bool {
             let answer = cpuid.look_up(save.rax as u32, page.get(gpr(1)) as u32, save.cr4);
             let Some([eax, ebx, ecx, edx]) = answer else { return false };
             save.rax = eax.into();
-            [(3, ebx), (1, ecx), (2, edx)].map(|(number, value)| page.set(gpr(number), value.into()));
+            for (number, value) in [(3, ebx), (1, ecx), (2, edx)] {
+                page.set(gpr(number), value.into());
+            }
             2
         }
         code::VMMCALL => {
