@@ -5,7 +5,7 @@
 
 /// Where service images are linked.
 pub const IMAGE: u64 = 0x40_0000;
-/// The read-only [`ServiceInfo`](crate::bundle::ServiceInfo) page.
+/// The read-only [`ServiceInfo`](crate::info::ServiceInfo) page.
 pub const INFO: u64 = 0x1000_0000;
 /// Just above the highest byte of the stack; a guard page lies below its lowest.
 pub const STACK_TOP: u64 = 0x1100_0000;
