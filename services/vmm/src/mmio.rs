@@ -6,6 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::dev::{ioapic, lapic, testdev};
 use crate::exits::again;
+use crate::insn::integer;
 use crate::insn::operand::{Alu, compute, mask, read_register, write_register};
 use crate::platform::{Event, Platform};
 use crate::ram::NoMemory;
@@ -87,6 +88,9 @@ impl<P: Platform> Vmm<P> {
         }
         let memory_first = instruction.op0_kind() == OpKind::Memory;
         let operand = |state: &VcpuState, index: u32| match instruction.op_kind(index) {
+            OpKind::Register if instruction.op_register(index).is_segment_register() => {
+                state.segments.get(instruction.op_register(index).number()).map(|segment| segment.selector.into())
+            }
             OpKind::Register => read_register(state, instruction.op_register(index)),
             OpKind::Memory => None,
             _ => instruction.try_immediate(index).ok(),
@@ -118,7 +122,9 @@ impl<P: Platform> Vmm<P> {
                 advance(state, instruction, bytes, 7);
             }
             mnemonic => {
-                let (alu, stores) = alu_of(mnemonic)?;
+                let Some((alu, stores)) = alu_of(mnemonic) else {
+                    return self.emulate_integer(at, state, instruction, gpa, bytes);
+                };
                 let memory = self.device_read(at, gpa, bytes);
                 let other = operand(state, u32::from(memory_first))?;
                 let (left, right) = if memory_first { (memory, other) } else { (other, memory) };
@@ -130,6 +136,20 @@ impl<P: Platform> Vmm<P> {
                     (true, false) => write_register(state, instruction.op0_register(), result)?,
                 }
             }
+        }
+        Some(())
+    }
+
+    /// Instructions that no driver uses on devices.
+    fn emulate_integer(
+        &mut self, at: usize, state: &mut VcpuState, instruction: &Instruction, gpa: u64, bytes: usize,
+    ) -> Option<()> {
+        // Reading a device may change it, so what isn't known must be known before.
+        integer::execute(&mut state.clone(), instruction, 0, bytes)?;
+        let reads = !integer::only_writes(instruction);
+        let memory = if reads { self.device_read(at, gpa, bytes) } else { 0 };
+        if let Some(value) = integer::execute(state, instruction, memory, bytes)? {
+            self.device_write(at, gpa, bytes, value);
         }
         Some(())
     }

@@ -1,7 +1,7 @@
 //! The 8254, and kvmclock's numbers.
 
 use arbitrary::{Arbitrary, Unstructured};
-use caisson_vmm::dev::pit::Pit;
+use caisson_vmm::dev::pit::{HERTZ, Pit};
 use caisson_vmm::dev::pvclock::{Scale, time_record};
 
 use super::each;
@@ -31,10 +31,15 @@ fn port(u: &mut Unstructured) -> arbitrary::Result<u16> {
 pub fn pit(data: &[u8]) {
     let mut pit = Pit::new(KHZ);
     let mut now = 1_u64;
+    // How long a period is, as far as it is known, in ticks of the TSC.
+    let mut period = None;
     each(data, |access| {
         match access {
             Access::Read(port) => _ = pit.read(port, now),
-            Access::Write(port, value) => pit.write(port, value, now),
+            Access::Write(port, value) => {
+                pit.write(port, value, now);
+                period = None;
+            }
             Access::Start { mode, count } => {
                 pit.write(0x43, 0x30 | (mode & 7) << 1, now);
                 assert_eq!(pit.due(), 0, "a count is still to come");
@@ -43,6 +48,8 @@ pub fn pit(data: &[u8]) {
                 pit.write(0x40, high, now);
                 // 65 536 ticks of the clock are the longest.
                 assert!(pit.due() <= now + 55 * KHZ);
+                let ticks = if count == 0 { 0x1_0000 } else { u64::from(count) };
+                period = matches!(mode & 3, 2 | 3).then_some(ticks * KHZ * 1000 / HERTZ);
                 assert!(pit.due() != 0 || matches!(mode & 7, 1 | 5), "mode {mode} doesn't run");
             }
             Access::Wait(ticks) => now += u64::from(ticks),
@@ -51,6 +58,9 @@ pub fn pit(data: &[u8]) {
         }
         let due = pit.due();
         let fired = pit.expire(now);
+        if let Some(period) = period.filter(|_| fired && now == due) {
+            assert!(pit.due().abs_diff(now + period) <= KHZ * 2000 / HERTZ, "due at {}, and it is {now}", pit.due());
+        }
         assert_eq!(fired, due != 0 && due <= now);
         assert!(pit.due() == 0 || pit.due() > now, "due at {} and it is {now}", pit.due());
         assert!(!pit.expire(now), "twice at once");

@@ -231,7 +231,7 @@ fn exit(u: &mut Unstructured) -> Result<u16> {
 /// Instructions that the decoder's users know, behind any prefix, or any bytes.
 pub fn instruction(u: &mut Unstructured) -> Result<[u8; 15]> {
     const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x64, 0x65, 0x48, 0x41, 0x4f];
-    const KNOWN: [&[u8]; 46] = [
+    const KNOWN: [&[u8]; 64] = [
         &[0x88],
         &[0x89],
         &[0x8a],
@@ -278,6 +278,24 @@ pub fn instruction(u: &mut Unstructured) -> Result<[u8; 15]> {
         &[0xf4],
         &[0x8f],
         &[],
+        &[0xd0],
+        &[0xd1],
+        &[0xd2],
+        &[0xc0],
+        &[0x69],
+        &[0x6b],
+        &[0x0f, 0xba],
+        &[0x0f, 0xab],
+        &[0x0f, 0xbc],
+        &[0x0f, 0xbd],
+        &[0x0f, 0xb8],
+        &[0x0f, 0xa5],
+        &[0x0f, 0xac],
+        &[0x0f, 0xaf],
+        &[0x0f, 0xc3],
+        &[0x0f, 0x38, 0xf0],
+        &[0x0f, 0x4c],
+        &[0x0f, 0x9f],
     ];
     let mut code: [u8; 15] = u.arbitrary()?;
     let mut start = 0;
