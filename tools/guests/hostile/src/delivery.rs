@@ -179,6 +179,10 @@ fn protected() {
             (0xee, 0x1000),
             (0xee, 0x23),
         ] {
+            // To ring 3 from ring 3: QEMU, which knows no limit of a segment, would run whatever lies there.
+            if mode == Mode::User32 && selector == 0x23 {
+                continue;
+            }
             put(entry, usual & !0xff00_ffff_0000 | selector << 16 | kind << 40);
             place(&[0xcd, 0x21]);
             let after = Frame::new(mode).run(mode);

@@ -252,6 +252,7 @@ fn once(mode: Mode, prefix: &[u8], code: &[u8], sleeps: bool) -> Frame {
                 break;
             }
             // The machine was busy, and the alarm came before the instruction.
+            place(&all[..prefix.len() + code.len()]);
             apic::alarm();
             after = frame.run(mode);
             apic::no_alarm();
@@ -265,9 +266,9 @@ fn once(mode: Mode, prefix: &[u8], code: &[u8], sleeps: bool) -> Frame {
 /// where there is no REX prefix.
 fn is_lost(mode: Mode, prefix: &[u8], code: &[u8]) -> bool {
     let cr0 = code == [0x44, 0x0f, 0x22, 0xc1] && !matches!(mode, Mode::Long | Mode::User64);
-    // Caisson's kernel takes CPUID to be two bytes long where the CPU doesn't say.
-    let cpuid = code == [0x0f, 0xa2] && !prefix.is_empty();
-    cr0 || cpuid
+    // Caisson's kernel takes these to be two bytes long where the CPU doesn't say. QEMU calls INVD a WBINVD.
+    let two = matches!(code, [0x0f, 0xa2 | 0x08 | 0x09]) && !prefix.is_empty();
+    cr0 || two
         || mode == Mode::Real && prefix.contains(&0x66) && matches!(code.first(), Some(0x9a | 0xca | 0xcf | 0xea))
 }
 

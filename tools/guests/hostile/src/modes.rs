@@ -196,4 +196,6 @@ pub fn prepare() {
     put(0xb118, cr4);
     load_task();
     crate::raw::fill(SKIPPED, STACK - SKIPPED, 0);
+    // What is left of real mode's segment.
+    crate::raw::fill(STACK, CODE + 0x1_0000 - STACK, crate::attempt::END);
 }
