@@ -4,7 +4,7 @@
 //! A batch that nobody owes is paid by the first [`WriteBack`] for it.
 //! The table is bounded; when it is full, frames join an open batch and its debts become the union.
 
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// Open batches at the most.
 pub const MAX_BATCHES: usize = 64;

@@ -4,7 +4,7 @@
 //! first says so and then looks for bits. So between the two a bell is neither lost nor does it queue twice.
 //! `tests/loom.rs` explores it.
 
-use crate::sync::{AtomicU8, AtomicU64, Ordering, initial, settled};
+use crate::prelude::*;
 
 initial! {
     /// The doorbells of one service.

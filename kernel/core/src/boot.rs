@@ -1,6 +1,6 @@
 //! What a board tells the kernel: the machine as it was found, in board-neutral terms.
 
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// A range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

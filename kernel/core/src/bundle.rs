@@ -4,7 +4,7 @@
 //! or breaks the rule of ranks, isn't booted. Where an image may lie and what access it may have, the service's space
 //! checks when it is mapped.
 
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 use zerocopy::FromBytes;
 
 /// Why a bundle isn't booted.

@@ -3,13 +3,7 @@
 //! Everything else runs on a context's time: a call from a vCPU to its vmm and on to memory stays on the vCPU's
 //! CPU and in its slice.
 
-use core::cell::Cell;
-
-use crate::{
-    service::Caller, sync::Atomic, sync::AtomicU16, sync::AtomicU32, sync::AtomicU64, sync::Ordering, sync::initial,
-    sync::settled,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// Contexts in all.
 pub const CONTEXTS: usize = MAX_SERVICES + MAX_VMS * MAX_VCPUS;

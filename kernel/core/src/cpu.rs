@@ -1,9 +1,6 @@
 //! What each CPU has to itself, and the user context that a kernel entry leaves behind.
 
-use core::cell::Cell;
-
-use crate::{context::Context, context::Set, sync::initial};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// The registers of a service at a system call, and those with which a service is entered. `kernel/hw` stores and
 /// loads them; the layout is known to its assembly.

@@ -4,13 +4,9 @@
 //! idle. So nothing else runs in it while its id moves on. A service in the middle of a chain is condemned and
 //! ends when the chain comes back to it.
 
-use core::sync::atomic::Ordering;
+use caisson_proto::kernel::verdict;
 
-use crate::{
-    context::Context, context::Phase, context::pending, cpu::UserFrame, event::Event, here::Here, ipc::Next,
-    machine::Machine, machine::ensure, service::plain,
-};
-use caisson_proto::{kernel::verdict, prelude::*};
+use crate::prelude::*;
 
 /// Lives of a supervisor after which the machine isn't to be helped.
 pub const SUPERVISORS: u16 = 8;

@@ -1,8 +1,6 @@
 //! Frames before the kernel's frame table has them: taken from the largest piece of usable RAM, never given back.
 
-use caisson_proto::addr::{Frame, PAGE_SIZE};
-
-use crate::boot::{BootInfo, Range};
+use crate::prelude::*;
 
 /// Frames below 1 MiB aren't given to anybody: firmware tables and the trampoline of other CPUs lie there.
 pub const LOW_END: u64 = 0x10_0000 / PAGE_SIZE;

@@ -1,6 +1,6 @@
 //! What the kernel tells its log. Plain data: the machine layer gives it words.
 
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,11 +4,7 @@
 //! always add up to the number of frames. A quarantined frame names its batch; once that is paid the frame is free
 //! without being touched again: [`FrameTable::get`] sees it by the batch's generation.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use caisson_proto::prelude::*;
-
-use crate::batches::Batches;
+use crate::prelude::*;
 
 /// How many states there are.
 pub const STATES: usize = FrameState::ALL.len();

@@ -1,13 +1,6 @@
 //! The kernel as one CPU sees it: the shared tables, what this CPU has to itself, and the machine under it.
 
-use core::ops::Deref;
-use core::sync::atomic::Ordering;
-
-use crate::{
-    context::Context, context::Phase, context::pending, cpu::Local, kernel::Kernel, kernel::Shared, kernel::Tables,
-    machine::Machine,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 use spin::MutexGuard;
 
 /// Where the kernel runs now. Everything that happens in it is a method of this.

@@ -4,7 +4,7 @@
 //! hull stays until the count is 0. A commit that took its snapshot before is refused if the sequence moved, or
 //! if a change is in progress and the frame lies in the hull. All under the table lock, where entries are written.
 
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// The state of one VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,14 +4,8 @@
 //! and return address; who called is noted in the callee. So a chain of calls is a list through the services, and
 //! its root is a context.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use crate::{
-    context::Context, context::Kind, context::Phase, context::Stashed, context::pending, cpu::NO_SERVICE,
-    cpu::UserFrame, event::Event, here::Here, machine::Machine, service::Caller, service::Life, service::Service,
-};
+use crate::prelude::*;
 use caisson_proto::layout;
-use caisson_proto::prelude::*;
 
 /// What the CPU does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,6 @@
 //! The kernel's state: one instance a machine.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use crate::{
-    batches::Batches, context::CONTEXTS, context::Context, context::ContextState, frames::FrameTable, service::Service,
-    sync::Atomic, sync::array, sync::initial, vms::Books, vms::Vm, woken::Woken,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 use spin::Mutex;
 
 initial! {

@@ -24,6 +24,7 @@ pub mod frames;
 pub mod here;
 pub mod invalidation;
 pub mod machine;
+mod prelude;
 pub mod service;
 #[cfg(not(loom))]
 pub mod svm;

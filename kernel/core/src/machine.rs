@@ -3,9 +3,8 @@
 //! Every method is called with interrupts off, after everything was checked: none may fail past the point where a
 //! change is visible, except as its result says.
 
-use crate::{context::Context, event::Event};
+use crate::prelude::*;
 use caisson_proto::kernel::Machine as Facts;
-use caisson_proto::prelude::*;
 
 /// Frames that page tables may be made from. The taker turns them into tables; they are the kernel's already.
 pub trait TablePool {

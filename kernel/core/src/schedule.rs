@@ -3,13 +3,7 @@
 //! Mechanism only: a context stays on its CPU. Doorbell activations come before vCPUs, the highest rank first;
 //! vCPUs take turns in slices. A service is never preempted by another context: what bounds it is its budget.
 
-use core::sync::atomic::Ordering;
-
-use crate::{
-    context::Context, context::Kind, context::Phase, context::Stashed, context::pending, cpu::NEVER, cpu::NO_SERVICE,
-    cpu::UserFrame, here::Here, ipc::Next, machine::Machine, service::Caller, service::Service,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// A vCPU's slice where others wait, in milliseconds.
 pub const SLICE_MS: u64 = 5;

@@ -3,10 +3,7 @@
 //! Fields that change are atomics. Those of a call (`caller`, `context`, `rip`, `rsp`) are written only by the CPU
 //! whose context has the service's turn; the turn's own ordering publishes them.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use crate::{bells::Bells, sync::Atomic, sync::initial, turn::Turn};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// Who waits for a service's reply, as the sender field that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,7 @@
 //! leaver and the waiter that comes next there is one exchange on the waiter's slot: whoever comes second sees
 //! what the first one left there, so a wake-up is neither lost nor doubled. `tests/loom.rs` explores all of it.
 
-use crate::context::Context;
-use crate::sync::{AtomicU16, AtomicU64, Ordering, array, initial};
+use crate::prelude::*;
 
 /// Slots for waiters: at least one a context, as a context waits in one place at a time.
 pub const SLOTS: usize = if cfg!(loom) { 4 } else { 512 };

@@ -1,9 +1,6 @@
 //! The VM table: what the exit path reads without a lock, and what kernel operations change under the table lock.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
-use crate::{invalidation::Invalidation, machine::TablePool, sync::Atomic, sync::array, sync::initial};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 use heapless::Vec;
 
 /// Table frames that a VM keeps in stock at the most.

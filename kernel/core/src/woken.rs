@@ -4,8 +4,7 @@
 //! chooses what runs; from its last look on until it waits it takes no interrupt, so one that came meanwhile ends the
 //! wait at once. `tests/loom.rs` explores it.
 
-use crate::context::{Context, WORDS, members};
-use crate::sync::{AtomicU64, Ordering, array, initial};
+use crate::prelude::*;
 
 initial! {
     /// Contexts that others made ready for one CPU.

@@ -2,10 +2,7 @@
 //!
 //! Its registers lie at one address on every CPU, each seeing its own.
 
-use caisson_core::cpu::NEVER;
-use caisson_proto::addr::CpuId;
-
-use crate::{boot, clock, cpu, layout::LOCAL_APIC, percpu::this, traps::vector};
+use crate::prelude::*;
 
 const TASK_PRIORITY: u64 = 0x80;
 const END_OF_INTERRUPT: u64 = 0xb0;

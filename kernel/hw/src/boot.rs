@@ -2,19 +2,10 @@
 //!
 //! Until [`init`] switched tables, physical memory is reached at its own addresses, as the board mapped it.
 
-use core::sync::atomic::AtomicU64;
+use caisson_core::frames::FrameTable;
+use caisson_core::{early::Frames, early::LOW_END, early::touched, frames};
 
-use caisson_core::{
-    boot::BootInfo, boot::Range, early::Frames, early::LOW_END, early::touched, frames, frames::FrameTable,
-    machine::TablePool,
-};
-use caisson_proto::{abi::MAX_CPUS, addr::CpuId, addr::Frame, addr::LARGE_PAGES, addr::PAGE_SIZE};
-use spin::Once;
-
-use crate::{
-    clock, cpu, ioapic, kmap, layout::*, percpu::PerCpu, segments, smp, svm::features::Features,
-    svm::features::IOPM_FRAMES, tables::Bits, tables::entry, tables::frame_of, traps,
-};
+use crate::{prelude::*, svm::features::IOPM_FRAMES};
 
 /// What the board says.
 pub(crate) static BOARD: Once<BootInfo> = Once::new();

@@ -1,8 +1,6 @@
 //! Time: the TSC, and what its ticks mean in time and in ticks of the local APIC's timer.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use crate::{apic, cpu};
+use crate::prelude::*;
 
 /// Milliseconds that the calibration takes.
 const WINDOW_MS: u64 = 8;

@@ -1,8 +1,6 @@
 //! The end of the machine, and what is said at it.
 
-use caisson_proto::kernel::verdict;
-
-use crate::{boot, cpu, cpu::port, log, percpu, traps::Trap};
+use crate::prelude::*;
 
 /// Ends the machine with a status, or stops this CPU where the board has no way.
 pub fn power_off(status: u8) -> ! {

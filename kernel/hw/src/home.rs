@@ -3,11 +3,10 @@
 //! What a service may write is the kernel's memory, lent to it for good; so a service can be started again although
 //! memory itself is dead. A ring's contents outlive its producer: what it sent is still to be read.
 
-use caisson_proto::{layout::USER_END, prelude::*};
-use spin::Once;
-use zerocopy::IntoBytes;
+use caisson_proto::layout::USER_END;
 
-use crate::{clock, kmap, machine::KERNEL, space::Space};
+use crate::prelude::*;
+use zerocopy::IntoBytes;
 
 /// Pages of a service's own, and what they hold when it starts.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,6 @@
 //! The I/O APIC: the lines of ISA devices. The two 8259s that came before it are masked.
 
-use caisson_proto::addr::CpuId;
-
-use crate::{apic, cpu::port, layout::IO_APIC, traps::vector};
+use crate::prelude::*;
 
 /// The timer's line 0 is wired to input 2; it is the only one that differs (ACPI's usual override, and QEMU's).
 const INPUT_OF_LINE_0: u8 = 2;

@@ -3,11 +3,7 @@
 //! Frame f appears at `FRAMES_MAP + f * 4096` between `map` and `unmap`. The tables of that region exist for
 //! all RAM since boot, so neither can fail for want of memory. There is no other map of physical memory.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use caisson_proto::addr::{Frame, PAGE_SIZE};
-
-use crate::{cpu, layout::FRAME_PTES, layout::FRAMES_MAP, tables::Bits, tables::entry};
+use crate::prelude::*;
 
 /// Frame numbers are below this. Set once, at boot.
 static FRAMES: AtomicU64 = AtomicU64::new(0);

@@ -26,6 +26,7 @@ pub mod layout;
 pub mod log;
 mod machine;
 mod percpu;
+mod prelude;
 pub mod run;
 mod segments;
 mod smp;

@@ -1,9 +1,7 @@
 //! The kernel's log: a stream of defmt frames to a device of its own, byte by byte. It needs nobody, so it works from
 //! the first instruction to the epitaph. For cold paths only.
 
-use core::{cell::UnsafeCell, sync::atomic::AtomicBool, sync::atomic::Ordering};
-
-use crate::{boot, cpu::port};
+use crate::prelude::*;
 
 struct Guarded(UnsafeCell<defmt::Encoder>);
 

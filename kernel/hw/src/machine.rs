@@ -1,18 +1,11 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::{
-    context::Context, event::Event, here::Here, kernel::Kernel, machine::Machine, machine::Pool, machine::Removed,
-    machine::TablePool, svm::npt, svm::npt::Tree, svm::state,
-};
-use caisson_proto::{
-    kernel::Access, kernel::Features, kernel::Machine as Facts, layout::GUEST, layout::VCPU_STATE, prelude::*,
-};
-use zerocopy::{FromZeros, IntoBytes};
+use caisson_core::svm::state;
+use caisson_proto::kernel::{Features, Machine as Facts};
+use caisson_proto::layout::{GUEST, VCPU_STATE};
 
-use crate::{
-    apic, clock, cpu, epitaph, home::home, kmap, percpu::this, segments, svm::vcpu, svm::vcpu::vcpu, tables::Mapped,
-    translations, traps, user, window,
-};
+use crate::prelude::*;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]

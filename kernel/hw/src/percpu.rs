@@ -1,11 +1,6 @@
 //! What each CPU has to itself, at one address: no index, no lock, no segment register.
 
-use core::cell::{Cell, UnsafeCell};
-
-use caisson_core::{context::Context, cpu::Local, cpu::NEVER, cpu::NO_SERVICE, cpu::UserFrame};
-use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
-
-use crate::{layout::PERCPU, layout::PERCPU_PAGES, svm::features::Features};
+use crate::prelude::*;
 
 /// The beginning of a CPU's own area. Made by the boot CPU; then only its own CPU touches it, with interrupts off or
 /// in an interrupt handler, and never holds a reference into a cell across a point where one may come.

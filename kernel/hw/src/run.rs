@@ -1,15 +1,6 @@
 //! The kernel's life on a CPU: what enters it, and the loop that decides what runs next.
 
-use caisson_core::{
-    bundle::Bundle, context::Context, cpu::NO_SERVICE, cpu::UserFrame, here::Here, ipc::Next, schedule::Choice,
-};
-use caisson_proto::abi::doorbell;
-use spin::Once;
-
-use crate::{
-    cpu, epitaph, machine::Silicon, machine::here, percpu::this, svm::vcpu, svm::vcpu::vcpu, syscall, translations,
-    traps::Trap, traps::vector,
-};
+use crate::prelude::*;
 
 /// Says who gets which interrupt.
 static BUNDLE: Once<Bundle<'static>> = Once::new();

@@ -2,14 +2,7 @@
 //!
 //! APM volume 2, sections 4.8 (descriptors), 12.2.5 (task state) and 12.2.4 (I/O permission map).
 
-use core::cell::Cell;
-
-use caisson_proto::bundle::{MAX_PORT_RANGES, PortRange};
-
-use crate::{
-    cpu, cpu::msr, layout::DOUBLE_FAULT_TOP, layout::IDT, layout::MACHINE_CHECK_TOP, layout::NMI_TOP, layout::PERCPU,
-    layout::STACK_TOP, layout::TSS, percpu::PerCpu, percpu::this, syscall,
-};
+use crate::prelude::*;
 
 /// Kernel code; its data segment follows.
 pub(crate) const KERNEL_CODE: u16 = 0x08;

@@ -1,12 +1,6 @@
 //! The other CPUs: INIT, SIPI, and a trampoline from real mode into the tables that the boot CPU made for them.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
-
-use caisson_core::boot::BootInfo;
-use caisson_proto::{abi::MAX_CPUS, addr::CpuId, addr::Frame, addr::PAGE_SIZE};
-use spin::Once;
-
-use crate::{apic, clock, cpu, kmap, layout::STACK_TOP, layout::TRAMPOLINE, run, segments, svm::features};
+use crate::prelude::*;
 
 /// PML4 of each CPU.
 pub(crate) static ROOTS: Once<heapless::Vec<Frame, MAX_CPUS>> = Once::new();

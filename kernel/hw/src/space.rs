@@ -1,11 +1,8 @@
 //! A service's address space: one slot of the PML4, from 0 to `USER_END`.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use caisson_proto::layout::{GUEST, LEASE, USER_END};
 
-use caisson_core::{machine::Pool, svm::npt, svm::npt::Tables, svm::npt::Tree};
-use caisson_proto::{layout::GUEST, layout::LEASE, layout::USER_END, prelude::*};
-
-use crate::{layout::OWN_PML4, percpu::this, tables::Bits, tables::Mapped, tables::entry, tables::frame_of};
+use crate::prelude::*;
 
 /// The space. Its PDPT is entered in the PML4 of the CPU where the service runs. All its tables are mapped kernel
 /// frames. Changes to one space are the caller's to keep apart.

@@ -1,11 +1,7 @@
 //! The system-call path: SYSCALL stores the registers of [`caisson_proto::abi`] in this CPU's frame and calls the
 //! kernel; SYSRET loads the frame again, which may be another service's by then.
 
-use core::mem::offset_of;
-
-use caisson_core::cpu::UserFrame;
-
-use crate::{layout::PERCPU, layout::STACK_TOP, percpu::PerCpu, percpu::this, run};
+use crate::prelude::*;
 
 /// RFLAGS in ring 3: interrupts on, all else clear.
 const USER_FLAGS: u64 = 1 << 9 | 1 << 1;

@@ -2,12 +2,7 @@
 //!
 //! The rules of trees are in `caisson_core::svm::npt`, for nested tables and for services' spaces alike.
 
-use core::sync::atomic::Ordering;
-
-use caisson_core::svm::npt::Tables;
-use caisson_proto::addr::Frame;
-
-use crate::kmap;
+use crate::prelude::*;
 
 bitflags::bitflags! {
     /// Bits of an entry.

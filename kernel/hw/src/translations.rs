@@ -3,11 +3,7 @@
 //!
 //! Whoever waits answers meanwhile, so that two CPUs that wait for each other both go on.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use caisson_proto::{abi::MAX_CPUS, addr::CpuId};
-
-use crate::{apic, cpu, machine::KERNEL, percpu, traps::vector};
+use crate::prelude::*;
 
 /// Flushes of all CPUs that were wished so far, and how many each CPU has fulfilled.
 static WISHED: AtomicU64 = AtomicU64::new(0);

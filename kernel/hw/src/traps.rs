@@ -2,14 +2,7 @@
 //!
 //! Every vector has a stub that stores all registers in a [`Trap`] and calls [`dispatch`]. APM volume 2, chapter 8.
 
-use core::cell::UnsafeCell;
-
-use caisson_core::cpu::{NEVER, UserFrame};
-
-use crate::{
-    apic, cpu, epitaph, percpu::this, run, segments::IST_DOUBLE_FAULT, segments::IST_MACHINE_CHECK, segments::IST_NMI,
-    segments::KERNEL_CODE, user,
-};
+use crate::prelude::*;
 
 /// Interrupt vectors.
 pub mod vector {

@@ -4,7 +4,7 @@
 
 use caisson_proto::layout::USER_END;
 
-use crate::traps::{PAGE_FAULT, Trap};
+use crate::prelude::*;
 
 unsafe extern "C" {
     /// Copies `count` bytes. Returns 0, or 1 if a page was lacking. User pages are reachable meanwhile.

@@ -1,10 +1,6 @@
 //! This CPU's window: one page through which frames are zeroed that are mapped nowhere.
 
-use core::arch::asm;
-
-use caisson_proto::addr::{Frame, PAGE_SIZE};
-
-use crate::{cpu, layout::OWN_TABLE, layout::PERCPU, layout::WINDOW, tables::Bits, tables::entry};
+use crate::prelude::*;
 
 const SLOT: *mut u64 = (OWN_TABLE + (WINDOW - PERCPU) / PAGE_SIZE * 8) as *mut u64;
 

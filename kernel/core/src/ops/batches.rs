@@ -1,13 +1,7 @@
 //! Operations on batches: write-back and what it pays for.
 
-use core::sync::atomic::Ordering;
-
 use super::{Answer, Call, ok};
-use crate::{
-    batches::MAX_BATCHES, batches::Open, event::Event, here::Here, kernel::Tables, machine::Machine, machine::ensure,
-    vms,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn invalidate_begin(&self, request: &InvalidateBegin) -> Answer {

@@ -1,10 +1,7 @@
 //! Operations that tell of the machine and its time.
 
-use core::sync::atomic::Ordering;
-
 use super::{Answer, Call, ok};
-use crate::{context::Context, machine::Machine};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn machine_info(&self, _: &MachineInfo) -> Answer {

@@ -1,13 +1,7 @@
 //! Operations on frames and VMs.
 
-use core::sync::atomic::Ordering;
-
 use super::{Answer, Call, ok};
-use crate::{
-    batches::CPU_WORDS, batches::CpuSet, context::Context, context::Phase, event::Event, frames::FrameTable,
-    machine::Machine, machine::TablePool, machine::ensure, vms, vms::Books, vms::STOCK, vms::TABLES_PER_MAP, vms::Vm,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// Frames that one look at the table covers at the most.
 const RUN_LIMIT: u64 = 1 << 15;

@@ -8,10 +8,7 @@ mod memory;
 mod supervise;
 mod vcpus;
 
-use core::ops::Deref;
-
-use crate::{cpu::UserFrame, here::Here, ipc::Next, ipc::back, machine::Machine, service::Service};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 /// What an operation answers.
 type Answer = Result<Words, Status>;

@@ -1,8 +1,7 @@
 //! Operations on services.
 
 use super::{Answer, Call, ok};
-use crate::{machine::Machine, machine::ensure, service::Service};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     fn in_slot(&self, slot: usize) -> Result<&Service, Status> {

@@ -2,13 +2,8 @@
 //!
 //! Those that touch a vCPU's frames hold the table lock, so that its VM isn't destroyed and released meanwhile.
 
-use core::sync::atomic::Ordering;
-
 use super::{Answer, Call, ok};
-use crate::{
-    context::Context, context::Phase, context::pending, machine::Machine, machine::ensure, svm::state::RESIDENT, vms,
-};
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     /// The context of a vCPU that exists and whose VM the caller handles.

@@ -1,6 +1,6 @@
 //! The CPUID table of a vCPU: a hash table in one frame, filled by its vmm, answered by the kernel.
 
-use caisson_proto::prelude::*;
+use crate::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const KNOWN_FLAGS: u32 = CpuidEntry::SUBLEAF | CpuidEntry::OSXSAVE | CpuidEntry::ASK | CpuidEntry::HYPERCALL;

@@ -1,7 +1,7 @@
 //! Events: what the exit broke off and must be injected again, and what a vmm may inject.
 //! APM volume 2, sections 15.7.2 (EXITINTINFO) and 15.20 (EVENTINJ); both have one format.
 
-use caisson_proto::abi::Status;
+use crate::prelude::*;
 
 /// The event counts.
 pub const VALID: u64 = 1 << 31;

@@ -1,10 +1,9 @@
 //! Exit codes (APM volume 2, appendix C): who answers, and which registers the vmm needs for it.
 
-use caisson_proto::vcpu::{ExitFlags, Groups, code};
-
 use super::events;
 use super::state::Extra;
 use super::vmcb::{TLB_KEEP, Vmcb};
+use crate::prelude::*;
 
 /// Vectors that go to the vmm, which gives them to the guest: #DB and #AC. One that arises while it is itself delivered
 /// would otherwise keep the CPU in microcode, deaf to interrupts.

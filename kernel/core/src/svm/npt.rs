@@ -2,9 +2,7 @@
 //! of services, whose entries are the same. A nested walk counts as a user access, so every entry
 //! has the user bit. Accessed and dirty are set from the start: the CPU needn't write tables.
 
-use caisson_proto::prelude::*;
-
-use crate::machine::{Pool, Removed};
+use crate::prelude::*;
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;

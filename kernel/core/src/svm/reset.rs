@@ -1,11 +1,10 @@
 //! A new vCPU: intercepts and the MSR map. Its registers come from the vmm.
 
-use caisson_proto::prelude::*;
-use zerocopy::FromZeros;
-
 use super::exits::REFLECTED;
 use super::state::{ABSENT, Extra};
 use super::vmcb::{CR8, MASKING, NESTED_PAGING, Vmcb};
+use crate::prelude::*;
+use zerocopy::FromZeros;
 
 /// Machine checks are the host's.
 const MACHINE_CHECK: u32 = 1 << 18;

@@ -4,12 +4,9 @@
 //! VMRUN refuses (APM volume 2, section 15.5.1, "Canonicalization and Consistency Checks") it refuses by itself; the
 //! vmm then gets [`INVALID`](caisson_proto::vcpu::code::INVALID), and nobody else suffers.
 
-use core::mem::offset_of;
-
-use caisson_proto::prelude::*;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
-
 use super::{events, vmcb::Vmcb};
+use crate::prelude::*;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
 
 /// What this machine accepts.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,6 @@
 //! The virtual machine control block: APM volume 2, appendix B. Its layout is checked at compile time.
 
-use core::mem::offset_of;
-
-use caisson_proto::vcpu::Segment;
+use crate::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What is intercepted always, as bit numbers of the words at 0x00c and 0x010:

@@ -1,11 +1,6 @@
 //! What this machine's virtualisation can do, and how a CPU is made ready for it.
 
-use core::arch::asm;
-
-use caisson_core::{boot::Quirks, svm::state::Limits, svm::vmcb::TLB_FLUSH_ALL, svm::vmcb::TLB_FLUSH_ASID};
-use caisson_proto::addr::Frame;
-
-use crate::{cpu::cpuid, cpu::msr, cpu::wrmsr, percpu::this};
+use crate::prelude::*;
 
 /// What CPUID 8000_000A and others say, and what all guests share.
 #[derive(Clone, Copy, Debug)]

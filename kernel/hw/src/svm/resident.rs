@@ -3,13 +3,9 @@
 //!
 //! Nobody but guests uses the FPU: CR0.TS is set whenever a service or the kernel runs.
 
-use core::{arch::asm, arch::x86_64::_xgetbv, arch::x86_64::_xrstor64, arch::x86_64::_xsave64, arch::x86_64::_xsetbv};
-
-use caisson_core::svm::state::{ABSENT, RESIDENT};
-use caisson_proto::vcpu::Groups;
-
 use super::vcpu::Vcpu;
-use crate::{cpu::CR0, cpu::msr, cpu::wrmsr, percpu::this};
+use crate::prelude::*;
+use core::{arch::asm, arch::x86_64::_xgetbv, arch::x86_64::_xrstor64, arch::x86_64::_xsave64, arch::x86_64::_xsetbv};
 
 struct Group {
     /// The state page's name for what the vmm may load.

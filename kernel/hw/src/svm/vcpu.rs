@@ -1,15 +1,9 @@
 //! A vCPU's frames: which it has, what lies where, and what is done with them outside the world switch.
 
-use core::{mem::offset_of, sync::atomic::AtomicU16, sync::atomic::AtomicU64, sync::atomic::Ordering};
-
-use caisson_core::{
-    context::Context, svm::cpuid::Table, svm::exits, svm::reset, svm::reset::MSR_MAP, svm::reset::Setup, svm::state,
-    svm::state::Extra, svm::state::StatePage, svm::vmcb::TLB_FLUSH_ALL, svm::vmcb::Vmcb,
-};
-use caisson_proto::prelude::*;
-
 use super::resident;
-use crate::{kmap, percpu::this};
+use caisson_core::svm::{cpuid::Table, reset::MSR_MAP, reset::Setup};
+
+use crate::prelude::*;
 
 /// What is left for the FPU.
 pub(super) const FPU_BYTES: usize = 2 * PAGE_SIZE as usize - size_of::<Extra>();
@@ -122,7 +116,7 @@ pub(crate) fn save(context: Context, vcpu: &mut Vcpu, groups: Groups) {
     if is_here(context) {
         resident::sync(vcpu, groups);
     }
-    state::save(&mut vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra);
+    caisson_core::svm::state::save(&mut vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra);
 }
 
 /// The message to the vmm, and the groups that go with it. `code` is what [`Vcpu::enter`] returned, or KICK or TIMER.
@@ -137,7 +131,7 @@ pub(crate) fn exit(context: Context, vcpu: &mut Vcpu, code: u16) -> Exit {
     let flags = exits::flags(vmcb, extra, next_rip);
     exits::drop_fresh(vmcb, extra);
     let (rip, rax) = (vmcb.save.rip, vmcb.save.rax);
-    let (rcx, rdx) = (page.get(state::gpr(1)), page.get(state::gpr(2)));
+    let (rcx, rdx) = (page.get(gpr(1)), page.get(gpr(2)));
     let groups = exits::groups(code, info1, rcx);
     if !groups.is_empty() {
         save(context, vcpu, groups);

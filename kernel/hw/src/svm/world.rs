@@ -7,14 +7,10 @@
 //! STI behind CLGI lets the guest be left for physical interrupts: with V_INTR_MASKING, it is the host's IF at VMRUN
 //! that masks them.
 
-use core::{arch::asm, arch::naked_asm, mem::offset_of};
-
-use caisson_core::{svm::exits, svm::state::SVME, svm::state::StatePage, svm::state::gpr, svm::vmcb::Vmcb};
-use caisson_proto::{addr::Spa, vcpu::VcpuState, vcpu::code};
-use zerocopy::FromZeros;
-
 use super::{resident, vcpu::Vcpu};
-use crate::percpu::this;
+use crate::prelude::*;
+use core::{arch::asm, arch::naked_asm, mem::offset_of};
+use zerocopy::FromZeros;
 
 const VMCB: usize = offset_of!(Vcpu, vmcb);
 

@@ -1,0 +1,19 @@
+//! The vocabulary of this crate in one import. What only one file needs, that file names itself.
+
+pub(crate) use core::{arch::asm, cell::Cell, cell::UnsafeCell, mem::offset_of, sync::atomic::*};
+
+pub(crate) use caisson_core::svm::{exits, npt, npt::Tables, npt::Tree, reset, state::*, vmcb::*};
+pub(crate) use caisson_core::{boot::*, bundle::Bundle, context::Context, cpu::*, event::Event, here::Here};
+pub(crate) use caisson_core::{ipc::Next, kernel::Kernel, machine::Machine, machine::*, schedule::Choice};
+pub(crate) use caisson_proto::prelude::*;
+pub(crate) use spin::Once;
+
+pub(crate) use crate::cpu::{CR0, cpuid, msr, port, wrmsr};
+pub(crate) use crate::svm::{features, features::Features, vcpu, vcpu::vcpu};
+pub(crate) use crate::{
+    apic, boot, clock, cpu, epitaph, ioapic, kmap, log, run, smp, translations, traps, user, window,
+};
+pub(crate) use crate::{
+    home::home, layout::*, machine::*, percpu, percpu::*, segments::*, space::*, tables::*, traps::*,
+};
+pub(crate) use crate::{segments, syscall};
