@@ -140,124 +140,46 @@ wire_enum! {
 }
 
 replies! {
-    /// How a service fares.
+    /// How a service fares: its present id, its state; why it faulted (`fault`, `code`: see [`FaultKind`]) with
+    /// instruction pointer, address of a page fault and stack pointer; `client`: on whose behalf it ran, the VM and vCPU
+    /// or the calling service, as the sender field says. For `Exited`, `code` is the
+    /// [`ExitKind`](crate::supervisor::ExitKind), and the last four are words 1 to 4 of the exit.
     pub struct ServiceReport {
-        /// Its present id.
-        pub id: ServiceId,
-        /// Its state.
-        pub state: ServiceState,
-        /// Why, for `Faulted`.
-        pub fault: FaultKind,
-        /// See [`FaultKind`]; for `Exited` the [`ExitKind`](crate::supervisor::ExitKind).
-        pub code: u64,
-        /// Instruction pointer of the fault; for `Exited` word 1 of the exit.
-        pub rip: u64,
-        /// Address of a page fault; for `Exited` word 2.
-        pub address: u64,
-        /// Stack pointer; for `Exited` word 3.
-        pub rsp: u64,
-        /// On whose behalf it ran: the VM and vCPU or the calling service, as the sender field says; for `Exited`
-        /// word 4.
-        pub client: u64,
+        id: ServiceId, state: ServiceState, fault: FaultKind, code: u64, rip: u64, address: u64, rsp: u64, client: u64,
     }
     /// The new id after a restart.
-    pub struct Restarted { pub id: ServiceId }
-    /// The machine.
+    pub struct Restarted { id: ServiceId }
+    /// The machine: CPUs that run, TSC ticks a millisecond, what it can do, what frame numbers are below, physical
+    /// address bits, ASIDs of the SVM, services in the manifest.
     pub struct Machine {
-        /// CPUs that run.
-        pub cpus: u16,
-        /// TSC ticks a millisecond.
-        pub tsc_khz: u64,
-        /// What it can do.
-        pub features: Features,
-        /// Frame numbers are below this.
-        pub frames: u64,
-        /// Physical address bits.
-        pub phys_bits: u8,
-        /// ASIDs of the SVM.
-        pub asids: u32,
-        /// Services in the manifest.
-        pub services: u16,
+        cpus: u16, tsc_khz: u64, features: Features, frames: u64, phys_bits: u8, asids: u32, services: u16,
     }
-    /// A run of frames that are alike.
-    pub struct FrameRun {
-        /// The first.
-        pub start: Frame,
-        /// How many; 0 past the end of memory.
-        pub count: u64,
-        /// Their state.
-        pub state: FrameState,
-        /// The VM that they belong to, or were taken from.
-        pub vm: VmId,
-        /// Whether `vm` means anything.
-        pub owned_by_vm: bool,
-    }
-    /// Frames by state.
+    /// A run of frames that are alike: the first, how many (0 past the end of memory), their state, and the VM that they
+    /// belong to or were taken from, if `owned_by_vm`.
+    pub struct FrameRun { start: Frame, count: u64, state: FrameState, vm: VmId, owned_by_vm: bool }
+    /// Frames by [`FrameState`].
     pub struct FrameCounts {
-        /// Nobody's.
-        pub free: u64,
-        /// The kernel's.
-        pub kernel: u64,
-        /// Services' and VMs'.
-        pub owned: u64,
-        /// Private.
-        pub private: u64,
-        /// The secure processor's.
-        pub firmware: u64,
-        /// In batches.
-        pub quarantined: u64,
-        /// Lost for good.
-        pub leaked: u64,
+        free: u64, kernel: u64, owned: u64, private: u64, firmware: u64, quarantined: u64, leaked: u64,
     }
     /// A new VM.
-    pub struct VmCreated { pub vm: VmId }
-    /// What a VM is.
+    pub struct VmCreated { vm: VmId }
+    /// What a VM is: its id, the service that handles its exits, kind and state, frames mapped in it, the kernel's frames
+    /// for it (tables, VMCBs, state pages); `next` is the slot after this one: where to look on.
     pub struct VmReport {
-        /// Its id.
-        pub vm: VmId,
-        /// The service that handles its exits.
-        pub handler: ServiceId,
-        /// Its kind.
-        pub kind: VmKind,
-        /// Its state.
-        pub state: VmState,
-        /// Frames mapped in it.
-        pub pages: u64,
-        /// Its kernel frames: tables, VMCBs, state pages.
-        pub kernel_frames: u64,
-        /// The slot after this one: where to look on.
-        pub next: u16,
+        vm: VmId, handler: ServiceId, kind: VmKind, state: VmState, pages: u64, kernel_frames: u64, next: u16,
     }
-    /// What was taken from a VM.
-    pub struct Unmapped {
-        /// The batch that the frames wait in; meaningless if `pages` is 0.
-        pub batch: BatchId,
-        /// How many pages were mapped and now aren't.
-        pub pages: u64,
-        /// Where to go on: the first gfn not looked at.
-        pub next: Gfn,
-    }
-    /// An open batch.
-    pub struct BatchReport {
-        /// Its id.
-        pub batch: BatchId,
-        /// The VM that its frames were taken from.
-        pub vm: VmId,
-        /// That VM's kind.
-        pub kind: VmKind,
-        /// Frames that wait in it.
-        pub frames: u64,
-        /// CPUs that still owe a write-back.
-        pub owed: u16,
-        /// The slot after this one: where to look on.
-        pub next: u16,
-    }
+    /// What was taken from a VM: the batch that the frames wait in (meaningless without pages), how many pages were mapped
+    /// and now aren't, and where to go on: the first gfn not looked at.
+    pub struct Unmapped { batch: BatchId, pages: u64, next: Gfn }
+    /// An open batch: the VM that its frames were taken from and that VM's kind, how many wait in it, how many CPUs
+    /// still owe a write-back; `next` is the slot after this one: where to look on.
+    pub struct BatchReport { batch: BatchId, vm: VmId, kind: VmKind, frames: u64, owed: u16, next: u16 }
     /// Accepted: it is done when the ticket is. Ticket 0 is always done.
-    pub struct Accepted { pub ticket: Ticket }
+    pub struct Accepted { ticket: Ticket }
     /// Whether a ticket is done.
-    pub struct TicketState { pub done: bool }
+    pub struct TicketState { done: bool }
     /// The invalidation sequence of a VM, to be given back with the commit.
-    pub struct SequenceNow { pub sequence: Sequence }
+    pub struct SequenceNow { sequence: Sequence }
 }
 
 requests! {

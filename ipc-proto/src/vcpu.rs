@@ -108,7 +108,8 @@ pub mod code {
 }
 
 packed! {
-    /// What the kernel delivers to the vmm for an exit.
+    /// What the kernel delivers to the vmm for an exit. Words: EXITINFO1 and 2; the guest's rip, at the instruction for
+    /// intercepts; its rax, rcx and rdx; the next instruction's rip, or 0 (see [`ExitFlags::NEXT_RIP`]).
     pub struct Exit {
         head {
             /// Index of the vCPU in the VM.
@@ -120,22 +121,7 @@ packed! {
             /// Facts about the moment of the exit.
             flags: ExitFlags = 32, 32;
         }
-        words {
-            /// EXITINFO1.
-            info1,
-            /// EXITINFO2.
-            info2,
-            /// The guest's rip: at the instruction, for intercepts.
-            rip,
-            /// The guest's rax.
-            rax,
-            /// The guest's rcx.
-            rcx,
-            /// The guest's rdx.
-            rdx,
-            /// The next instruction's rip, or 0 (see [`ExitFlags::NEXT_RIP`]).
-            next_rip,
-        }
+        words { info1, info2, rip, rax, rcx, rdx, next_rip }
     }
 }
 const _: () = assert!(crate::abi::MAX_VCPUS == 1 << 3 && crate::abi::MAX_VIEWS == 1 << 2);
@@ -153,7 +139,8 @@ wire_enum! {
 }
 
 packed! {
-    /// The vmm's reply to an exit.
+    /// The vmm's reply to an exit. Words: the guest's rip and rax; the event to inject, in EVENTINJ's format (APM
+    /// volume 2, section 15.20), 0 for none; the point of the machine's TSC at which to leave with TIMER, 0 for never.
     pub struct Resume {
         head {
             /// Whether it runs.
@@ -171,16 +158,7 @@ packed! {
             /// Groups to load from the state page. With [`Groups::CORE`], `rip` and `rax` here are ignored.
             groups: Groups = 32, 32;
         }
-        words {
-            /// The guest's rip.
-            rip,
-            /// The guest's rax.
-            rax,
-            /// Event to inject, in EVENTINJ's format (APM volume 2, section 15.20); 0 for none.
-            inject,
-            /// Leave with TIMER at this point of the machine's TSC; 0 for never.
-            deadline,
-        }
+        words { rip, rax, inject, deadline }
     }
 }
 

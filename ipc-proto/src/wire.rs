@@ -160,11 +160,11 @@ macro_rules! fields {
 macro_rules! packed {
     ($(#[$meta:meta])* pub struct $name:ident {
         head { $($(#[$hmeta:meta])* $head:ident : $ty:ty = $low:literal, $bits:literal;)* }
-        words { $($(#[$wmeta:meta])* $word:ident,)* }
+        words { $($word:ident),* }
     }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct $name { $($(#[$hmeta])* pub $head: $ty,)* $($(#[$wmeta])* pub $word: u64,)* }
+        pub struct $name { $($(#[$hmeta])* pub $head: $ty,)* $(#[doc = "See above."] pub $word: u64,)* }
 
         impl $name {
             /// The words that stand for it.
@@ -199,7 +199,7 @@ macro_rules! packed {
 /// Declares reply structs: fields from word 0 on.
 #[macro_export]
 macro_rules! replies {
-    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty),* $(,)? })*) => { $(
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* $fvis:vis $field:ident : $ty:ty),* $(,)? })*) => { $(
         $crate::fields! { $(#[$meta])* $name { $($(#[$fmeta])* $field: $ty),* } }
 
         impl $crate::wire::Reply for $name {}

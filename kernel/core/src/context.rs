@@ -61,7 +61,6 @@ impl Context {
 }
 
 /// The contexts in a word of a set, from the highest bit on.
-#[inline]
 pub fn members(index: usize, mut word: u64) -> impl Iterator<Item = Context> {
     core::iter::from_fn(move || {
         let bit = word.checked_ilog2()?;
@@ -103,7 +102,6 @@ impl Set {
     }
 
     /// Whether nothing is in it.
-    #[inline]
     pub fn is_empty(&self) -> bool {
         self.used.get() == 0
     }
@@ -114,7 +112,6 @@ impl Set {
     }
 
     /// The doorbell activation of the highest slot.
-    #[inline]
     pub fn bell(&self) -> Option<Context> {
         members(0, self.words[0].get()).next()
     }
@@ -211,7 +208,6 @@ impl ContextState {
     }
 
     /// Whether the vCPU is in its guest now.
-    #[inline]
     pub fn in_guest(&self) -> bool {
         self.world.load(Ordering::SeqCst) & 1 == 1
     }
@@ -241,7 +237,6 @@ impl ContextState {
 
     /// The vCPU's CPU is about to enter the guest. `None`: something is pending, and it isn't in its guest. Else it
     /// counts as in there, and `true` says that its translations may be stale: flush them first.
-    #[inline]
     #[must_use]
     pub fn enter(&self) -> Option<bool> {
         self.world.fetch_add(1, Ordering::SeqCst);
@@ -254,7 +249,6 @@ impl ContextState {
     }
 
     /// The vCPU's CPU has left the guest.
-    #[inline]
     pub fn leave(&self) {
         self.world.fetch_add(1, Ordering::SeqCst);
     }

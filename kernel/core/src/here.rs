@@ -23,7 +23,6 @@ impl<M: Machine> Deref for Here<'_, M> {
 
 impl<'a, M: Machine> Here<'a, M> {
     /// What other CPUs may touch of this one.
-    #[inline]
     pub(crate) fn shared(self) -> &'a Shared {
         &self.kernel.cpus[usize::from(self.local.cpu.0) % MAX_CPUS]
     }

@@ -156,7 +156,6 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Ends a service's turn and wakes whoever comes next.
-    #[inline]
     pub(crate) fn pass_turn(self, service: &Service) {
         if let Some(next) = service.turn.leave() {
             self.context(next).pending.fetch_or(pending::GRANTED, Ordering::SeqCst);
@@ -223,7 +222,6 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Takes back what was lent to a service and forgets its caller.
-    #[inline]
     pub(crate) fn settle(self, slot: usize, service: &Service) {
         if service.borrows.get() {
             service.borrows.set(false);
@@ -300,13 +298,11 @@ impl<M: Machine> Here<'_, M> {
 }
 
 /// Whether a service is in a set of services.
-#[inline]
 fn allows(set: &AtomicU64, slot: usize) -> bool {
     slot < 64 && set.load(Ordering::Relaxed) >> slot & 1 == 1
 }
 
 /// The service in user mode goes on with this status.
-#[inline]
 pub(crate) fn back(frame: &mut UserFrame, status: Status) -> Next {
     frame.rax = status as u64;
     Next::User

@@ -89,13 +89,11 @@ impl Kernel {
     }
 
     /// The shared part of a context.
-    #[inline]
     pub fn context(&self, context: Context) -> &ContextState {
         &self.contexts[context.index()]
     }
 
     /// The service in a slot; slots come from the kernel's own records. Out of range it is slot 0's.
-    #[inline]
     pub fn service(&self, slot: usize) -> &Service {
         &self.services[slot % MAX_SERVICES]
     }

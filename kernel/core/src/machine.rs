@@ -21,7 +21,6 @@ pub type Outcome = Result<(), Status>;
 ///
 /// # Errors
 /// `status` unless `holds`.
-#[inline]
 pub fn ensure(holds: bool, status: Status) -> Outcome {
     if holds { Ok(()) } else { Err(status) }
 }

@@ -159,7 +159,6 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// A vCPU's vmm has answered (or died): sees to its deadline, and to kicks that came meanwhile.
-    #[inline]
     pub(crate) fn answered(self, context: Context) {
         let state = self.context(context);
         self.await_deadline(context, state.deadline.load(Ordering::Relaxed));
@@ -173,7 +172,6 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Makes this CPU's timer see a context's deadline; 0 for none.
-    #[inline]
     pub(crate) fn await_deadline(self, context: Context, deadline: u64) {
         if deadline == 0 {
             return;
@@ -275,7 +273,6 @@ impl<M: Machine> Here<'_, M> {
 
     /// Notes that a vCPU enters its guest here: the CPU may now cache lines of the VM, and holds translations.
     /// False: something became pending since [`pick`](Self::pick) chose it; pick again.
-    #[inline]
     #[must_use]
     pub fn entering(self, context: Context) -> bool {
         let ran = &self.shared().ran;
@@ -292,7 +289,6 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// Notes that it left.
-    #[inline]
     pub fn left(self, context: Context) {
         self.context(context).leave();
     }

@@ -20,7 +20,6 @@ impl Caller {
     pub const VCPU: Self = Self(sender::VCPU);
 
     /// The service, in this generation, that made a call.
-    #[inline]
     pub fn service(self) -> Option<ServiceId> {
         (self.0 >> 31 == 0).then_some(ServiceId::from_bits(self.0))
     }
@@ -33,11 +32,9 @@ impl Default for Caller {
 }
 
 impl Field for Caller {
-    #[inline]
     fn to_word(self) -> u64 {
         self.0.into()
     }
-    #[inline]
     fn from_word(word: u64) -> Option<Self> {
         Some(Self(word as u32))
     }
@@ -112,7 +109,6 @@ impl Service {
     }
 
     /// Where it goes on when it is entered next.
-    #[inline]
     pub fn goes_on_at(&self, rip: u64, rsp: u64) {
         self.rip.store(rip, Ordering::Relaxed);
         self.rsp.store(rsp, Ordering::Relaxed);
@@ -124,7 +120,6 @@ impl Service {
     }
 
     /// Whether it runs, and is to die.
-    #[inline]
     pub fn is_doomed(&self) -> bool {
         self.life.is(Life::Doomed)
     }

@@ -70,37 +70,31 @@ impl<T: Field + Default> Atomic<T> {
     }
 
     /// The value.
-    #[inline]
     pub fn get(&self) -> T {
         T::from_word(self.word()).unwrap_or_default()
     }
 
     /// Its word.
-    #[inline]
     pub fn word(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
     /// Whether it is this value: cheaper than [`get`](Self::get).
-    #[inline]
     pub fn is(&self, value: T) -> bool {
         self.word() == value.to_word()
     }
 
     /// Changes it.
-    #[inline]
     pub fn set(&self, value: T) {
         self.0.store(value.to_word(), Ordering::Release);
     }
 
     /// Changes it, in one order with all other such changes. Returns what it was.
-    #[inline]
     pub fn swap(&self, value: T) -> T {
         T::from_word(self.0.swap(value.to_word(), Ordering::SeqCst)).unwrap_or_default()
     }
 
     /// Changes it from one value to another unless it is a third, in one order with all other such changes.
-    #[inline]
     pub fn change(&self, from: T, to: T) -> bool {
         self.0.compare_exchange(from.to_word(), to.to_word(), Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }

@@ -27,7 +27,6 @@ initial! {
 impl Turn {
     /// Joins the queue; `context` is looked at only to wait. True: it is this context's turn. False: it waits, and a later [`leave`](Self::leave)
     /// will name it.
-    #[inline]
     pub fn enter(&self, context: impl FnOnce() -> Context) -> bool {
         let before = self.state.fetch_add(1 << 32, Ordering::AcqRel);
         let (ticket, serving) = halves(before);
@@ -58,7 +57,6 @@ impl Turn {
 
     /// Ends the turn of whoever has it. The context returned has it now and is to be woken.
     /// `None`: nobody waits, or the next one is about to find out by itself.
-    #[inline]
     pub fn leave(&self) -> Option<Context> {
         let mut state = self.state.load(Ordering::Acquire);
         loop {

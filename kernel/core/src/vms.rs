@@ -27,7 +27,6 @@ initial! {
 
 impl Vm {
     /// Its state; `None` for an unused slot.
-    #[inline]
     pub fn state(&self) -> Option<VmState> {
         VmState::ALL.get(usize::from(self.state.get()).checked_sub(1)?).copied()
     }

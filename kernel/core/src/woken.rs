@@ -25,7 +25,6 @@ impl Woken {
     }
 
     /// Takes all.
-    #[inline]
     pub fn take(&self, mut ready: impl FnMut(Context)) {
         if self.any.load(Ordering::Relaxed) == 0 {
             return;
