@@ -10,6 +10,8 @@ use crate::progress::quietly;
 
 /// QEMU's binary and the Debian package that has it.
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+/// What is installed already stays as it is.
+const APT_INSTALL: [&str; 4] = ["install", "-y", "--no-install-recommends", "--no-upgrade"];
 /// What Caisson is built for.
 pub const TARGET: &str = "x86_64-unknown-none";
 
@@ -43,17 +45,21 @@ pub fn qemu() -> Result<PathBuf, Failure> {
     if let Some(found) = paths::program(QEMU.0) {
         return Ok(found);
     }
-    let line = format!("apt-get install --no-install-recommends {}", QEMU.1);
+    install(&[QEMU.1]).map_err(|failure| {
+        Failure::setup(format!("{} is missing. {}; elsewhere install QEMU 7.2 or newer for x86", QEMU.0, failure.text))
+    })?;
+    paths::program(QEMU.0).ok_or_else(|| Failure::setup(format!("{} is missing after installing {}", QEMU.0, QEMU.1)))
+}
+
+/// Installs Debian packages if that is possible; the error says what to type.
+pub fn install(packages: &[&str]) -> Result<(), Failure> {
+    let line = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     if !may_install() {
-        return Err(Failure::setup(format!(
-            "{} is missing. On Debian, run as root: {line}; elsewhere install QEMU 7.2 or newer for x86",
-            QEMU.0
-        )));
+        return Err(Failure::setup(format!("On Debian, run as root: {line}")));
     }
-    eprintln!("installing QEMU");
-    with_lists(update_lists, || attempt(apt_get().args(["install", "-y", "--no-install-recommends", QEMU.1])))
-        .map_err(|failure| Failure::setup(format!("{}; run: {line}", failure.text)))?;
-    paths::program(QEMU.0).ok_or_else(|| Failure::setup(format!("{} is missing after: {line}", QEMU.0)))
+    eprintln!("installing {}", packages.join(" "));
+    with_lists(update_lists, || attempt(apt_get().args(APT_INSTALL).args(packages)))
+        .map_err(|failure| Failure::setup(format!("{}; run: {line}", failure.text)))
 }
 
 pub fn apt_get() -> Command {
