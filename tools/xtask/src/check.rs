@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold, step by step, each timed and reported in a line.
 
 mod hostile;
+mod judges;
 mod kill;
 mod machines;
 mod steps;
@@ -61,6 +62,12 @@ const STEPS: &[Step] = &[
         run: steps::host,
     },
     Step { name: "fuzz", about: "known inputs and some thousand others for each fuzz target", run: steps::fuzz },
+    Step {
+        name: "owner",
+        about: "the sev crate, with OpenSSL, owns guests of the secure processor",
+        run: judges::owner,
+    },
+    Step { name: "digests", about: "sev-snp-measure still gives the committed launch digests", run: judges::digests },
     Step { name: "loom", about: "rings and hand-overs in every order", run: steps::loom },
     Step { name: "miri", about: "layouts and codecs under Miri", run: steps::miri },
     Step { name: "terminal", about: "a guest's shell at a terminal: keys, Ctrl-C, Ctrl-A N and X", run: terminal::run },

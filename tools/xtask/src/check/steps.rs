@@ -31,7 +31,7 @@ const LOOM: [&str; 2] = ["caisson-core", "caisson-rt"];
 /// Packages with unsafe code or layouts that run on the host.
 const MIRI: [&str; 2] = ["caisson-proto", "caisson-rt"];
 
-fn cargo(paths: &Paths, arguments: &[&str]) -> Command {
+pub(super) fn cargo(paths: &Paths, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(&paths.root).args(arguments);
     command
@@ -53,7 +53,7 @@ fn describe(command: &Command) -> String {
 }
 
 /// One check per command.
-fn each(commands: Vec<Command>) -> Outcome {
+pub(super) fn each(commands: Vec<Command>) -> Outcome {
     let mut outcome = Outcome::default();
     for mut command in commands {
         match done(&mut command) {
@@ -65,7 +65,7 @@ fn each(commands: Vec<Command>) -> Outcome {
 }
 
 /// One check per test that `cargo test` reports.
-fn tests(command: &mut Command) -> Outcome {
+pub(super) fn tests(command: &mut Command) -> Outcome {
     let output = match command.output() {
         Ok(output) => output,
         Err(error) => return Outcome::failed(format!("can't start: {error}")),

@@ -93,14 +93,20 @@ pub struct Talker {
 }
 
 impl Talker {
-    /// Launches a guest with a page of each kind that is measured and its secrets.
+    /// Launches a guest with its secrets and a page that is measured.
     pub fn launch(rig: &mut Rig, index: u64, asid: u16) -> Self {
+        Self::launch_with(rig, index, asid, &[(5, 0x1000), (1, 0x2000)])
+    }
+
+    /// Launches a guest with pages of these types at these addresses; the first must be its secrets.
+    pub fn launch_with(rig: &mut Rig, index: u64, asid: u16, pages: &[(u32, u64)]) -> Self {
         let context = rig.launching(index, u32::from(asid));
-        let at = (5 << 20) + index * 0x1_0000;
-        assert_eq!(rig.add(context, asid, 5, at, 0x1000), Status::Success);
-        assert_eq!(rig.add(context, asid, 1, at + 0x1000, 0x2000), Status::Success);
+        let secrets = (5 << 20) + index * 0x1_0000;
+        for ((page_type, gpa), number) in pages.iter().zip(0..) {
+            assert_eq!(rig.add(context, asid, *page_type, secrets + number * 4096, *gpa), Status::Success);
+        }
         assert_eq!(rig.finish(context), Status::Success);
-        Self::new(rig, context, at)
+        Self::new(rig, context, secrets)
     }
 
     /// The guest with this context and this secrets page.
