@@ -81,7 +81,7 @@ impl<P: Platform> Vmm<P> {
             Register::CR3 => state.cr3 = value,
             Register::CR4 => {
                 let leaves_pae = state.efer & EFER_LMA != 0 && value & CR4_PAE == 0;
-                if value & !CR4_KNOWN != 0 || leaves_pae {
+                if value & !(CR4_KNOWN | crate::cpuid::cr4_keys(&self.cpuid)) != 0 || leaves_pae {
                     return false;
                 }
                 state.cr4 = value;

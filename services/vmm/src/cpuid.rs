@@ -29,18 +29,25 @@ mod allowed {
     /// Leaf 7 ebx: FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB SHA.
     pub const SEVEN_EBX: u32 =
         1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24 | 1 << 29;
-    /// Leaf 7 ecx: UMIP VAES VPCLMULQDQ RDPID.
-    pub const SEVEN_ECX: u32 = 1 << 2 | 1 << 9 | 1 << 10 | 1 << 22;
+    /// Leaf 7 ecx: UMIP PKU VAES VPCLMULQDQ RDPID.
+    pub const SEVEN_ECX: u32 = 1 << 2 | super::PKU | 1 << 9 | 1 << 10 | 1 << 22;
     /// Leaf 7 edx: FSRM.
     pub const SEVEN_EDX: u32 = 1 << 4;
     /// Leaf 8000_0001 ecx: LAHF ABM SSE4A MISALIGNSSE PREFETCH.
     pub const EXTENDED_ECX: u32 = 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8;
     /// Leaf 8000_0001 edx: leaf 1's, SYSCALL NX MMXEXT FFXSR PDPE1GB RDTSCP LM 3DNow.
     pub const EXTENDED_EDX: u32 = 0xefd3_fbff & !(1 << 7 | 1 << 14);
-    /// XCR0: x87, SSE, AVX.
-    pub const XCR0: u32 = 7;
+    /// XCR0: x87, SSE, AVX, protection keys.
+    pub const XCR0: u32 = 7 | super::XCR0_PKRU;
 }
 
+/// Leaf 7 ecx: protection keys, and that CR4.PKE is set.
+const PKU: u32 = 1 << 3;
+const OSPKE: u32 = 1 << 4;
+/// XCR0: PKRU.
+const XCR0_PKRU: u32 = 1 << 9;
+/// CR4: protection keys.
+const CR4_PKE: u64 = 1 << 22;
 /// Features of leaf 1 that depend on XSAVE: FMA, XSAVE, AVX, F16C; leaf 7: AVX2; ecx: VAES, VPCLMULQDQ.
 const NEEDS_XSAVE: [u32; 3] = [1 << 12 | 1 << 26 | 1 << 28 | 1 << 29, 1 << 5, 1 << 9 | 1 << 10];
 
@@ -87,14 +94,18 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
     // ARAT: the APIC timer never stops.
     put(6, None, 0, [1 << 2, 0, 0, 0]);
     let [_, ebx, ecx, edx] = basic(7);
+    // PKRU stays with its vCPU as a part of the XSAVE area.
+    let keys = xsave && ecx & PKU != 0 && host(0xd, 0)[0] & XCR0_PKRU != 0;
+    let hide_7c = hide_7c | if keys { 0 } else { PKU };
     let seven = [0, ebx & allowed::SEVEN_EBX & !hide_7b, ecx & allowed::SEVEN_ECX & !hide_7c, edx & allowed::SEVEN_EDX];
-    put(7, Some(0), 0, seven);
+    // A bit of it follows CR4.
+    put(7, Some(0), if keys { CpuidEntry::ASK } else { 0 }, seven);
     // One thread a core, all cores in one package.
     put(0xb, Some(0), 0, [0, 1, 1 << 8, 0]);
     put(0xb, Some(1), 0, [core_bits, threads, 2 << 8 | 1, 0]);
     put(0xb, Some(2), 0, [0, 0, 2, 0]);
     if xsave {
-        xsave_leaves(&host, &mut put);
+        xsave_leaves(&host, keys, &mut put);
     }
 
     put(KVM, None, 0, [KVM + 0x10, u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from(b'M')]);
@@ -124,9 +135,12 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
     out
 }
 
-fn xsave_leaves(host: &impl Fn(u32, u32) -> [u32; 4], put: &mut impl FnMut(u32, Option<u32>, u32, [u32; 4])) {
+fn xsave_leaves(
+    host: &impl Fn(u32, u32) -> [u32; 4], keys: bool, put: &mut impl FnMut(u32, Option<u32>, u32, [u32; 4]),
+) {
     let [low, ..] = host(0xd, 0);
-    let components = low & allowed::XCR0 | 3;
+    let hidden = if keys { 0 } else { XCR0_PKRU };
+    let components = low & allowed::XCR0 & !hidden | 3;
     // Legacy area and header; each component says where it ends.
     let mut size = 576;
     let mut rest = components & !3;
@@ -183,6 +197,17 @@ pub fn answer(table: &[CpuidEntry], index: u8, leaf: u32, subleaf: u32) -> [u32;
         entry.leaf == leaf && entry.flags & CpuidEntry::HYPERCALL == 0 && subleaf_fits
     };
     table.iter().find(fits).map_or([0; 4], |entry| with_id(entry, index))
+}
+
+/// Bits of CR4 that protection keys have, if the table shows them.
+pub fn cr4_keys(table: &[CpuidEntry]) -> u64 {
+    let [_, _, ecx, _] = answer(table, 0, 7, 0);
+    if ecx & PKU != 0 { CR4_PKE } else { 0 }
+}
+
+/// What leaf 7 says in ecx of CR4.
+pub fn keys_on(ecx: u32, cr4: u64) -> u32 {
+    if ecx & PKU != 0 && cr4 & CR4_PKE != 0 { OSPKE } else { 0 }
 }
 
 /// The bits of XCR0 that a guest may set.

@@ -170,7 +170,12 @@ impl<P: Platform> Vmm<P> {
 
     fn cpuid_exit(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let next = self.next(exit, state, [0x0f, 0xa2]);
-        let [eax, ebx, ecx, edx] = crate::cpuid::answer(&self.cpuid, at as u8, exit.rax as u32, exit.rcx as u32);
+        let (leaf, subleaf) = (exit.rax as u32, exit.rcx as u32);
+        let [eax, ebx, mut ecx, edx] = crate::cpuid::answer(&self.cpuid, at as u8, leaf, subleaf);
+        if leaf == 7 && subleaf == 0 {
+            self.fill(exit, Groups::CONTROL, state);
+            ecx |= crate::cpuid::keys_on(ecx, state.cr4);
+        }
         for (number, value) in [(RBX, ebx), (RCX, ecx), (RDX, edx)] {
             self.platform.set_gpr(exit.vcpu, number, u64::from(value));
         }

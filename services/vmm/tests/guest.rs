@@ -212,15 +212,36 @@ fn cpuid_shows_a_kvm_guest() {
     assert_eq!(ecx >> 31 & ecx >> 24 & ecx >> 21 & 1, 1, "hypervisor, TSC-deadline, x2APIC");
     assert_eq!(ecx & (1 << 3 | 1 << 5 | 1 << 17 | 1 << 27), 0, "no MONITOR, VMX, PCID, OSXSAVE");
     assert_eq!((edx >> 28 & 1, edx >> 7 & 1), (1, 0), "threads, no machine check");
-    assert_eq!(get(7, 0)[2] & (1 << 3 | 1 << 4 | 1 << 16), 0, "no PKU, no 5-level paging");
+    assert_eq!(get(7, 0)[2] & (1 << 4 | 1 << 16 | 1 << 31), 0, "no 5-level paging, no keys for supervisors");
     assert_eq!(get(0x8000_0001, 0)[2] & (1 << 2 | 1 << 22), 0, "no SVM, no topology extensions");
     assert_eq!(get(0x8000_0007, 0), [0, 0, 0, 1 << 8]);
     assert_eq!((get(0xb, 1), get(0xb, 0)[3]), ([2, 3, 0x201, 2], 2));
-    assert_eq!(get(0xd, 0), [7, 832, 832, 0]);
+    assert_eq!(get(0xd, 0), [0x207, 2696, 2696, 0]);
     assert_eq!((get(0x8000_000a, 0), get(0x8000_001f, 0), get(0x1f, 0)), ([0; 4], [0; 4], [0; 4]));
     assert_eq!(cpuid::answer(&tables[2], 2, 1, 0)[1] >> 24, 2);
     let own = tables[1].iter().find(|entry| entry.leaf == 1).unwrap();
     assert_eq!(own.answer[1] >> 24, 1);
+}
+
+#[test]
+fn protection_keys_show_whether_cr4_has_them_on() {
+    let mut machine = Machine::new(1);
+    for (cr4, shown) in [(0x20, 1 << 3), (0x20 | 1 << 22, 1 << 3 | 1 << 4)] {
+        let state = machine.state(0);
+        (state.cr4, state.gpr[0], state.gpr[1]) = (cr4, 7, 0);
+        machine.exit(0, code::CPUID, 0, 0);
+        assert_eq!(machine.state(0).gpr[1] & (1 << 3 | 1 << 4), shown, "{cr4:#x}");
+    }
+    // Where the machine can't keep PKRU, there are none.
+    let host = |leaf, subleaf| match (leaf, subleaf) {
+        (0xd, 0) => [7, 0, 0, 0],
+        (0xd, 2) => [256, 576, 0, 0],
+        (0 | 0x8000_0000, _) => [leaf | 0xd, 0, 0, 0],
+        _ => [u32::MAX; 4],
+    };
+    let table = cpuid::table(host, 1, common::FACTS);
+    assert_eq!(cpuid::answer(&table, 0, 7, 0)[2] & (1 << 3 | 1 << 4), 0);
+    assert_eq!((cpuid::answer(&table, 0, 0xd, 0), cpuid::cr4_keys(&table)), ([7, 832, 832, 0], 0));
 }
 
 #[test]
