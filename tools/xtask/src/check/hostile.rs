@@ -2,6 +2,7 @@
 //! kernel's own words and with the culprit's name, and nobody else may notice.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use caisson_guest_intruder::attempts::{Attempt, Expect, attempts};
 use caisson_guest_intruder::order;
@@ -17,6 +18,8 @@ use crate::paths::Paths;
 const GUEST: (&str, &str) = ("guest", "vcpus = 2\nmemory = \"256M\"\n");
 /// Whom it can reach, and who must have named it in the log.
 const REACHED: [&str; 6] = ["kernel", "console", "memory", "notifier", "sev-firmware", "vmm-guest"];
+/// How long all attempts may take.
+const LONGEST: Duration = Duration::from_secs(150);
 /// How often the guest's shell must have answered while it was attacked.
 const ANSWERS: u64 = 5;
 
@@ -45,13 +48,16 @@ fn attack(paths: &Paths) -> Result<Outcome, String> {
     let mut machine = Witness::boot(paths, Some(notices), &[GUEST]).map_err(|failure| failure.text)?;
     machine.is_up()?;
     machine.orders(order::GO)?;
-    let mut answers = 0;
+    let (start, mut answers) = (Instant::now(), 0);
     while !machine.logged("agent", "agent: over") {
         answers += 1;
         let (line, answer) = (format!("echo alive=$(({answers}*7))"), format!("alive={}\r", answers * 7));
         machine.asks(0, &line, &answer, SOON)?;
         if machine.logged("agent", "agent: the intruder isn't back") {
             return Err(machine.told("the intruder wasn't started again"));
+        }
+        if start.elapsed() > LONGEST {
+            return Err(machine.told("the attempts don't come to an end"));
         }
     }
     machine.types(0, "poweroff -f");
