@@ -77,10 +77,19 @@ impl<M: Machine> Here<'_, M> {
         self.orphan(id);
         self.pass_turn(service);
         self.ring_all(Caps::SUPERVISE, doorbell::SERVICE_DIED);
-        // Nobody else starts the supervisor again.
-        let again = || id.generation() < SUPERVISORS && self.restart(id.index()).is_ok();
-        if service.caps.get().contains(Caps::SUPERVISE) && !again() {
-            self.machine.power_off(verdict::FAULTED);
+        self.succeed(id.index());
+    }
+
+    /// Starts a supervisor that died again: nobody else does. Whoever is in its queue has to hear of its death first, and
+    /// comes here then.
+    pub(crate) fn succeed(self, slot: usize) {
+        let service = self.service(slot);
+        if !service.is_alive() && service.caps.get().contains(Caps::SUPERVISE) {
+            if service.id.get().generation() > SUPERVISORS {
+                self.machine.power_off(verdict::FAULTED);
+            } else {
+                let _ = self.restart(slot);
+            }
         }
     }
 

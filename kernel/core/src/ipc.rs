@@ -116,9 +116,10 @@ impl<M: Machine> Here<'_, M> {
     fn cant_deliver(self, frame: &mut UserFrame, id: ServiceId, caller: Caller) -> Next {
         let target = self.service(id.index());
         if target.id.get() == id && target.is_doomed() {
-            self.reap(id.index())
+            self.reap(id.index());
         } else {
-            self.pass_turn(target)
+            self.pass_turn(target);
+            self.succeed(id.index());
         }
         frame.words = [target.id.get().bits().into(), 0, 0, 0, 0, 0, 0, 0];
         self.answer(frame, caller, Status::Dead)

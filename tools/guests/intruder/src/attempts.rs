@@ -79,6 +79,8 @@ pub enum Trick {
     SpinNull,
     /// Calls others for ever.
     SpinCalls,
+    /// Calls others for ever, who take their time: it does next to nothing itself.
+    SpinWaiting,
     /// Rings doorbells for ever.
     SpinRings,
     /// Recurses until its stack is used up.
@@ -219,7 +221,7 @@ pub const STATES: u64 = 26;
 const RINGS: [RingUse; 2] = [RingUse::Log, RingUse::Reclaimed];
 const KINDS: [u64; 8] = [0, 1, 2, 3, 4, 5, 255, u64::MAX];
 
-const TRICKS: [(Trick, Expect); 20] = [
+const TRICKS: [(Trick, Expect); 21] = [
     (Trick::NoCapability, Expect::Refused),
     (Trick::ForbiddenCalls, Expect::Refused),
     (Trick::DeadGenerations, Expect::Refused),
@@ -237,6 +239,7 @@ const TRICKS: [(Trick, Expect); 20] = [
     (Trick::Spin, Expect::Overrun),
     (Trick::SpinNull, Expect::Overrun),
     (Trick::SpinCalls, Expect::Overrun),
+    (Trick::SpinWaiting, Expect::Overrun),
     (Trick::SpinRings, Expect::Overrun),
     (Trick::Recurse, PF),
     (Trick::Panic, Expect::Exited(4)),

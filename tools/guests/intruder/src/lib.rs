@@ -20,6 +20,8 @@ pub mod ask {
     pub const KEEP: u64 = 5;
     /// To the accomplice: try the operations that it may, on what isn't there. Answered as [`ATTEMPT`].
     pub const OPERATIONS: u64 = 6;
+    /// To the accomplice: answer after a while.
+    pub const SLOW: u64 = 7;
 }
 
 /// What the agent is told over its serial line: a byte each.

@@ -7,6 +7,7 @@ use caisson_proto::firmware::{FirmwareCall, LaunchStart, PlatformStatus};
 use caisson_proto::kernel::{KernelCall, VmKind};
 use caisson_proto::memory::{self, MemoryCall, Populate, VmMake};
 use caisson_proto::notifier::{self, NotifierCall, Settle};
+use caisson_proto::supervisor::{End, Forgive, SupervisorCall};
 use caisson_proto::wire::{Request, Words};
 
 /// Values that are near some limit.
@@ -112,6 +113,13 @@ pub fn operations() -> impl Iterator<Item = Words> {
     each.map(|(op, first)| [op, first, 0, 0, 0, 0, 0, 0])
         .flat_map(spoiled)
         .filter(|words| KernelCall::decode(words).is_ok())
+}
+
+/// Malformed requests to the supervisor. The others end services.
+pub fn supervisors() -> impl Iterator<Item = Words> {
+    let known = [End { slot: 0 }.encode(), Forgive { slot: 0 }.encode()];
+    let all = known.into_iter().chain(UNKNOWN.map(|op| [op, 0, 0, 0, 0, 0, 0, 0]));
+    all.flat_map(spoiled).filter(|words| SupervisorCall::decode(words).is_err())
 }
 
 /// Whether this is what such an operation may come to.

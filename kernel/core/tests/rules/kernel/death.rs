@@ -1,6 +1,7 @@
 //! Ends and restarts of services, and what their callers see.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use caisson_core::context::{Context, Phase};
 use caisson_core::death::SUPERVISORS;
@@ -176,6 +177,22 @@ fn a_supervisor_that_dies_is_started_again_but_not_for_ever() {
     system.awake(0, SUPERVISOR);
     assert_eq!(system.exit(0, 4), At::Idle);
     assert_eq!(system.machine.off.get(), Some(verdict::FAULTED));
+}
+
+#[test]
+fn a_supervisor_is_started_again_when_its_queue_has_heard_of_its_death() {
+    let mut system = System::new(2);
+    system.kernel.service(MEMORY).may_call.fetch_or(1 << SUPERVISOR, Ordering::Relaxed);
+    system.awake(0, MEMORY);
+    assert_eq!(system.call(0, SUPERVISOR, words(1)), At::User(SUPERVISOR));
+    system.here(1).ring(SUPERVISOR, 2);
+    assert_eq!(system.pick(1), At::Idle, "its bell waits for its turn");
+    assert_eq!(system.exit(0, 4), At::User(MEMORY));
+    assert_eq!(system.got(0).status, Status::Died);
+    assert!(!system.kernel.service(SUPERVISOR).is_alive());
+    assert_eq!(system.pick(1), At::User(SUPERVISOR));
+    assert_eq!(system.got(1).sender, sender::START);
+    assert_eq!(system.machine.off.get(), None);
 }
 
 #[test]

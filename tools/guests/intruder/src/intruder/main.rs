@@ -11,16 +11,19 @@ mod tricks;
 mod image {
     use caisson_guest_intruder::attempts::{Act, attempts, spoiled_operation};
     use caisson_guest_intruder::instructions::{INSTRUCTIONS, RDMSR};
-    use caisson_guest_intruder::messages::{Interface, is_right, operations, spoiled};
+    use caisson_guest_intruder::messages::{Interface, is_right, operations, spoiled, supervisors};
     use caisson_guest_intruder::{Report, ask};
     use caisson_proto::abi::{KERNEL_SLOT, Lease, Status};
     use caisson_proto::addr::{PAGE_SIZE, Tsc};
     use caisson_proto::kernel::TimerSet;
     use caisson_proto::supervisor::End;
     use caisson_proto::wire::{Field, Request, Words};
-    use caisson_rt::{Delivered, call, call_raw, info, reply_wait, slot_of};
+    use caisson_rt::{Delivered, call, call_raw, info, reply_wait, slot_of, time};
 
     use crate::{raw, tricks};
+
+    /// Milliseconds until a slow answer.
+    const SLOW_MS: u64 = 60;
 
     /// Calls whoever is in a slot now.
     pub fn ask_now(slot: u16, words: &Words, lease: Option<Lease>) -> (Status, Words) {
@@ -107,9 +110,17 @@ mod image {
                     let (status, _) = call_raw(KERNEL_SLOT, &message, None);
                     report.case(is_right(&message, status), status as u64 | message[0] << 8);
                 }
+                for message in supervisors() {
+                    let (status, _) = ask_now(slot_of("supervisor").unwrap_or(0), &message, None);
+                    report.case(status == Status::Malformed, status as u64);
+                }
                 // No timer is left.
                 call_raw(KERNEL_SLOT, &TimerSet { at: Tsc(0) }.encode(), None);
                 answer = [what, nonce, report.cases, report.wrong, report.got, 0, 0, 0];
+            }
+            ask::SLOW => {
+                let until = time::now().0 + time::ticks(SLOW_MS);
+                while time::now().0 < until {}
             }
             ask::KEEP => loop {
                 borrowed(delivered.lease);

@@ -118,38 +118,39 @@ pub fn system_call(rax: u64, lease: u64, words: &Words) -> (u64, Words) {
     (rax, words)
 }
 
-/// A null system call with this stack pointer, after so many turns of a loop with it. What rax and the stack pointer
-/// were after it.
-pub fn null_with_stack(stack: u64, turns: u64) -> (u64, u64) {
-    let (mut rax, mut after) = (3, stack);
+/// A null system call with this stack pointer, after a loop with it until a time. What rax and the stack pointer were
+/// after it.
+pub fn null_with_stack(stack: u64, until: u64) -> (u64, u64) {
+    let (mut rax, mut after) = (0, stack);
     // SAFETY: nothing uses the stack until the pointer is back: interrupts have a stack of the kernel's.
     unsafe {
         asm!(
             "push rbx", "push rbp", "mov rdi, rsp", "mov rsp, rsi",
-            "2:", "dec rdx", "jnz 2b",
-            "syscall",
+            "2:", "rdtsc", "shl rdx, 32", "or rax, rdx", "cmp rax, r8", "jb 2b",
+            "mov eax, 3", "syscall",
             "mov rsi, rsp", "mov rsp, rdi", "pop rbp", "pop rbx",
-            inout("rax") rax, inout("rsi") after, inout("rdx") turns.max(1) => _, out("rdi") _,
+            inout("rax") rax, inout("rsi") after, in("r8") until, out("rdi") _, out("rdx") _,
             out("rcx") _, out("r11") _, out("r14") _, out("r15") _,
         );
     }
     (rax, after)
 }
 
-/// A null system call with these flags set, after so many turns of a loop with them but for single steps. What rax and
-/// the flags were after it.
-pub fn null_with_flags(flags: u64, turns: u64) -> (u64, u64) {
+/// A null system call with these flags set, after a loop with them, but for single steps, until a time. What rax and the
+/// flags were after it.
+pub fn null_with_flags(flags: u64, until: u64) -> (u64, u64) {
     const TF: u64 = 1 << 8;
-    let (mut rax, mut after) = (3, flags);
+    let (mut rax, mut after) = (0, flags);
     // SAFETY: the flags that matter to Rust are as the kernel leaves them, which is clear.
     unsafe {
         asm!(
             "push rbx", "push rbp",
-            "pushfq", "or [rsp], rdi", "popfq",
-            "2:", "dec rdx", "jnz 2b",
-            "pushfq", "or [rsp], rsi", "popfq", "syscall",
+            "2:", "pushfq", "or [rsp], rdi", "popfq",
+            "rdtsc", "mov ecx, edx", "mov ebx, eax", "mov rdx, rcx", "shl rdx, 32", "or rdx, rbx",
+            "cmp rdx, r8", "jb 2b",
+            "mov eax, 3", "pushfq", "or [rsp], rsi", "popfq", "syscall",
             "pushfq", "pop rsi", "cld", "pop rbp", "pop rbx",
-            inout("rax") rax, inout("rsi") after, inout("rdi") flags & !TF => _, inout("rdx") turns.max(1) => _,
+            inout("rax") rax, inout("rsi") after, inout("rdi") flags & !TF => _, in("r8") until, out("rdx") _,
             out("rcx") _, out("r11") _, out("r14") _, out("r15") _,
         );
     }

@@ -10,7 +10,7 @@ use caisson_proto::layout;
 use caisson_proto::memory::{self, Populate};
 use caisson_proto::ring::{SLOTS, header, slot_offset};
 use caisson_proto::wire::{Field, Request, Words};
-use caisson_rt::{info, known_id, null, ring_doorbell, rings, slot_of};
+use caisson_rt::{info, known_id, null, ring_doorbell, rings, slot_of, time};
 
 use crate::{ask_now, raw};
 
@@ -18,8 +18,8 @@ use crate::{ask_now, raw};
 const FREE_OPERATION: u16 = 5;
 /// Rounds of a flood.
 const FLOOD: u64 = 1000;
-/// Turns of a loop that a timer interrupt hits.
-const LONG: u64 = 20_000_000;
+/// Milliseconds in which a timer interrupt comes.
+const LONG_MS: u64 = 60;
 /// What the lent page begins with.
 const PATTERN: u8 = 0xa5;
 
@@ -48,6 +48,9 @@ pub fn play(trick: Trick) -> Report {
         },
         Trick::SpinCalls => loop {
             report(None);
+        },
+        Trick::SpinWaiting => loop {
+            ask_now(slot("accomplice"), &[ask::SLOW, 0, 0, 0, 0, 0, 0, 0], None);
         },
         Trick::SpinRings => loop {
             let _ = ring_doorbell(slot("console"), u64::MAX);
@@ -238,8 +241,8 @@ fn wild_stack() -> Report {
     let mut found = Report::default();
     let wild =
         [0, 1, 8, 1 << 47, u64::MAX, 0xffff_8000_0000_0000, 0xffff_ffff_c003_0000, layout::USER_END, layout::INFO];
-    for (stack, turns) in wild.map(|stack| (stack, 1)).into_iter().chain([(1 << 47, LONG)]) {
-        let (rax, after) = raw::null_with_stack(stack, turns);
+    for (stack, ms) in wild.map(|stack| (stack, 0)).into_iter().chain([(1 << 47, LONG_MS)]) {
+        let (rax, after) = raw::null_with_stack(stack, time::now().0 + time::ticks(ms));
         found.case(rax & 0xffff == 0 && after == stack, after);
     }
     found
@@ -250,9 +253,9 @@ fn wild_flags() -> Report {
     const ALL: u64 = 0x25_7dd5;
     const CLEAR: u64 = 0x202;
     let mut found = Report::default();
-    let flags = (0..22).map(|bit| (1 << bit & ALL, 1)).chain([(ALL, 1), (ALL, LONG)]);
-    for (flags, turns) in flags {
-        let (rax, after) = raw::null_with_flags(flags, turns);
+    let flags = (0..22).map(|bit| (1 << bit & ALL, 0)).chain([(ALL, 0), (ALL, LONG_MS)]);
+    for (flags, ms) in flags {
+        let (rax, after) = raw::null_with_flags(flags, time::now().0 + time::ticks(ms));
         found.case(rax & 0xffff == 0 && after == CLEAR, after);
     }
     found
