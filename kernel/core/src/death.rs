@@ -75,21 +75,16 @@ impl<M: Machine> Here<'_, M> {
             _ => Event::Killed(id),
         });
         self.orphan(id);
-        self.pass_turn(service);
         self.ring_all(Caps::SUPERVISE, doorbell::SERVICE_DIED);
-        self.succeed(id.index());
+        self.pass_turn(service);
     }
 
-    /// Starts a supervisor that died again: nobody else does. Whoever is in its queue has to hear of its death first, and
-    /// comes here then.
-    pub(crate) fn succeed(self, slot: usize) {
-        let service = self.service(slot);
-        if !service.is_alive() && service.caps.get().contains(Caps::SUPERVISE) {
-            if service.id.get().generation() > SUPERVISORS {
-                self.machine.power_off(verdict::FAULTED);
-            } else {
-                let _ = self.restart(slot);
-            }
+    /// Starts the supervisor again, which nobody else does.
+    #[cold]
+    pub(crate) fn succeed(self, id: ServiceId) {
+        match id.generation() > SUPERVISORS {
+            true => self.machine.power_off(verdict::FAULTED),
+            false => drop(self.restart(id.index())),
         }
     }
 
@@ -149,6 +144,8 @@ impl<M: Machine> Here<'_, M> {
     pub fn restart(self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
+        // Two at once would start it twice.
+        let _stay = self.tables();
         ensure(!service.is_alive() && !self.vms.iter().any(handles), Status::State)?;
         ensure(service.turn.try_enter(), Status::Busy)?;
         let entry = self.machine.reset_service(slot);

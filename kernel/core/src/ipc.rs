@@ -116,10 +116,9 @@ impl<M: Machine> Here<'_, M> {
     fn cant_deliver(self, frame: &mut UserFrame, id: ServiceId, caller: Caller) -> Next {
         let target = self.service(id.index());
         if target.id.get() == id && target.is_doomed() {
-            self.reap(id.index());
+            self.reap(id.index())
         } else {
-            self.pass_turn(target);
-            self.succeed(id.index());
+            self.pass_turn(target)
         }
         frame.words = [target.id.get().bits().into(), 0, 0, 0, 0, 0, 0, 0];
         self.answer(frame, caller, Status::Dead)
@@ -156,11 +155,14 @@ impl<M: Machine> Here<'_, M> {
         self.hand_over(frame, to, caller)
     }
 
-    /// Ends a service's turn and wakes whoever comes next.
+    /// Ends a service's turn and wakes whoever comes next. Nobody does at a supervisor that died, once its queue has
+    /// heard of it: it is started again.
     pub(crate) fn pass_turn(self, service: &Service) {
         if let Some(next) = service.turn.leave() {
             self.context(next).pending.fetch_or(pending::GRANTED, Ordering::SeqCst);
             self.wake(next);
+        } else if !service.is_alive() && service.caps.get().contains(Caps::SUPERVISE) {
+            self.succeed(service.id.get());
         }
     }
 
