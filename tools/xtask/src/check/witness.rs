@@ -248,7 +248,7 @@ impl Witness {
     }
 
     /// A line that gets no answer in a part of the time is typed again: what a console had in hand when it died is
-    /// lost.
+    /// lost. After Ctrl-C, as the shell may have half of the line and wait for the rest.
     fn answers(&mut self, guest: usize, from: usize, line: &str, answer: &str, within: Duration) -> Result<(), String> {
         let came = |this: &Self| this.guests.get(guest).is_some_and(|guest| guest.text[from..].contains(answer));
         for _ in 1..TRIES {
@@ -261,7 +261,7 @@ impl Witness {
                     break;
                 }
             }
-            self.types(guest, line);
+            self.types(guest, &format!("\u{3}{line}"));
         }
         self.until(&format!("{answer:?} of guest {guest}"), within / TRIES, |this| came(this))
     }
