@@ -112,6 +112,8 @@ pub mod doorbell {
     pub const INTERRUPT: u64 = 1 << 60;
     /// A VM's handler died, or a VM is otherwise to be reclaimed (to memory).
     pub const VM_GONE: u64 = 1 << 59;
+    /// A command was rung (to the service that stands in for the secure processor).
+    pub const MAILBOX: u64 = 1 << 57;
     /// All frames of dead VMs are free again (memory to supervisor).
     pub const SETTLED: u64 = 1 << 58;
 }

@@ -4,7 +4,7 @@
 //! everything and may fail without side effect; then it happens.
 
 use crate::abi::Status;
-use crate::addr::{BatchId, CpuId, Frame, Gfn, Sequence, ServiceId, Ticket, Tsc, VcpuId, VmId};
+use crate::addr::{BatchId, CpuId, Frame, Gfn, Sequence, ServiceId, Spa, Ticket, Tsc, VcpuId, VmId};
 use crate::vcpu::Groups;
 use crate::wire::Done;
 
@@ -27,6 +27,8 @@ bitflags::bitflags! {
         const TIMER = 1 << 4;
         /// Stand in for hardware on private memory. Emulating boards only.
         const SILICON = 1 << 5;
+        /// Ring the secure processor, bind and recycle ASIDs.
+        const FIRMWARE = 1 << 6;
     }
 }
 wire_flags!(Caps);
@@ -98,6 +100,34 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// What an ASID is. DESIGN's invariant 2.
+    pub enum AsidState {
+        /// It may be bound.
+        Free = 0,
+        /// A VM's, which the firmware knows nothing of yet.
+        Bound = 1,
+        /// A VM's, and active in the firmware.
+        Active = 2,
+        /// Deactivated, or its VM is gone: lines of it may be in any cache.
+        Dirty = 3,
+        /// Every CPU completed a WBINVD since: DF_FLUSH is owed.
+        Flushed = 4,
+    }
+}
+
+wire_enum! {
+    /// How the secure processor's mailbox stands.
+    pub enum MailboxState {
+        /// No command was rung since its last result was taken.
+        Idle = 0,
+        /// A command is under way.
+        Busy = 1,
+        /// A command has ended.
+        Done = 2,
+    }
+}
+
+wire_enum! {
     /// Life of a service.
     pub enum ServiceState {
         /// Never started.
@@ -150,9 +180,10 @@ replies! {
     /// The new id after a restart.
     pub struct Restarted { id: ServiceId }
     /// The machine: CPUs that run, TSC ticks a millisecond, what it can do, what frame numbers are below, physical
-    /// address bits, ASIDs of the SVM, services in the manifest.
+    /// address bits, ASIDs of the SVM, services in the manifest. ASIDs of encrypted VMs: SEV-ES and SEV-SNP VMs have those
+    /// from 1 to before `sev_asids` bits 31:16, SEV VMs from there to its bits 15:0; 0 without SEV.
     pub struct Machine {
-        cpus: u16, tsc_khz: u64, features: Features, frames: u64, phys_bits: u8, asids: u32, services: u16,
+        cpus: u16, tsc_khz: u64, features: Features, frames: u64, phys_bits: u8, asids: u32, services: u16, sev_asids: u32,
     }
     /// A run of frames that are alike: the first, how many (0 past the end of memory), their state, and the VM that they
     /// belong to or were taken from, if `owned_by_vm`.
@@ -176,10 +207,18 @@ replies! {
     pub struct BatchReport { batch: BatchId, vm: VmId, kind: VmKind, frames: u64, owed: u16, next: u16 }
     /// Accepted: it is done when the ticket is. Ticket 0 is always done.
     pub struct Accepted { ticket: Ticket }
-    /// Whether a ticket is done.
-    pub struct TicketState { done: bool }
+    /// Whether a ticket is done: every CPU has answered; if not, the first that hasn't.
+    pub struct TicketState { done: bool, late: CpuId }
     /// The invalidation sequence of a VM, to be given back with the commit.
     pub struct SequenceNow { sequence: Sequence }
+    /// An ASID of encrypted VMs: what it is, the VM that has it or had it last with its kind, and the firmware's handle
+    /// of that VM or the address of its context page; 0 for none.
+    pub struct AsidReport { state: AsidState, vm: VmId, kind: VmKind, handle: u64 }
+    /// How the last command of the secure processor stands: its number, what was answered (bits 15:0 of the register; 0
+    /// unless it has ended), the VM that it was for.
+    pub struct MailboxReport { state: MailboxState, command: u16, status: u16, vm: VmId }
+    /// What a CPU shows to the secure processor: WBINVDs that it completed.
+    pub struct CpuReport { wbinvds: u64 }
 }
 
 requests! {
@@ -233,6 +272,12 @@ requests! {
     InvalidateBegin = 27 { vm: VmId, start: Gfn, end: Gfn } -> Done;
     /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.
     InvalidateEnd = 28 { vm: VmId } -> Done;
+    /// Give free frames to the secure processor, for good. [`Caps::FRAMES`].
+    FrameDonate = 29 { frame: Frame, pages: u64 } -> Done;
+    /// Turn at most 512 shared pages of an encrypted VM's view 0, all mapped, private: they disappear from its handler,
+    /// translations and plain lines of them are flushed everywhere; for SEV-SNP they are assigned in the RMP.
+    /// [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. Back they come only through [`GuestUnmap`] and the batch.
+    GuestPrivate = 30 { vm: VmId, gfn: Gfn, pages: u64 } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.
     /// [`Caps::WRITEBACK`] or [`Caps::FRAMES`].
@@ -240,8 +285,30 @@ requests! {
     /// Write back what a batch is owed, on the CPUs that owe it. [`Caps::WRITEBACK`].
     /// The last acknowledgement frees the frames and rings the doorbells.
     WriteBack = 33 { batch: BatchId } -> Accepted;
-    /// Whether a ticket is done. [`Caps::WRITEBACK`].
+    /// Whether a ticket is done. [`Caps::WRITEBACK`] or [`Caps::FIRMWARE`].
     TicketCheck = 34 { ticket: Ticket } -> TicketState;
+    /// Execute WBINVD on every CPU. [`Caps::FIRMWARE`]. It pays for every batch that is open, and the ASIDs that are
+    /// `Dirty` now are `Flushed` when the ticket is done.
+    WriteBackInvalidate = 35 {} -> Accepted;
+    /// Flush every line of one private frame of the VM with this ASID, on all CPUs. [`Caps::WRITEBACK`] or
+    /// [`Caps::FIRMWARE`]. `State` if the frame isn't that VM's.
+    PageFlush = 36 { frame: Frame, asid: u32 } -> Accepted;
+
+    /// Bind an ASID to an encrypted VM whose vCPUs don't run. [`Caps::FIRMWARE`]. `Range` if the ASID isn't of the
+    /// VM's class, `TooWeak` if it isn't recycled yet (WBINVD everywhere, then DF_FLUSH), `Busy` if it is another's,
+    /// `State` if the VM has one or is plain.
+    AsidBind = 40 { vm: VmId, asid: u32 } -> Done;
+    /// What this ASID of encrypted VMs is. [`Caps::FIRMWARE`]. `NotFound` past the last.
+    AsidInfo = 41 { asid: u32 } -> AsidReport;
+    /// Ring the secure processor. [`Caps::FIRMWARE`]. The first leased page begins with the command's buffer, the
+    /// others are its data. What identifies the guest and names memory is the kernel's to fill in or to check: see
+    /// [`crate::mailbox`]. `Busy` while a command is under way or its result wasn't taken, `NotFound` for a command
+    /// that isn't known, `Range` for an address or length that doesn't fit, `State` if the VM isn't at that point,
+    /// `TooWeak` for DF_FLUSH while an ASID is `Dirty`.
+    MailboxRing = 42 { command: u16, vm: VmId } -> Done;
+    /// Take the result of the last command. [`Caps::FIRMWARE`]. Once it has ended, its buffer and data are copied to the leased
+    /// pages, whatever its status, and what it changed is recorded.
+    MailboxTake = 43 {} -> MailboxReport;
 
     /// Load every group from the state page and let a vCPU run. [`Caps::VCPUS`], of an own VM only.
     VcpuRun = 48 { vcpu: VcpuId } -> Done;
@@ -254,6 +321,12 @@ requests! {
     CpuidLoad = 51 { vcpu: VcpuId, count: u16 } -> Done;
     /// Stop a vCPU; it is out of its guest when this returns. [`Caps::VCPUS`].
     VcpuStop = 52 { vcpu: VcpuId } -> Done;
+
+    /// Copy between memory and the leased page, at most to the end of a frame, as the secure processor reaches it.
+    /// [`Caps::SILICON`].
+    SiliconCopy = 56 { at: Spa, bytes: u64, write: bool } -> Done;
+    /// What a CPU shows to the secure processor. [`Caps::SILICON`].
+    SiliconCpu = 59 { cpu: CpuId } -> CpuReport;
 }
 
 /// Frames that a vCPU takes: state page, VMCB, FPU area (two), MSR permission map (two), CPUID table.

@@ -17,6 +17,8 @@ pub const RINGS: u64 = 0x3000_0000;
 pub const VCPU_STATE: u64 = 0x3210_0000;
 /// Lease window: pages lent to this service for the call that it is serving.
 pub const LEASE: u64 = 0x3200_0000;
+/// The secure processor's registers, in the service that stands in for it: see [`crate::mailbox`].
+pub const MAILBOX: u64 = 0x3220_0000;
 /// Files from the bundle, read-only: file `n` at `FILES + n * FILE_STRIDE`.
 pub const FILES: u64 = 0x10_0000_0000;
 /// Distance of two files; so a file has at most 1 GiB.

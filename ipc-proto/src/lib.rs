@@ -19,6 +19,7 @@ pub mod firmware;
 pub mod info;
 pub mod kernel;
 pub mod layout;
+pub mod mailbox;
 pub mod memory;
 pub mod notifier;
 pub mod prelude;

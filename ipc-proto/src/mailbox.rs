@@ -1,0 +1,144 @@
+//! The secure processor's commands as the kernel sees them: how long their buffers are, and what in them is the
+//! kernel's to fill in.
+//!
+//! Sources: 55766 (SEV API) chapters 5 and 6, 56860 (SNP firmware ABI) chapter 8. Whoever rings never writes an address or a
+//! handle: where a command has one, the kernel puts it there, from its own tables or as the field's [`Kind`] says.
+
+use Kind::{Asid, Context, Data, Firmware, Guest, Handle, Nothing};
+use Length::{At, Bytes};
+
+/// What a field of a command's buffer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The VM's handle, 4 bytes. Filled in; after LAUNCH_START taken out.
+    Handle,
+    /// The VM's ASID, 4 bytes. Filled in.
+    Asid,
+    /// The address of the VM's context page, 8 bytes. Filled in.
+    Context,
+    /// A private page of the VM: the ringer writes a guest-physical address, 8 bytes; so many bytes from there on lie
+    /// in one mapping.
+    Guest(Length),
+    /// A part of the command's data: the ringer writes an offset in it, 8 bytes; a length of 0 leaves the field alone.
+    Data(Length),
+    /// Frames that were donated to the processor: the ringer writes their address, 8 bytes.
+    Firmware(Length),
+    /// An address, 8 bytes, that has to be 0: what it is for isn't offered.
+    Nothing,
+}
+
+/// How long what an address names is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes.
+    Bytes(u32),
+    /// As the 4 bytes at this offset of the buffer say.
+    At(u8),
+}
+
+/// A command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Its number.
+    pub number: u16,
+    /// Bytes of its buffer; 0 for none.
+    pub length: u8,
+    /// Where in it are the fields that the kernel looks at.
+    pub fields: &'static [(u8, Kind)],
+}
+
+macro_rules! commands {
+    ($($(#[$meta:meta])* $name:ident = $number:literal, $length:literal, $fields:expr;)*) => {
+        $($(#[$meta])* pub const $name: u16 = $number;)*
+
+        /// Every command that can be rung.
+        pub const COMMANDS: &[Command] = &[$(Command { number: $number, length: $length, fields: &$fields }),*];
+    };
+}
+
+commands! {
+    /// Initialise the platform; with a region for SEV-ES.
+    INIT = 0x01, 20, [(8, Firmware(At(16)))];
+    /// End it. Every guest is forgotten.
+    SHUTDOWN = 0x02, 0, [];
+    /// Forget the platform's identity.
+    PLATFORM_RESET = 0x03, 0, [];
+    /// Version, state, number of guests.
+    PLATFORM_STATUS = 0x04, 12, [];
+    /// A new endorsement key.
+    PEK_GEN = 0x05, 0, [];
+    /// The endorsement key, to be signed.
+    PEK_CSR = 0x06, 12, [(0, Data(At(8)))];
+    /// The signed endorsement key and its signer.
+    PEK_CERT_IMPORT = 0x07, 28, [(0, Data(At(8))), (16, Data(At(24)))];
+    /// The Diffie-Hellman key and what vouches for it.
+    PDH_CERT_EXPORT = 0x08, 28, [(0, Data(At(8))), (16, Data(At(24)))];
+    /// A new Diffie-Hellman key.
+    PDH_GEN = 0x09, 0, [];
+    /// Flush the data fabric.
+    DF_FLUSH = 0x0a, 0, [];
+    /// The chip's id.
+    GET_ID = 0x0c, 12, [(0, Data(At(8)))];
+    /// As INIT, with what the platform keeps in memory.
+    INIT_EX = 0x0d, 36, [(8, Firmware(At(16))), (24, Data(At(32)))];
+    /// Forget a guest.
+    DECOMMISSION = 0x20, 4, [(0, Handle)];
+    /// Bind a guest to its ASID.
+    ACTIVATE = 0x21, 8, [(0, Handle), (4, Asid)];
+    /// Take the ASID away.
+    DEACTIVATE = 0x22, 4, [(0, Handle)];
+    /// A guest's policy, ASID and state.
+    GUEST_STATUS = 0x23, 13, [(0, Handle)];
+    /// Begin a launch.
+    LAUNCH_START = 0x30, 36, [(0, Handle), (8, Data(At(16))), (24, Data(At(32)))];
+    /// Measure and encrypt memory.
+    LAUNCH_UPDATE_DATA = 0x31, 20, [(0, Handle), (8, Guest(At(16)))];
+    /// Measure and encrypt a save area.
+    LAUNCH_UPDATE_VMSA = 0x32, 20, [(0, Handle), (8, Guest(At(16)))];
+    /// The measurement.
+    LAUNCH_MEASURE = 0x33, 20, [(0, Handle), (8, Data(At(16)))];
+    /// Put the owner's secret into memory.
+    LAUNCH_SECRET = 0x34, 52, [(0, Handle), (8, Data(At(16))), (24, Guest(At(32))), (40, Data(At(48)))];
+    /// End a launch.
+    LAUNCH_FINISH = 0x35, 4, [(0, Handle)];
+    /// A report signed by the endorsement key.
+    ATTESTATION = 0x36, 36, [(0, Handle), (8, Data(At(32)))];
+    /// Versions and state.
+    SNP_PLATFORM_STATUS = 0x83, 8, [(0, Data(Bytes(32)))];
+    /// DF_FLUSH where SNP is initialised.
+    SNP_DF_FLUSH = 0x84, 0, [];
+    /// Initialise SNP.
+    SNP_INIT_EX = 0x85, 64, [(8, Nothing)];
+    /// End SNP.
+    SNP_SHUTDOWN_EX = 0x86, 8, [];
+    /// Forget a guest.
+    SNP_DECOMMISSION = 0x90, 8, [(0, Context)];
+    /// Bind a guest to its ASID.
+    SNP_ACTIVATE = 0x91, 12, [(0, Context), (8, Asid)];
+    /// A guest's policy, ASID and state.
+    SNP_GUEST_STATUS = 0x92, 16, [(0, Context), (8, Data(Bytes(32)))];
+    /// Make a guest's context.
+    SNP_GCTX_CREATE = 0x93, 8, [(0, Context)];
+    /// Answer a guest's encrypted message.
+    SNP_GUEST_REQUEST = 0x94, 24, [(0, Context), (8, Data(Bytes(4096))), (16, Data(Bytes(4096)))];
+    /// Begin a launch.
+    SNP_LAUNCH_START = 0xa0, 48, [(0, Context), (16, Nothing)];
+    /// Measure and encrypt a page.
+    SNP_LAUNCH_UPDATE = 0xa1, 32, [(0, Context), (16, Guest(Bytes(4096)))];
+    /// End a launch.
+    SNP_LAUNCH_FINISH = 0xa2, 64, [(0, Context), (8, Data(Bytes(96))), (16, Data(Bytes(4096)))];
+    /// Give the context page back, of a guest that was forgotten.
+    SNP_PAGE_RECLAIM = 0xc7, 8, [(0, Context)];
+    /// Set what reports show.
+    SNP_CONFIG = 0xc9, 64, [];
+    /// Make the running version the least acceptable one.
+    SNP_COMMIT = 0xcb, 4, [];
+}
+
+/// Bytes of data that a command can have.
+pub const DATA_BYTES: u64 = 8 * crate::addr::PAGE_SIZE;
+/// Bytes of the longest buffer.
+pub const BUFFER_BYTES: usize = 64;
+/// Where the registers lie in the page that a board shares with the service standing in for the processor: command and
+/// response, low and high half of the buffer's address. 32 bits each. 55766 chapter 4.
+pub const REGISTERS: [usize; 3] = [0, 4, 8];
