@@ -8,11 +8,6 @@ use crate::prelude::*;
 
 /// Open batches at the most.
 pub const MAX_BATCHES: usize = 64;
-/// Words of a set of CPUs.
-pub const CPU_WORDS: usize = MAX_CPUS / 64;
-
-/// A set of CPUs.
-pub type CpuSet = [u64; CPU_WORDS];
 
 #[derive(Clone, Copy, Debug)]
 struct Batch {
@@ -22,11 +17,14 @@ struct Batch {
     kind: VmKind,
     frames: u64,
     owed: CpuSet,
+    invalidate: bool,
 }
 
 impl Batch {
-    const CLOSED: Self =
-        Self { generation: 0, open: false, vm: VmId::new(0, 0), kind: VmKind::Plain, frames: 0, owed: [0; CPU_WORDS] };
+    const CLOSED: Self = {
+        let (vm, kind, owed) = (VmId::new(0, 0), VmKind::Plain, CpuSet::EMPTY);
+        Self { generation: 0, open: false, vm, kind, frames: 0, owed, invalidate: false }
+    };
 
     fn id(&self, index: usize) -> BatchId {
         BatchId(index as u32 | u32::from(self.generation) << 16)
@@ -50,6 +48,8 @@ pub struct Open {
     pub frames: u64,
     /// CPUs that still owe.
     pub owed: u16,
+    /// Only WBINVD pays.
+    pub invalidate: bool,
 }
 
 /// The table.
@@ -71,8 +71,7 @@ impl Batches {
 
     /// Whether this batch waits to be paid.
     pub fn is_open(&self, id: BatchId) -> bool {
-        let index = (id.0 & 0xffff) as usize;
-        self.slots.get(index).is_some_and(|slot| slot.open && slot.id(index) == id)
+        self.owed(id).is_some()
     }
 
     /// Whether [`open`](Self::open) will succeed for this kind of VM.
@@ -80,23 +79,27 @@ impl Batches {
     /// # Errors
     /// As `open`.
     pub fn check_room(&self, kind: VmKind) -> Result<(), Status> {
-        if self.slots.iter().any(|slot| !slot.open || slot.kind == kind) { Ok(()) } else { Err(Status::Busy) }
+        if self.slots.iter().any(|slot| !slot.open || slot.kind == kind && !slot.invalidate) {
+            Ok(())
+        } else {
+            Err(Status::Busy)
+        }
     }
 
-    /// An open batch of this VM, or a new one; `owed` CPUs join its debts.
+    /// An open batch of this VM, or a new one; `owed` CPUs join its debts. With `invalidate`, one which only WBINVD pays.
     ///
     /// # Errors
     /// [`Status::Busy`] if the table is full and no open batch is of this kind of VM.
-    pub fn open(&mut self, vm: VmId, kind: VmKind, owed: &[u64]) -> Result<BatchId, Status> {
-        let same = |slot: &Batch| slot.open && slot.kind == kind;
+    pub fn open(&mut self, vm: VmId, kind: VmKind, owed: &CpuSet, invalidate: bool) -> Result<BatchId, Status> {
+        let same = |slot: &Batch| slot.open && (slot.kind, slot.invalidate) == (kind, invalidate);
         let find = |fits: &dyn Fn(&Batch) -> bool| self.slots.iter().position(fits);
         let own = find(&|slot| same(slot) && slot.vm == vm);
         let index = own.or_else(|| find(&|slot| !slot.open)).or_else(|| find(&same)).ok_or(Status::Busy)?;
         let slot = self.slots.get_mut(index).ok_or(Status::Busy)?;
         if !slot.open {
-            *slot = Batch { generation: slot.generation, open: true, vm, kind, ..Batch::CLOSED };
+            *slot = Batch { generation: slot.generation, open: true, vm, kind, invalidate, ..Batch::CLOSED };
         }
-        slot.owed.iter_mut().zip(owed).for_each(|(word, more)| *word |= more);
+        slot.owed.unite(owed);
         Ok(slot.id(index))
     }
 
@@ -110,24 +113,25 @@ impl Batches {
     /// The batch in a slot.
     pub fn get(&self, index: usize) -> Option<Open> {
         let slot = self.slots.get(index).filter(|slot| slot.open)?;
-        let owed = slot.owed.iter().map(|word| word.count_ones() as u16).sum();
-        Some(Open { id: slot.id(index), vm: slot.vm, kind: slot.kind, frames: slot.frames, owed })
+        let Batch { vm, kind, frames, invalidate, .. } = *slot;
+        Some(Open { id: slot.id(index), vm, kind, frames, owed: slot.owed.iter().count() as u16, invalidate })
     }
 
-    /// The CPUs that owe for a batch. `None` if it isn't open.
-    pub fn owed(&mut self, id: BatchId) -> Option<CpuSet> {
-        self.slot(id).map(|slot| slot.owed)
+    /// The CPUs that owe for a batch, and whether only WBINVD pays. `None` if it isn't open.
+    pub fn owed(&self, id: BatchId) -> Option<(CpuSet, bool)> {
+        let index = (id.0 & 0xffff) as usize;
+        let slot = self.slots.get(index).filter(|slot| slot.open && slot.id(index) == id)?;
+        Some((slot.owed, slot.invalidate))
     }
 
-    /// A CPU wrote back: it owes nothing any more, for any batch that was open before it did. Batches that nobody
-    /// owes now and that had debts are closed and named.
-    pub fn pay(&mut self, cpu: usize, mut paid: impl FnMut(Open)) {
-        let (word, bit) = (cpu / 64 % CPU_WORDS, 1 << (cpu % 64));
+    /// A CPU wrote back, or did so by WBINVD: it owes nothing any more, for any batch that was open before it did.
+    /// Batches that nobody owes now and that had debts are closed and named.
+    pub fn pay(&mut self, cpu: CpuId, invalidated: bool, mut paid: impl FnMut(Open)) {
         for index in 0..MAX_BATCHES {
-            let owing = self.slots.get_mut(index).filter(|slot| slot.owed[word] & bit != 0);
-            let Some(slot) = owing else { continue };
-            slot.owed[word] &= !bit;
-            if let Some(open) = self.get(index).filter(|open| open.owed == 0) {
+            let Some(slot) = self.slots.get_mut(index).filter(|slot| invalidated || !slot.invalidate) else { continue };
+            if slot.owed.remove(cpu)
+                && let Some(open) = self.get(index).filter(|open| open.owed == 0)
+            {
                 self.slots[index].close();
                 paid(open);
             }
@@ -152,17 +156,33 @@ impl Batches {
 mod tests {
     use super::*;
 
+    fn cpus(numbers: &[u16]) -> CpuSet {
+        numbers.iter().copied().map(CpuId).collect()
+    }
+
+    #[test]
+    fn only_wbinvd_pays_what_only_wbinvd_pays() {
+        let mut batches = Batches::new();
+        let recycling = batches.open(VmId::new(0, 0), VmKind::Plain, &cpus(&[0]), true).unwrap();
+        let plain = batches.open(VmId::new(0, 0), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();
+        assert_ne!(recycling, plain, "frames never wait for it");
+        batches.pay(CpuId(0), false, |_| panic!("WBNOINVD is too weak"));
+        let mut paid = None;
+        batches.pay(CpuId(0), true, |open| paid = Some(open));
+        assert_eq!(paid.map(|open| (open.id, open.invalidate)), Some((recycling, true)));
+    }
+
     #[test]
     fn one_flush_pays_every_batch_of_that_cpu_and_no_other() {
         let mut batches = Batches::new();
-        let a = batches.open(VmId::new(0, 0), VmKind::Sev, &[0b11]).unwrap();
-        let b = batches.open(VmId::new(1, 0), VmKind::Sev, &[0b01]).unwrap();
+        let a = batches.open(VmId::new(0, 0), VmKind::Sev, &cpus(&[0, 1]), false).unwrap();
+        let b = batches.open(VmId::new(1, 0), VmKind::Sev, &cpus(&[0]), false).unwrap();
         let mut closed = heapless::Vec::<BatchId, 4>::new();
-        batches.pay(0, |open| closed.push(open.id).unwrap());
+        batches.pay(CpuId(0), false, |open| closed.push(open.id).unwrap());
         assert_eq!(closed.as_slice(), [b]);
         assert!(batches.is_open(a));
         assert_eq!(batches.settle(a), Err(Status::Busy));
-        batches.pay(1, |open| closed.push(open.id).unwrap());
+        batches.pay(CpuId(1), false, |open| closed.push(open.id).unwrap());
         assert_eq!(closed.as_slice(), [b, a]);
         assert!(!batches.is_open(a));
     }
@@ -170,11 +190,11 @@ mod tests {
     #[test]
     fn a_batch_that_nobody_owes_is_settled_once() {
         let mut batches = Batches::new();
-        let id = batches.open(VmId::new(0, 0), VmKind::Plain, &[]).unwrap();
-        batches.pay(0, |_| panic!("nothing was owed"));
+        let id = batches.open(VmId::new(0, 0), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();
+        batches.pay(CpuId(0), false, |_| panic!("nothing was owed"));
         assert!(batches.settle(id).is_ok());
         assert_eq!(batches.settle(id), Err(Status::NotFound));
-        let again = batches.open(VmId::new(0, 0), VmKind::Plain, &[]).unwrap();
+        let again = batches.open(VmId::new(0, 0), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();
         assert_ne!(id, again, "a slot's next batch has another generation");
     }
 
@@ -182,10 +202,10 @@ mod tests {
     fn a_full_table_merges_and_keeps_all_debts() {
         let mut batches = Batches::new();
         for n in 0..MAX_BATCHES as u16 {
-            batches.open(VmId::new(n, 0), VmKind::Sev, &[0b01]).unwrap();
+            batches.open(VmId::new(n, 0), VmKind::Sev, &cpus(&[0]), false).unwrap();
         }
-        let merged = batches.open(VmId::new(0, 1), VmKind::Sev, &[0b10]).unwrap();
-        assert_eq!(batches.owed(merged).unwrap()[0], 0b11);
-        assert_eq!(batches.open(VmId::new(0, 2), VmKind::Plain, &[]), Err(Status::Busy));
+        let merged = batches.open(VmId::new(0, 1), VmKind::Sev, &cpus(&[1]), false).unwrap();
+        assert_eq!(batches.owed(merged), Some((cpus(&[0, 1]), false)));
+        assert_eq!(batches.open(VmId::new(0, 2), VmKind::Plain, &CpuSet::EMPTY, false), Err(Status::Busy));
     }
 }

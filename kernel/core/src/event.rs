@@ -33,6 +33,10 @@ pub enum Event {
     VmGone(VmId),
     /// A batch was paid; its frames are free.
     BatchPaid(BatchId, u64),
-    /// A CPU wrote its caches back.
-    WroteBack(CpuId),
+    /// A CPU wrote its caches back; by WBINVD, if that was asked for.
+    WroteBack(CpuId, bool),
+    /// The secure processor was rung.
+    Rang(u16, VmId),
+    /// It answered.
+    Rung(u16, u16),
 }

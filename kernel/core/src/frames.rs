@@ -175,6 +175,18 @@ impl FrameTable {
         self.count(FrameState::Free, FrameState::Kernel, pages);
     }
 
+    /// Owned → Private: mapped nowhere in the host.
+    pub fn hide(&self, frame: Frame, vm: VmId) {
+        self.set(frame, 1, Frames::Private(vm));
+        self.count(FrameState::Owned, FrameState::Private, 1);
+    }
+
+    /// Free → Firmware, for good.
+    pub fn donate(&self, first: Frame, pages: u64) {
+        self.set(first, pages, Frames::Firmware);
+        self.count(FrameState::Free, FrameState::Firmware, pages);
+    }
+
     /// Owned, Private or Kernel → Quarantined: unmapped everywhere, waiting for a batch.
     pub fn quarantine(&self, first: Frame, pages: u64, from: FrameState, batch: BatchId) {
         self.set(first, pages, Frames::Quarantined(batch));

@@ -12,6 +12,10 @@ initial! {
         pub ran: AtomicU64 = AtomicU64::new(0),
         /// Somebody wants this CPU to write back.
         pub flush_wanted: Atomic<bool> = Atomic::new(0),
+        /// And to do so by WBINVD.
+        pub invalidate_wanted: Atomic<bool> = Atomic::new(0),
+        /// WBINVDs that it completed.
+        pub wbinvds: AtomicU64 = AtomicU64::new(0),
     }
 }
 
@@ -24,6 +28,11 @@ initial! {
         pub frames: FrameTable = FrameTable::new(&[]),
         /// Batches.
         pub batches: Batches = Batches::new(),
+        /// ASIDs of encrypted VMs.
+        pub asids: Asids = Asids::new(),
+        /// The secure processor's mailbox: the command that was rung last, and for which VM.
+        pub mailbox: MailboxReport =
+            MailboxReport { state: MailboxState::Idle, command: 0, status: 0, vm: VmId::new(0, 0) },
         /// VMs, by slot.
         pub books: [Books; MAX_VMS] = array![Books::new(); MAX_VMS],
         /// Tickets given so far.

@@ -11,12 +11,14 @@
 // What statics hold is made by a const `new`; a `Default` beside it would have no caller.
 #![allow(clippy::new_without_default)]
 
+pub mod asids;
 pub mod batches;
 pub mod bells;
 pub mod boot;
 pub mod bundle;
 pub mod context;
 pub mod cpu;
+pub mod cpus;
 pub mod early;
 pub mod event;
 pub mod frames;

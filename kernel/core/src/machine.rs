@@ -39,6 +39,17 @@ pub struct Removed {
     pub pages: u64,
 }
 
+/// What a page is mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The page's frame.
+    pub frame: Frame,
+    /// Pages of the entry that maps it: 1 or 512.
+    pub pages: u64,
+    /// What it grants.
+    pub access: Access,
+}
+
 /// The machine.
 pub trait Machine: Copy {
     /// The time-stamp counter.
@@ -82,8 +93,25 @@ pub trait Machine: Copy {
     fn flush_translations(&self);
     /// Zeroes frames that are mapped nowhere.
     fn zero(&self, first: Frame, pages: u64);
-    /// Executes WBNOINVD, or WBINVD where that is lacking, on this CPU.
-    fn write_back(&self);
+    /// Executes WBNOINVD on this CPU, or WBINVD where that is lacking or asked for.
+    fn write_back(&self, invalidate: bool);
+    /// Flushes every line of frames out of all caches: those of the guest with this ASID, or the host's for 0. Where the
+    /// caches are coherent across encryption (SME_COHERENT) that is the same, or nothing.
+    fn flush_lines(&self, first: Frame, pages: u64, asid: u32);
+    /// Copies between the space of the service that is in user mode and memory, within one frame.
+    ///
+    /// # Errors
+    /// [`Status::BadLease`] if a page of the service isn't there, or is to be written and isn't writable.
+    fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Outcome;
+    /// The first of the mailbox's frames: registers, where they lie in memory, the command, its data. `None` without a
+    /// secure processor.
+    fn mailbox(&self) -> Option<Frame>;
+    /// Reads a word of the command, after writing it.
+    fn command_word(&self, index: usize, write: Option<u64>) -> u64;
+    /// Rings the secure processor with the command of the mailbox's frame.
+    fn ring_processor(&self, command: u16);
+    /// What the processor's command register reads (55766, chapter 4).
+    fn processor_answer(&self) -> u32;
 
     /// Maps frames in a nested table; 512 aligned pages become a large page.
     ///
@@ -95,6 +123,8 @@ pub trait Machine: Copy {
     /// # Errors
     /// [`Status::Exhausted`] if a large page reaches out of the range and can't be split for lack of a table.
     fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status>;
+    /// What a guest frame is mapped to.
+    fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping>;
     /// Gives every table below and with an empty root back to the pool.
     fn nested_drop(&self, root: Frame, pool: Pool);
     /// Maps guest frames in the window of the guest's handler.
@@ -116,6 +146,8 @@ pub trait Machine: Copy {
     /// # Errors
     /// [`Status::Exhausted`] without tables for the handler's space.
     fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome;
+    /// Gives a vCPU, which doesn't run, its VM's ASID.
+    fn vcpu_asid(&self, vcpu: Context, asid: u32);
     /// Forgets a vCPU; its state page disappears from the handler.
     fn vcpu_drop(&self, vcpu: Context, handler: usize);
     /// Loads groups from the state page.

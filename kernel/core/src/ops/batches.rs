@@ -1,6 +1,8 @@
 //! Operations on batches: write-back and what it pays for.
 
 use super::{Answer, Call, ok};
+use spin::MutexGuard;
+
 use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
@@ -20,7 +22,7 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         let mut rest =
             (request.slot..MAX_BATCHES as u16).filter_map(|slot| tables.batches.get(slot.into()).zip(Some(slot)));
-        let (Open { id, vm, kind, frames, owed }, slot) = rest.next().ok_or(Status::NotFound)?;
+        let (Open { id, vm, kind, frames, owed, .. }, slot) = rest.next().ok_or(Status::NotFound)?;
         ok(BatchReport { batch: id, vm, kind, frames, owed, next: slot + 1 })
     }
 
@@ -28,25 +30,35 @@ impl<M: Machine> Call<'_, M> {
     /// last has answered.
     pub(super) fn write_back(&self, request: &WriteBack) -> Answer {
         let mut tables = self.tables();
-        let owed = tables.batches.owed(request.batch).ok_or(Status::NotFound)?;
-        if owed.iter().all(|word| *word == 0) {
+        let (owed, invalidate) = tables.batches.owed(request.batch).ok_or(Status::NotFound)?;
+        if owed == CpuSet::EMPTY {
             let open = tables.batches.settle(request.batch)?;
             self.paid(&mut tables, &open);
             return ok(Accepted { ticket: Ticket(0) });
         }
+        self.ask_flush(tables, request.batch, &owed, invalidate)
+    }
+
+    pub(super) fn write_back_invalidate(&self, _: &WriteBackInvalidate) -> Answer {
+        let mut tables = self.tables();
+        let all = (0..self.cpu_count() as u16).map(CpuId).collect();
+        let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, true)?;
+        self.ask_flush(tables, batch, &all, true)
+    }
+
+    /// Gives a ticket and asks the CPUs that owe.
+    fn ask_flush(&self, mut tables: MutexGuard<Tables>, batch: BatchId, owed: &CpuSet, invalidate: bool) -> Answer {
         let ticket = tables.tickets + 1;
-        tables.open_tickets.push((ticket, request.batch)).map_err(|_| Status::Busy)?;
+        tables.open_tickets.push((ticket, batch)).map_err(|_| Status::Busy)?;
         tables.tickets = ticket;
-        drop(tables);
-        let owes = |index: &usize| owed.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1);
-        for index in (0..self.cpu_count()).filter(owes) {
-            if let Some(cpu) = self.cpus.get(index) {
-                cpu.flush_wanted.swap(true);
+        for shared in owed.iter().filter_map(|cpu| self.cpus.get(usize::from(cpu.0))) {
+            if invalidate {
+                shared.invalidate_wanted.swap(true);
             }
-            if index != usize::from(self.local.cpu.0) {
-                self.machine.interrupt_cpu(CpuId(index as u16));
-            }
+            shared.flush_wanted.swap(true);
         }
+        drop(tables);
+        owed.iter().filter(|cpu| *cpu != self.local.cpu).for_each(|cpu| self.machine.interrupt_cpu(cpu));
         self.flush_if_wanted();
         ok(Accepted { ticket: Ticket(ticket) })
     }
@@ -54,7 +66,20 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn ticket_check(&self, request: &TicketCheck) -> Answer {
         let tables = self.tables();
         ensure(request.ticket.0 <= tables.tickets, Status::NotFound)?;
-        ok(TicketState { done: !tables.open_tickets.iter().any(|(ticket, _)| *ticket == request.ticket.0) })
+        let open = tables.open_tickets.iter().find(|(ticket, _)| *ticket == request.ticket.0);
+        let late = open.and_then(|(_, batch)| tables.batches.owed(*batch)?.0.iter().next());
+        ok(TicketState { done: open.is_none(), late: late.unwrap_or_default() })
+    }
+
+    pub(super) fn page_flush(&self, request: &PageFlush) -> Answer {
+        let tables = self.tables();
+        let Some(Frames::Private(vm)) = tables.frames.get(request.frame, &tables.batches) else {
+            return Err(Status::State);
+        };
+        let (slot, _) = vms::find(&self.vms, vm)?;
+        ensure(tables.books.get(slot).is_some_and(|books| books.asid == request.asid), Status::State)?;
+        self.machine.flush_lines(request.frame, 1, request.asid);
+        ok(Accepted { ticket: Ticket(0) })
     }
 }
 
@@ -62,27 +87,34 @@ impl<M: Machine> Here<'_, M> {
     /// Executes the write-back that others asked of this CPU, clears its row and pays. With interrupts off; never
     /// while this CPU holds the table lock.
     pub fn flush_if_wanted(self) {
-        let cpu = usize::from(self.local.cpu.0);
-        if !self.shared().flush_wanted.swap(false) {
-            return;
+        let (shared, mut invalidated) = (self.shared(), false);
+        while shared.flush_wanted.swap(false) {
+            let invalidate = shared.invalidate_wanted.swap(false);
+            self.machine.write_back(invalidate);
+            shared.ran.store(0, Ordering::SeqCst);
+            shared.wbinvds.fetch_add(invalidate.into(), Ordering::SeqCst);
+            self.machine.log(Event::WroteBack(self.local.cpu, invalidate));
+            invalidated |= invalidate;
+            let mut tables = self.tables();
+            // Who asked since then wants what it opened since then paid by the next one.
+            if !shared.flush_wanted.get() {
+                let mut paid = heapless::Vec::<Open, MAX_BATCHES>::new();
+                tables.batches.pay(self.local.cpu, invalidated, |open| {
+                    // There are no more batches than places.
+                    let _ = paid.push(open);
+                });
+                paid.iter().for_each(|open| self.paid(&mut tables, open));
+            }
         }
-        self.machine.write_back();
-        self.shared().ran.store(0, Ordering::SeqCst);
-        self.machine.log(Event::WroteBack(self.local.cpu));
-        let mut tables = self.tables();
-        let mut paid = heapless::Vec::<Open, MAX_BATCHES>::new();
-        tables.batches.pay(cpu, |open| {
-            // There are no more batches than places.
-            let _ = paid.push(open);
-        });
-        paid.iter().for_each(|open| self.paid(&mut tables, open));
     }
 
     /// A batch is closed: its frames are free, its tickets done, and whoever waits hears of it.
     fn paid(self, tables: &mut Tables, open: &Open) {
         tables.frames.paid(open.frames);
+        let tickets = tables.open_tickets.iter().filter(|(_, of)| open.invalidate && *of == open.id);
+        tables.asids.flushed(tickets.map(|(ticket, _)| *ticket).max().unwrap_or(0));
         tables.open_tickets.retain(|(_, of)| *of != open.id);
         self.machine.log(Event::BatchPaid(open.id, open.frames));
-        self.ring_all(Caps::FRAMES | Caps::WRITEBACK, doorbell::TICKET);
+        self.ring_all(Caps::FRAMES | Caps::WRITEBACK | Caps::FIRMWARE, doorbell::TICKET);
     }
 }

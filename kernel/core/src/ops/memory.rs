@@ -15,7 +15,7 @@ fn in_guest(gfn: Gfn, pages: u64, most: u64) -> Result<(), Status> {
 }
 
 impl<M: Machine> Call<'_, M> {
-    fn alive(&self, id: VmId) -> Result<(usize, &Vm), Status> {
+    pub(super) fn alive(&self, id: VmId) -> Result<(usize, &Vm), Status> {
         let found = vms::find(&self.vms, id)?;
         ensure(found.1.state() == Some(VmState::Alive), Status::State)?;
         Ok(found)
@@ -47,7 +47,9 @@ impl<M: Machine> Call<'_, M> {
         let mut unused = self.vms.iter().enumerate().filter(|(_, vm)| vm.state().is_none());
         let (slot, vm) = unused.next().ok_or(Status::Exhausted)?;
         let taken = |asid: &u32| tables.books.iter().any(|books| books.asid == *asid);
-        let asid = (1..self.machine.facts().asids).find(|asid| !taken(asid)).ok_or(Status::Exhausted)?;
+        // An encrypted VM gets one by `AsidBind`.
+        let mut plain = (self.sev_asids().1 + 1..self.machine.facts().asids).filter(|asid| !taken(asid));
+        let asid = if request.kind == VmKind::Plain { plain.next().ok_or(Status::Exhausted)? } else { 0 };
         let (frames, _, books) = tables.of(slot)?;
         let id = vm.begin(slot, request.handler, request.root);
         *books = Books { kind: request.kind, asid, ..Books::new() };
@@ -188,14 +190,46 @@ impl<M: Machine> Call<'_, M> {
         books.pages = books.pages.saturating_sub(pages);
         self.machine.flush_translations();
         self.shoot_down(slot);
-        let batch = batches.open(request.vm, books.kind, &self.owing(slot, books.kind))?;
+        let batch = batches.open(request.vm, books.kind, &self.owing(slot, books.kind), false)?;
         let mut pages = 0;
-        for (frame, count) in &taken {
-            table.quarantine(*frame, *count, FrameState::Owned, batch);
-            pages += count;
+        for frame in taken.iter().flat_map(|(first, count)| first.0..first.0 + count) {
+            let from = table.get(Frame(frame), batches).map_or(FrameState::Owned, Frames::state);
+            table.quarantine(Frame(frame), 1, from, batch);
+            pages += 1;
         }
         batches.join(batch, pages);
         ok(Unmapped { batch, pages, next })
+    }
+
+    pub(super) fn guest_private(&self, request: &GuestPrivate) -> Answer {
+        let (slot, vm) = self.alive(request.vm)?;
+        in_guest(request.gfn, request.pages, MAX_PAGES_PER_CALL)?;
+        let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
+        let mut tables = self.tables();
+        let (table, batches, books) = tables.of(slot)?;
+        ensure(books.kind != VmKind::Plain, Status::State)?;
+        let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
+        for gfn in request.gfn.0..request.gfn.0 + request.pages {
+            let mapping = self.machine.nested_look_up(root, Gfn(gfn)).ok_or(Status::State)?;
+            ensure(table.get(mapping.frame, batches) == Some(Frames::Owned(request.vm)), Status::State)?;
+            let _ = frames.push(mapping.frame);
+        }
+        // At most two large pages have to be split for it.
+        ensure(books.stock.len() >= 2, Status::Exhausted)?;
+        self.machine.window_unmap(handler, request.gfn, request.pages, &mut books.stock)?;
+        self.machine.flush_translations();
+        for frame in frames {
+            self.machine.flush_lines(frame, 1, 0);
+            table.hide(frame, request.vm);
+        }
+        ok(Done {})
+    }
+
+    pub(super) fn frame_donate(&self, request: &FrameDonate) -> Answer {
+        let tables = self.tables();
+        tables.frames.check_free(request.frame, request.pages, &tables.batches)?;
+        tables.frames.donate(request.frame, request.pages);
+        ok(Done {})
     }
 
     /// Completes when no CPU uses a translation of the VM that was made before: every vCPU that was in its guest
@@ -210,11 +244,9 @@ impl<M: Machine> Call<'_, M> {
 
     /// CPUs that may hold dirty lines of the VM's encrypted memory: those that ran it since they last wrote back.
     fn owing(&self, vm: usize, kind: VmKind) -> CpuSet {
-        let mut owing = [0; CPU_WORDS];
-        for (index, cpu) in self.cpus.iter().enumerate().filter(|_| kind != VmKind::Plain) {
-            owing[index / 64 % CPU_WORDS] |= (cpu.ran.load(Ordering::SeqCst) >> (vm % 64) & 1) << (index % 64);
-        }
-        owing
+        let ran = |cpu: &Shared| cpu.ran.load(Ordering::SeqCst) >> (vm % 64) & 1 == 1;
+        let owing = self.cpus.iter().zip(0..).filter(|(cpu, _)| kind != VmKind::Plain && ran(cpu));
+        owing.map(|(_, number)| CpuId(number)).collect()
     }
 
     pub(super) fn vm_release(&self, request: &VmRelease) -> Answer {
@@ -223,7 +255,7 @@ impl<M: Machine> Call<'_, M> {
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
         ensure(books.pages == 0 && self.vcpus_idle(slot), Status::Busy)?;
-        let batch = batches.open(request.vm, VmKind::Plain, &[])?;
+        let batch = batches.open(request.vm, VmKind::Plain, &CpuSet::EMPTY, false)?;
         let handler = vm.handler.get().index();
         let mut sink = Sink { machine: self.machine, table, batch, count: 0 };
         for (index, place) in books.vcpus.iter_mut().enumerate() {
@@ -247,6 +279,9 @@ impl<M: Machine> Call<'_, M> {
         self.machine.flush_translations();
         batches.join(batch, pages);
         *books = Books::new();
+        if let Some((_, asid)) = tables.asids.of(request.vm) {
+            asid.unbind();
+        }
         vm.end();
         self.machine.log(Event::VmGone(request.vm));
         ok(Unmapped { batch, pages, next: Gfn(0) })

@@ -3,6 +3,7 @@
 //! Every operation first checks everything and may fail without side effect; then it happens.
 
 mod batches;
+mod firmware;
 mod machine;
 mod memory;
 mod supervise;
@@ -11,7 +12,7 @@ mod vcpus;
 use crate::prelude::*;
 
 /// What an operation answers.
-type Answer = Result<Words, Status>;
+type Answer<T = Words> = Result<T, Status>;
 
 /// The caller of an operation and the CPU that it runs on.
 struct Call<'a, M: Machine> {
@@ -78,11 +79,18 @@ operations! {
     Caps::FRAMES => {
         FrameRuns frame_runs, FrameCount frame_count, VmCreate vm_create, VmDestroy vm_destroy, VmRelease vm_release,
         VmInfo vm_info, TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
-        GuestUnmap guest_unmap, SequenceRead sequence_read,
+        GuestUnmap guest_unmap, SequenceRead sequence_read, FrameDonate frame_donate,
     }
     Caps::WRITEBACK => {
-        InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, TicketCheck ticket_check,
+        InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back,
     }
+    Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }
+    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestPrivate guest_private, }
+    Caps::FIRMWARE => {
+        WriteBackInvalidate write_back_invalidate, AsidBind asid_bind, AsidInfo asid_info, MailboxRing mailbox_ring,
+        MailboxTake mailbox_take,
+    }
+    Caps::SILICON => { SiliconCopy silicon_copy, SiliconCpu silicon_cpu, }
     Caps::WRITEBACK.union(Caps::FRAMES) => { BatchInfo batch_info, }
     Caps::VCPUS => {
         VcpuRun vcpu_run, VcpuKick vcpu_kick, VcpuRead vcpu_read, CpuidLoad cpuid_load, VcpuStop vcpu_stop,

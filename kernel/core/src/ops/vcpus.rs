@@ -27,10 +27,11 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vcpu_run(&self, request: &VcpuRun) -> Answer {
-        let _stays = self.tables();
+        let tables = self.tables();
         let context = self.own_vcpu(request.vcpu)?;
         let state = self.context(context);
-        ensure(state.phase() == Phase::Idle, Status::State)?;
+        let has_asid = tables.books.get(request.vcpu.vm.index()).is_some_and(|books| books.asid != 0);
+        ensure(state.phase() == Phase::Idle && has_asid, Status::State)?;
         self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.set_phase(Phase::Ready);

@@ -2,6 +2,7 @@
 //! of services, whose entries are the same. A nested walk counts as a user access, so every entry
 //! has the user bit. Accessed and dirty are set from the start: the CPU needn't write tables.
 
+pub use crate::machine::Mapping;
 use crate::prelude::*;
 
 const PRESENT: u64 = 1 << 0;
@@ -172,17 +173,6 @@ pub fn unmap<T: Tables>(
         }
     }
     Ok(None)
-}
-
-/// What a page is mapped to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// The page's frame.
-    pub frame: Frame,
-    /// Pages of the entry that maps it: 1 or 512.
-    pub pages: u64,
-    /// What it grants.
-    pub access: Access,
 }
 
 /// Finds a page.

@@ -1,0 +1,43 @@
+//! Sets of CPUs.
+
+use crate::prelude::*;
+
+/// A set of CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuSet([u64; MAX_CPUS / 64]);
+
+impl CpuSet {
+    /// None.
+    pub const EMPTY: Self = Self([0; MAX_CPUS / 64]);
+
+    /// Puts a CPU in.
+    pub fn insert(&mut self, cpu: CpuId) {
+        self.0[usize::from(cpu.0) / 64 % (MAX_CPUS / 64)] |= 1 << (cpu.0 % 64);
+    }
+
+    /// Takes one out. Whether it was in.
+    pub fn remove(&mut self, cpu: CpuId) -> bool {
+        let word = &mut self.0[usize::from(cpu.0) / 64 % (MAX_CPUS / 64)];
+        let before = core::mem::replace(word, *word & !(1 << (cpu.0 % 64)));
+        before != *word
+    }
+
+    /// Puts those of another set in.
+    pub fn unite(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, more)| *word |= more);
+    }
+
+    /// Those in it, in order.
+    pub fn iter(&self) -> impl Iterator<Item = CpuId> {
+        (0..MAX_CPUS as u16).map(CpuId).filter(|cpu| self.0[usize::from(cpu.0) / 64] >> (cpu.0 % 64) & 1 == 1)
+    }
+}
+
+impl FromIterator<CpuId> for CpuSet {
+    fn from_iter<I: IntoIterator<Item = CpuId>>(cpus: I) -> Self {
+        cpus.into_iter().fold(Self::EMPTY, |mut set, cpu| {
+            set.insert(cpu);
+            set
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! Operations on ASIDs and the secure processor's mailbox.
+//!
+//! The kernel writes every address and every handle into a command itself, and records what a command that succeeded
+//! changed. So a service can't name a frame, an ASID or a guest that isn't there for it.
+
+use caisson_proto::mailbox::{self, COMMANDS, DATA_BYTES, Kind, Length};
+
+use super::{Answer, Call, ok};
+use crate::prelude::*;
+
+/// The words of a command's buffer.
+type Buffer = [u64; mailbox::BUFFER_BYTES / 8];
+
+/// The 4 bytes at an offset that is a multiple of 4.
+fn half(buffer: &Buffer, at: u8) -> u64 {
+    buffer[usize::from(at) / 8 % 8] >> (at % 8 * 8) & 0xffff_ffff
+}
+
+/// Frames of the mailbox before the command's, and before its data.
+const COMMAND_FRAME: u64 = 1;
+const DATA_FRAME: u64 = 2;
+
+impl<M: Machine> Call<'_, M> {
+    pub(super) fn asid_bind(&self, request: &AsidBind) -> Answer {
+        let (slot, _) = self.alive(request.vm)?;
+        let (low, high) = self.sev_asids();
+        let mut tables = self.tables();
+        let Tables { asids, books, .. } = &mut *tables;
+        let books = books.get_mut(slot).ok_or(Status::Dead)?;
+        ensure(books.kind != VmKind::Plain && books.asid == 0 && self.vcpus_idle(slot), Status::State)?;
+        let class = if books.kind == VmKind::Sev { low..high + 1 } else { 1..low };
+        ensure(class.contains(&request.asid), Status::Range)?;
+        asids.bind(request.asid, request.vm, books.kind)?;
+        books.asid = request.asid;
+        let made = (0..MAX_VCPUS).filter(|index| books.vcpus[*index].is_some());
+        made.for_each(|index| self.machine.vcpu_asid(Context::vcpu(slot, index), request.asid));
+        ok(Done {})
+    }
+
+    /// The lowest ASID of a SEV VM and the highest.
+    pub(super) fn sev_asids(&self) -> (u32, u32) {
+        let asids = self.machine.facts().sev_asids;
+        (asids >> 16, asids & 0xffff)
+    }
+
+    pub(super) fn asid_info(&self, request: &AsidInfo) -> Answer {
+        ensure(request.asid <= self.sev_asids().1, Status::NotFound)?;
+        let mut tables = self.tables();
+        let Asid { state, vm, kind, handle, .. } = *tables.asids.get(request.asid).ok_or(Status::NotFound)?;
+        ok(AsidReport { state, vm, kind, handle })
+    }
+
+    pub(super) fn mailbox_ring(&self, request: &MailboxRing) -> Answer {
+        let command = COMMANDS.iter().find(|command| command.number == request.command).ok_or(Status::NotFound)?;
+        let mailbox = self.machine.mailbox().ok_or(Status::Unsupported)?;
+        let mut tables = self.tables();
+        ensure(tables.mailbox.state == MailboxState::Idle, Status::Busy)?;
+        ensure(
+            !matches!(command.number, mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH) || !tables.asids.any_dirty(),
+            Status::TooWeak,
+        )?;
+        self.exchange(mailbox, false)?;
+        let mut buffer: Buffer = core::array::from_fn(|index| self.machine.command_word(index, None));
+        for &(at, kind) in command.fields {
+            let given = buffer[usize::from(at) / 8 % 8];
+            let value = self.field(&mut tables, &buffer, request, mailbox, given, kind)?;
+            match kind {
+                Kind::Handle | Kind::Asid if at % 8 == 4 => {
+                    buffer[usize::from(at) / 8] = given & 0xffff_ffff | value << 32
+                }
+                Kind::Handle | Kind::Asid => buffer[usize::from(at) / 8] = given & !0xffff_ffff | value,
+                _ => buffer[usize::from(at) / 8] = value,
+            }
+        }
+        buffer.iter().enumerate().for_each(|(index, word)| _ = self.machine.command_word(index, Some(*word)));
+        tables.mailbox =
+            MailboxReport { state: MailboxState::Busy, command: command.number, status: 0, vm: request.vm };
+        self.machine.log(Event::Rang(command.number, request.vm));
+        self.machine.ring_processor(command.number);
+        self.ring_all(Caps::SILICON, doorbell::MAILBOX);
+        ok(Done {})
+    }
+
+    /// What the kernel puts into a field.
+    fn field(
+        &self, tables: &mut Tables, buffer: &Buffer, request: &MailboxRing, mailbox: Frame, given: u64, kind: Kind,
+    ) -> Answer<u64> {
+        let length = |length| match length {
+            Length::Bytes(bytes) => bytes.into(),
+            Length::At(at) => half(buffer, at),
+        };
+        let end = |bytes| given.checked_add(bytes).ok_or(Status::Range);
+        let Tables { asids, frames, batches, .. } = tables;
+        match kind {
+            Kind::Asid => Ok(asids.of(request.vm).ok_or(Status::State)?.0.into()),
+            Kind::Handle | Kind::Context => {
+                let handle = asids.of(request.vm).ok_or(Status::State)?.1.handle;
+                // A guest begins once.
+                ensure((handle == 0) == (request.command == mailbox::LAUNCH_START), Status::State)?;
+                Ok(handle)
+            }
+            Kind::Guest(bytes) => {
+                let (_, vm) = self.alive(request.vm)?;
+                let gfn = Gfn(given >> 12);
+                let mapping =
+                    self.machine.nested_look_up(vm.root(0).ok_or(Status::State)?, gfn).ok_or(Status::Range)?;
+                let last = Frame(mapping.frame.0 + (end(length(bytes))?.saturating_sub(1) >> 12) - gfn.0);
+                let inside = length(bytes) != 0 && (last.0 - mapping.frame.0) < mapping.pages - gfn.0 % mapping.pages;
+                ensure(inside, Status::Range)?;
+                let private = |frame| frames.get(Frame(frame), batches) == Some(Frames::Private(request.vm));
+                ensure((mapping.frame.0..last.0 + 1).all(private), Status::State)?;
+                Ok(mapping.frame.spa().0 + given % PAGE_SIZE)
+            }
+            Kind::Data(bytes) if length(bytes) == 0 => Ok(0),
+            Kind::Data(bytes) => {
+                ensure(end(length(bytes))? <= DATA_BYTES, Status::Range)?;
+                Ok(Frame(mailbox.0 + DATA_FRAME).spa().0 + given)
+            }
+            Kind::Firmware(bytes) => {
+                let mut range = given >> 12..end(length(bytes))?.div_ceil(PAGE_SIZE);
+                let firmware = |frame| frames.get(Frame(frame), batches) == Some(Frames::Firmware);
+                ensure(length(bytes) == 0 && given == 0 || range.all(firmware), Status::State)?;
+                Ok(given)
+            }
+            Kind::Nothing => ensure(given == 0, Status::Range).map(|()| 0),
+        }
+    }
+
+    /// Copies the leased pages to the command and its data, or back.
+    fn exchange(&self, mailbox: Frame, out: bool) -> Outcome {
+        let lease = self.lease.filter(|lease| lease.pages <= 1 + DATA_BYTES / PAGE_SIZE).ok_or(Status::BadLease)?;
+        ensure(lease.write || !out, Status::BadLease)?;
+        (0..lease.pages).try_for_each(|page| {
+            let at = Frame(mailbox.0 + COMMAND_FRAME + page).spa();
+            self.machine.copy((lease.page.0 + page) * PAGE_SIZE, at, PAGE_SIZE, out)
+        })
+    }
+
+    pub(super) fn mailbox_take(&self, _: &MailboxTake) -> Answer {
+        let mailbox = self.machine.mailbox().ok_or(Status::Unsupported)?;
+        let mut tables = self.tables();
+        let mut report = tables.mailbox;
+        let answer = self.machine.processor_answer();
+        if report.state == MailboxState::Idle || answer >> 31 == 0 {
+            return ok(report);
+        }
+        self.exchange(mailbox, true)?;
+        (report.state, report.status) = (MailboxState::Done, answer as u16);
+        tables.mailbox.state = MailboxState::Idle;
+        self.machine.log(Event::Rung(report.command, report.status));
+        if report.status == 0 {
+            self.record(&mut tables, report.command, report.vm);
+        }
+        ok(report)
+    }
+
+    /// Records what a command changed.
+    fn record(&self, tables: &mut Tables, command: u16, vm: VmId) {
+        let tickets = tables.tickets;
+        match command {
+            mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => tables.asids.recycle(),
+            mailbox::SHUTDOWN | mailbox::SNP_SHUTDOWN_EX => {
+                tables.asids.shut_down(command == mailbox::SNP_SHUTDOWN_EX, tickets);
+            }
+            _ => {}
+        }
+        let Some((_, asid)) = tables.asids.of(vm) else { return };
+        match command {
+            mailbox::LAUNCH_START => asid.handle = self.machine.command_word(0, None) & 0xffff_ffff,
+            mailbox::ACTIVATE | mailbox::SNP_ACTIVATE => asid.state = AsidState::Active,
+            mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION => asid.deactivate(tickets),
+            mailbox::DECOMMISSION => {
+                asid.handle = 0;
+                asid.unbind();
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn silicon_copy(&self, request: &SiliconCopy) -> Answer {
+        let tables = self.tables();
+        let SiliconCopy { at, bytes, write } = *request;
+        ensure(at.0 % PAGE_SIZE + bytes <= PAGE_SIZE, Status::Range)?;
+        let mailbox = self.machine.mailbox().map_or(0, |first| first.0);
+        let own = mailbox..mailbox + DATA_FRAME + DATA_BYTES / PAGE_SIZE;
+        let frame = tables.frames.get(at.frame(), &tables.batches).ok_or(Status::Range)?;
+        ensure(frame.state() != FrameState::Kernel || own.contains(&at.frame().0), Status::State)?;
+        let lease = self.lease.filter(|lease| lease.write || write).ok_or(Status::BadLease)?;
+        self.machine.copy(lease.page.0 * PAGE_SIZE, at, bytes, !write)?;
+        ok(Done {})
+    }
+
+    pub(super) fn silicon_cpu(&self, request: &SiliconCpu) -> Answer {
+        let cpu = self.cpus.get(usize::from(request.cpu.0)).ok_or(Status::Range)?;
+        ok(CpuReport { wbinvds: cpu.wbinvds.load(Ordering::SeqCst) })
+    }
+}
