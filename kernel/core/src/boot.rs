@@ -43,6 +43,9 @@ pub struct BootInfo {
     pub log_port: u16,
     /// Port to which the status is written as a byte to end the machine (QEMU's isa-debug-exit); without one it halts.
     pub power_off: Option<u16>,
+    /// ASIDs of encrypted VMs, as [`Machine`](caisson_proto::kernel::Machine) has them; they count where there is a
+    /// secure processor.
+    pub sev_asids: u32,
     /// Differences from silicon.
     pub quirks: Quirks,
 }

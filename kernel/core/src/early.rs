@@ -69,6 +69,7 @@ mod tests {
             io_apic: Spa(0),
             log_port: 0,
             power_off: None,
+            sev_asids: 0,
             quirks: Quirks::default(),
         }
     }

@@ -16,6 +16,8 @@ pub(crate) mod msr {
     pub const SFMASK: u32 = 0xc000_0084;
     /// What RDTSCP and RDPID tell.
     pub const TSC_AUX: u32 = 0xc000_0103;
+    /// SEV: flushes a guest's page: its address in the host, and the ASID in bits 11:0 (section 15.34.9).
+    pub const VM_PAGE_FLUSH: u32 = 0xc001_011e;
     /// SVM: bit 4 says that the firmware disabled it (section 15.30.1).
     pub const VM_CR: u32 = 0xc001_0114;
     /// SVM: where the CPU keeps the host's registers while a guest runs.
@@ -84,11 +86,11 @@ pub(crate) fn has_wbnoinvd() -> bool {
     WBNOINVD.load(Ordering::Relaxed)
 }
 
-/// Writes every dirty line of this CPU's caches back: WBNOINVD (F3 0F 09), or WBINVD where that is lacking.
-pub(crate) fn write_back() {
+/// Writes every dirty line of this CPU's caches back: WBNOINVD (F3 0F 09), or WBINVD where that is lacking or asked for.
+pub(crate) fn write_back(invalidate: bool) {
     // SAFETY: neither changes memory contents that a program can see. Older CPUs take WBNOINVD for WBINVD.
     unsafe {
-        match has_wbnoinvd() {
+        match has_wbnoinvd() && !invalidate {
             true => asm!(".byte 0xf3, 0x0f, 0x09", options(nostack)),
             false => asm!("wbinvd", options(nostack)),
         }

@@ -25,6 +25,7 @@ pub mod kmap;
 pub mod layout;
 pub mod log;
 mod machine;
+pub mod mailbox;
 mod percpu;
 mod prelude;
 pub mod run;

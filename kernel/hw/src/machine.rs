@@ -46,7 +46,8 @@ impl Machine for Silicon {
         features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
         features.set(Features::NEXT_RIP, svm.next_rip);
         features.set(Features::INJECT_ERROR_CODES, !svm.limits.few_error_codes);
-        features.set(Features::SEV, cpu::cpuid(0x8000_001f, 0).eax & 2 != 0);
+        let sev_asids = boot::BOARD.get().filter(|_| mailbox::first().is_some()).map_or(0, |board| board.sev_asids);
+        features.set(Features::SEV, sev_asids != 0);
         Facts {
             cpus: KERNEL.cpu_count() as u16,
             tsc_khz: clock::tsc_khz(),
@@ -55,6 +56,7 @@ impl Machine for Silicon {
             phys_bits: cpu::cpuid(0x8000_0008, 0).eax as u8,
             asids: svm.asids,
             services: 0,
+            sev_asids,
         }
     }
 
@@ -124,8 +126,39 @@ impl Machine for Silicon {
         window::zero(first, pages);
     }
 
-    fn write_back(&self) {
-        cpu::write_back();
+    fn write_back(&self, invalidate: bool) {
+        cpu::write_back(invalidate);
+    }
+
+    fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
+        window::flush_lines(first, pages, asid);
+    }
+
+    fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
+        let bytes = bytes.min(PAGE_SIZE - at.0 % PAGE_SIZE);
+        // SAFETY: the bytes are inside the frame, and nobody's that Rust knows of.
+        let copy = |page: *mut u8| unsafe { user::copy(user, page.add((at.0 % PAGE_SIZE) as usize), bytes, out) };
+        ensure(window::with(at.frame(), copy), Status::BadLease)
+    }
+
+    fn runs(&self, kind: VmKind) -> bool {
+        kind == VmKind::Plain || kind != VmKind::SevSnp && mailbox::first().is_some()
+    }
+
+    fn mailbox(&self) -> Option<Frame> {
+        mailbox::first()
+    }
+
+    fn command_word(&self, index: usize, write: Option<u64>) -> u64 {
+        mailbox::command_word(index, write)
+    }
+
+    fn ring_processor(&self, command: u16) {
+        mailbox::ring(command);
+    }
+
+    fn processor_answer(&self) -> u32 {
+        mailbox::answer()
     }
 
     fn nested_map(
@@ -136,6 +169,10 @@ impl Machine for Silicon {
 
     fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> {
         npt::unmap(&mut Mapped, Tree::nested(root), from, end, pool)
+    }
+
+    fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> {
+        npt::look_up(&Mapped, Tree::nested(root), gfn)
     }
 
     fn nested_drop(&self, root: Frame, pool: Pool) {
@@ -162,6 +199,13 @@ impl Machine for Silicon {
         home(handler).ok_or(Status::NotFound)?.space.map(state_page(vcpu), first, 1, READ_WRITE, pool)?;
         vcpu::create(vcpu, first, asid, root);
         Ok(())
+    }
+
+    fn vcpu_asid(&self, context: Context, asid: u32) {
+        if let Some(vcpu) = vcpu(context) {
+            vcpu.vmcb.control.asid = asid;
+            vcpu.flush();
+        }
     }
 
     fn vcpu_drop(&self, vcpu: Context, handler: usize) {
@@ -210,9 +254,10 @@ impl Machine for Silicon {
     fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Result<(), Status> {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         let mut entries = [CpuidEntry::default(); CpuidEntry::MAX];
-        if !user::read(lease.page.0 * PAGE_SIZE, entries.as_mut_bytes()) {
-            return Err(Status::BadLease);
-        }
+        let bytes = entries.as_mut_bytes();
+        // SAFETY: the bytes are this function's own, and any are valid in entries.
+        let read = unsafe { user::copy(lease.page.0 * PAGE_SIZE, bytes.as_mut_ptr(), bytes.len() as u64, false) };
+        ensure(read, Status::BadLease)?;
         let used = entries.get(..usize::from(count)).ok_or(Status::Range)?;
         vcpu.cpuid.zero();
         used.iter().try_for_each(|entry| vcpu.cpuid.add(*entry))

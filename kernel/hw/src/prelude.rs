@@ -11,7 +11,7 @@ pub(crate) use spin::Once;
 pub(crate) use crate::cpu::{CR0, cpuid, msr, port, wrmsr};
 pub(crate) use crate::svm::{features, features::Features, vcpu, vcpu::vcpu};
 pub(crate) use crate::{
-    apic, boot, clock, cpu, epitaph, ioapic, kmap, log, run, smp, translations, traps, user, window,
+    apic, boot, clock, cpu, epitaph, ioapic, kmap, log, mailbox, run, smp, translations, traps, user, window,
 };
 pub(crate) use crate::{
     home::home, layout::*, machine::*, percpu, percpu::*, segments::*, space::*, tables::*, traps::*,

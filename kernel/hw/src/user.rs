@@ -1,4 +1,4 @@
-//! Copies to the kernel from the service that is loaded here.
+//! Copies between the kernel and the service that is loaded here.
 //!
 //! A page that isn't there ends the copy, by an exception whose handler knows the one instruction that may fault.
 
@@ -7,7 +7,7 @@ use caisson_proto::layout::USER_END;
 use crate::prelude::*;
 
 unsafe extern "C" {
-    /// Copies `count` bytes. Returns 0, or 1 if a page was lacking. User pages are reachable meanwhile.
+    /// Copies `count` bytes. Returns 0, or 1 if a user's page was lacking. User pages are reachable meanwhile.
     fn caisson_user_copy(to: *mut u8, from: *const u8, count: usize) -> u32;
     fn caisson_user_copy_at();
     fn caisson_user_copy_failed();
@@ -37,10 +37,15 @@ pub(crate) fn fixup(trap: &Trap) -> Option<u64> {
     expected.then_some(caisson_user_copy_failed as *const () as u64)
 }
 
-/// Copies from the service that is loaded here.
-/// False if a page isn't there; `into` may have been filled in part.
-pub(crate) fn read(address: u64, into: &mut [u8]) -> bool {
-    let in_user_half = address.checked_add(into.len() as u64).is_some_and(|end| end <= USER_END);
-    // SAFETY: the source is in the user half, where Rust has nothing; a fault there is expected. `into` is the caller's.
-    in_user_half && unsafe { caisson_user_copy(into.as_mut_ptr(), address as *const u8, into.len()) } == 0
+/// Copies from the service that is loaded here to the kernel, or out to the service. False if a page isn't there, or
+/// isn't writable; a part may have been copied.
+///
+/// # Safety
+/// So many bytes at `at` are for this to read or write.
+pub(crate) unsafe fn copy(address: u64, at: *mut u8, bytes: u64, out: bool) -> bool {
+    let in_user_half = address.checked_add(bytes).is_some_and(|end| end <= USER_END);
+    let (to, from) = if out { (address as *mut u8, at.cast_const()) } else { (at, address as *const u8) };
+    // SAFETY: one side is in the user half, where Rust has nothing, and a fault there is expected; the other is as the
+    // caller says.
+    in_user_half && unsafe { caisson_user_copy(to, from, bytes as usize) } == 0
 }

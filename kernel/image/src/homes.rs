@@ -1,8 +1,8 @@
 //! The services' homes, built once at boot as the bundle lays them out.
 
 use caisson_core::{boot::BootInfo, bundle::Bundle};
-use caisson_hw::{Early, home::Home, home::Writable, home::settle, space::Space};
-use caisson_proto::{layout::INFO, layout::RINGS, prelude::*};
+use caisson_hw::{Early, home::Home, home::Writable, home::settle, mailbox, space::Space};
+use caisson_proto::{layout::INFO, layout::MAILBOX, layout::RINGS, prelude::*};
 
 /// Builds every service's home.
 ///
@@ -26,6 +26,9 @@ pub fn build(bundle: &Bundle<'static>, boot: &BootInfo, early: &mut Early) -> Re
             }
             if map.page == INFO / PAGE_SIZE {
                 home.info = first;
+            }
+            if map.page == MAILBOX / PAGE_SIZE {
+                mailbox::settle(first);
             }
             for page in 0..map.pages.into() {
                 home.space.map(VPage(map.page + page), Frame(first.0 + page), 1, access, early)?;

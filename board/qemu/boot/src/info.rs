@@ -10,6 +10,8 @@ use crate::pvh::{MapEntry, RAM};
 const LOG_PORT: u16 = 0xe8;
 /// The timers of QEMU's local APICs count nanoseconds (hw/intc/apic.c).
 const TIMER_KHZ: u64 = 1_000_000;
+/// Few, so that they are recycled in ordinary use: SEV-ES and SEV-SNP have 1 to 4, SEV 5 to 8.
+const SEV_ASIDS: u32 = 5 << 16 | 8;
 /// Port of isa-debug-exit.
 const EXIT_PORT: u16 = 0xf4;
 
@@ -59,6 +61,7 @@ pub fn machine(
         io_apic: Spa(0xfec0_0000),
         log_port: LOG_PORT,
         power_off: Some(EXIT_PORT),
+        sev_asids: SEV_ASIDS,
         quirks: Quirks { assume_wbnoinvd, virq_reported_as_exception: true, few_error_codes: true },
     }
 }
