@@ -2,7 +2,7 @@
 //!
 //! Invariant 2 of the design: Active → Dirty at DEACTIVATE; → Flushed when a WBINVD that began after that has completed
 //! on all CPUs; → Free when the firmware then accepted DF_FLUSH. There is no other way to Free for an ASID that was
-//! active. One whose guest the firmware still knows stays: a failed DECOMMISSION leaks it.
+//! active or bound. One whose guest the firmware still knows stays Flushed: a failed DECOMMISSION leaks it.
 
 use crate::prelude::*;
 
@@ -27,16 +27,9 @@ pub struct Asid {
 impl Asid {
     const FREE: Self = Self { state: AsidState::Free, vm: VmId::new(0, 0), kind: VmKind::Plain, handle: 0, since: 0 };
 
-    /// Active or Bound → Dirty.
+    /// Its VM is gone, or was deactivated: → Dirty.
     pub fn deactivate(&mut self, tickets: u64) {
         (self.state, self.since) = (AsidState::Dirty, tickets);
-    }
-
-    /// Bound → Free, unless the firmware knows the guest.
-    pub fn unbind(&mut self) {
-        if self.state == AsidState::Bound && self.handle == 0 {
-            *self = Self::FREE;
-        }
     }
 }
 
@@ -57,7 +50,8 @@ impl Asids {
 
     /// The ASID of a VM, also of one that is gone.
     pub fn of(&mut self, vm: VmId) -> Option<(u32, &mut Asid)> {
-        (0..).zip(&mut self.0).find(|(_, asid)| asid.state != AsidState::Free && asid.vm == vm)
+        let row = |asid: &Asid| (asid.state != AsidState::Free || asid.handle != 0) && asid.vm == vm;
+        (0..).zip(&mut self.0).find(|(_, asid)| row(asid))
     }
 
     /// Free → Bound.
@@ -90,11 +84,16 @@ impl Asids {
         self.0.iter_mut().filter(done).for_each(|asid| *asid = Asid::FREE);
     }
 
+    /// The firmware was initialised: whatever it knew of caches is lost, so what is Free is Dirty.
+    pub fn doubt(&mut self, tickets: u64) {
+        self.0.iter_mut().filter(|asid| asid.state == AsidState::Free).for_each(|asid| asid.deactivate(tickets));
+    }
+
     /// The firmware was shut down: it knows no guest of these kinds any more.
     pub fn shut_down(&mut self, snp: bool, tickets: u64) {
-        for asid in self.0.iter_mut().filter(|asid| asid.handle != 0 && (asid.kind == VmKind::SevSnp) == snp) {
+        for asid in self.0.iter_mut().filter(|asid| (asid.kind == VmKind::SevSnp) == snp) {
             asid.handle = 0;
-            if matches!(asid.state, AsidState::Active | AsidState::Bound) {
+            if asid.state == AsidState::Active {
                 asid.deactivate(tickets);
             }
         }

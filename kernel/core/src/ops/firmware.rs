@@ -59,6 +59,10 @@ impl<M: Machine> Call<'_, M> {
             !matches!(command.number, mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH) || !tables.asids.any_dirty(),
             Status::TooWeak,
         )?;
+        // Lines that it dirties from now on would be paid for by nobody.
+        let ends = matches!(command.number, mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION);
+        let running = vms::find(&self.vms, request.vm).is_ok_and(|(slot, _)| !self.vcpus_idle(slot));
+        ensure(!(ends && running), Status::Busy)?;
         self.exchange(mailbox, false)?;
         let mut buffer: Buffer = core::array::from_fn(|index| self.machine.command_word(index, None));
         for &(at, kind) in command.fields {
@@ -159,6 +163,7 @@ impl<M: Machine> Call<'_, M> {
         let tickets = tables.tickets;
         match command {
             mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => tables.asids.recycle(),
+            mailbox::INIT | mailbox::INIT_EX | mailbox::SNP_INIT_EX => tables.asids.doubt(tickets),
             mailbox::SHUTDOWN | mailbox::SNP_SHUTDOWN_EX => {
                 tables.asids.shut_down(command == mailbox::SNP_SHUTDOWN_EX, tickets);
             }
@@ -168,11 +173,10 @@ impl<M: Machine> Call<'_, M> {
         match command {
             mailbox::LAUNCH_START => asid.handle = self.machine.command_word(0, None) & 0xffff_ffff,
             mailbox::ACTIVATE | mailbox::SNP_ACTIVATE => asid.state = AsidState::Active,
-            mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION => asid.deactivate(tickets),
-            mailbox::DECOMMISSION => {
-                asid.handle = 0;
-                asid.unbind();
+            mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION if asid.state == AsidState::Active => {
+                asid.deactivate(tickets);
             }
+            mailbox::DECOMMISSION => asid.handle = 0,
             _ => {}
         }
     }

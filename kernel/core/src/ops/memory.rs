@@ -279,8 +279,9 @@ impl<M: Machine> Call<'_, M> {
         self.machine.flush_translations();
         batches.join(batch, pages);
         *books = Books::new();
-        if let Some((_, asid)) = tables.asids.of(request.vm) {
-            asid.unbind();
+        let tickets = tables.tickets;
+        if let Some((_, asid)) = tables.asids.of(request.vm).filter(|(_, asid)| asid.state == AsidState::Bound) {
+            asid.deactivate(tickets);
         }
         vm.end();
         self.machine.log(Event::VmGone(request.vm));

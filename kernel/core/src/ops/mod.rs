@@ -78,14 +78,14 @@ operations! {
     }
     Caps::FRAMES => {
         FrameRuns frame_runs, FrameCount frame_count, VmCreate vm_create, VmDestroy vm_destroy, VmRelease vm_release,
-        VmInfo vm_info, TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
+        TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
         GuestUnmap guest_unmap, SequenceRead sequence_read, FrameDonate frame_donate,
     }
     Caps::WRITEBACK => {
         InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back,
     }
     Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }
-    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestPrivate guest_private, }
+    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestPrivate guest_private, VmInfo vm_info, }
     Caps::FIRMWARE => {
         WriteBackInvalidate write_back_invalidate, AsidBind asid_bind, AsidInfo asid_info, MailboxRing mailbox_ring,
         MailboxTake mailbox_take,

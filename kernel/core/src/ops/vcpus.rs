@@ -27,11 +27,17 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vcpu_run(&self, request: &VcpuRun) -> Answer {
-        let tables = self.tables();
+        let mut tables = self.tables();
         let context = self.own_vcpu(request.vcpu)?;
         let state = self.context(context);
-        let has_asid = tables.books.get(request.vcpu.vm.index()).is_some_and(|books| books.asid != 0);
-        ensure(state.phase() == Phase::Idle && has_asid, Status::State)?;
+        let plain = tables.books.get(request.vcpu.vm.index()).is_some_and(|books| books.kind == VmKind::Plain);
+        let active = plain || tables.asids.of(request.vcpu.vm).is_some_and(|(_, asid)| asid.state == AsidState::Active);
+        ensure(state.phase() == Phase::Idle && active, Status::State)?;
+        // A command may be about to end it.
+        ensure(
+            plain || tables.mailbox.state == MailboxState::Idle || tables.mailbox.vm != request.vcpu.vm,
+            Status::Busy,
+        )?;
         self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.set_phase(Phase::Ready);
