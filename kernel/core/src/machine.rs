@@ -4,7 +4,7 @@
 //! change is visible, except as its result says.
 
 use crate::prelude::*;
-use caisson_proto::kernel::Machine as Facts;
+use caisson_proto::{kernel::Machine as Facts, mailbox};
 
 /// Frames that page tables may be made from. The taker turns them into tables; they are the kernel's already.
 pub trait TablePool {
@@ -48,6 +48,17 @@ pub struct Mapping {
     pub pages: u64,
     /// What it grants.
     pub access: Access,
+}
+
+/// The secure processor's mailbox (55766, chapter 4).
+#[derive(Debug)]
+pub struct Mailbox {
+    /// Command and response; low and high half of the buffer's address.
+    pub registers: [&'static AtomicU32; 3],
+    /// The command's buffer, at the beginning of a frame.
+    pub command: &'static [AtomicU64; mailbox::BUFFER_BYTES / 8],
+    /// That frame; those of the data follow.
+    pub first: Frame,
 }
 
 /// The machine.
@@ -103,15 +114,8 @@ pub trait Machine: Copy {
     /// # Errors
     /// [`Status::BadLease`] if a page of the service isn't there, or is to be written and isn't writable.
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Outcome;
-    /// The first of the mailbox's frames: registers, where they lie in memory, the command, its data. `None` without a
-    /// secure processor.
-    fn mailbox(&self) -> Option<Frame>;
-    /// Reads a word of the command, after writing it.
-    fn command_word(&self, index: usize, write: Option<u64>) -> u64;
-    /// Rings the secure processor with the command of the mailbox's frame.
-    fn ring_processor(&self, command: u16);
-    /// What the processor's command register reads (55766, chapter 4).
-    fn processor_answer(&self) -> u32;
+    /// The secure processor's mailbox; `None` without a secure processor.
+    fn mailbox(&self) -> Option<&'static Mailbox>;
 
     /// Maps frames in a nested table; 512 aligned pages become a large page.
     ///

@@ -46,7 +46,8 @@ impl Machine for Silicon {
         features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
         features.set(Features::NEXT_RIP, svm.next_rip);
         features.set(Features::INJECT_ERROR_CODES, !svm.limits.few_error_codes);
-        let sev_asids = boot::BOARD.get().filter(|_| mailbox::first().is_some()).map_or(0, |board| board.sev_asids);
+        let sev_asids =
+            boot::BOARD.get().filter(|_| mailbox::MAILBOX.is_completed()).map_or(0, |board| board.sev_asids);
         features.set(Features::SEV, sev_asids != 0);
         Facts {
             cpus: KERNEL.cpu_count() as u16,
@@ -142,23 +143,11 @@ impl Machine for Silicon {
     }
 
     fn runs(&self, kind: VmKind) -> bool {
-        kind == VmKind::Plain || kind != VmKind::SevSnp && mailbox::first().is_some()
+        kind == VmKind::Plain || kind != VmKind::SevSnp && mailbox::MAILBOX.is_completed()
     }
 
-    fn mailbox(&self) -> Option<Frame> {
-        mailbox::first()
-    }
-
-    fn command_word(&self, index: usize, write: Option<u64>) -> u64 {
-        mailbox::command_word(index, write)
-    }
-
-    fn ring_processor(&self, command: u16) {
-        mailbox::ring(command);
-    }
-
-    fn processor_answer(&self) -> u32 {
-        mailbox::answer()
+    fn mailbox(&self) -> Option<&'static Mailbox> {
+        mailbox::MAILBOX.get()
     }
 
     fn nested_map(

@@ -16,10 +16,6 @@ fn half(buffer: &Buffer, at: u8) -> u64 {
     buffer[usize::from(at) / 8 % 8] >> (at % 8 * 8) & 0xffff_ffff
 }
 
-/// Frames of the mailbox before the command's, and before its data.
-const COMMAND_FRAME: u64 = 1;
-const DATA_FRAME: u64 = 2;
-
 impl<M: Machine> Call<'_, M> {
     pub(super) fn asid_bind(&self, request: &AsidBind) -> Answer {
         let (slot, _) = self.alive(request.vm)?;
@@ -63,11 +59,11 @@ impl<M: Machine> Call<'_, M> {
         let ends = matches!(command.number, mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION);
         let running = vms::find(&self.vms, request.vm).is_ok_and(|(slot, _)| !self.vcpus_idle(slot));
         ensure(!(ends && running), Status::Busy)?;
-        self.exchange(mailbox, false)?;
-        let mut buffer: Buffer = core::array::from_fn(|index| self.machine.command_word(index, None));
+        self.exchange(mailbox.first, false)?;
+        let mut buffer: Buffer = mailbox.command.each_ref().map(|word| word.load(Ordering::Relaxed));
         for &(at, kind) in command.fields {
             let given = buffer[usize::from(at) / 8 % 8];
-            let value = self.field(&mut tables, &buffer, request, mailbox, given, kind)?;
+            let value = self.field(&mut tables, &buffer, request, mailbox.first, given, kind)?;
             match kind {
                 Kind::Handle | Kind::Asid if at % 8 == 4 => {
                     buffer[usize::from(at) / 8] = given & 0xffff_ffff | value << 32
@@ -76,18 +72,21 @@ impl<M: Machine> Call<'_, M> {
                 _ => buffer[usize::from(at) / 8] = value,
             }
         }
-        buffer.iter().enumerate().for_each(|(index, word)| _ = self.machine.command_word(index, Some(*word)));
+        mailbox.command.iter().zip(buffer).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
         tables.mailbox =
             MailboxReport { state: MailboxState::Busy, command: command.number, status: 0, vm: request.vm };
         self.machine.log(Event::Rang(command.number, request.vm));
-        self.machine.ring_processor(command.number);
+        let [register, low, high] = mailbox.registers;
+        low.store(mailbox.first.spa().0 as u32, Ordering::Relaxed);
+        high.store((mailbox.first.spa().0 >> 32) as u32, Ordering::Relaxed);
+        register.store(u32::from(command.number) << 16, Ordering::Release);
         self.ring_all(Caps::SILICON, doorbell::MAILBOX);
         ok(Done {})
     }
 
     /// What the kernel puts into a field.
     fn field(
-        &self, tables: &mut Tables, buffer: &Buffer, request: &MailboxRing, mailbox: Frame, given: u64, kind: Kind,
+        &self, tables: &mut Tables, buffer: &Buffer, request: &MailboxRing, first: Frame, given: u64, kind: Kind,
     ) -> Answer<u64> {
         let length = |length| match length {
             Length::Bytes(bytes) => bytes.into(),
@@ -118,7 +117,7 @@ impl<M: Machine> Call<'_, M> {
             Kind::Data(bytes) if length(bytes) == 0 => Ok(0),
             Kind::Data(bytes) => {
                 ensure(end(length(bytes))? <= DATA_BYTES, Status::Range)?;
-                Ok(Frame(mailbox.0 + DATA_FRAME).spa().0 + given)
+                Ok(Frame(first.0 + 1).spa().0 + given)
             }
             Kind::Firmware(bytes) => {
                 let mut range = given >> 12..end(length(bytes))?.div_ceil(PAGE_SIZE);
@@ -131,11 +130,11 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Copies the leased pages to the command and its data, or back.
-    fn exchange(&self, mailbox: Frame, out: bool) -> Outcome {
+    fn exchange(&self, first: Frame, out: bool) -> Outcome {
         let lease = self.lease.filter(|lease| lease.pages <= 1 + DATA_BYTES / PAGE_SIZE).ok_or(Status::BadLease)?;
         ensure(lease.write || !out, Status::BadLease)?;
         (0..lease.pages).try_for_each(|page| {
-            let at = Frame(mailbox.0 + COMMAND_FRAME + page).spa();
+            let at = Frame(first.0 + page).spa();
             self.machine.copy((lease.page.0 + page) * PAGE_SIZE, at, PAGE_SIZE, out)
         })
     }
@@ -144,23 +143,23 @@ impl<M: Machine> Call<'_, M> {
         let mailbox = self.machine.mailbox().ok_or(Status::Unsupported)?;
         let mut tables = self.tables();
         let mut report = tables.mailbox;
-        let answer = self.machine.processor_answer();
+        let answer = mailbox.registers[0].load(Ordering::Acquire);
         if report.state == MailboxState::Idle || answer >> 31 == 0 {
             return ok(report);
         }
-        self.exchange(mailbox, true)?;
+        self.exchange(mailbox.first, true)?;
         (report.state, report.status) = (MailboxState::Done, answer as u16);
         tables.mailbox.state = MailboxState::Idle;
         self.machine.log(Event::Rung(report.command, report.status));
         if report.status == 0 {
-            self.record(&mut tables, report.command, report.vm);
+            self.record(&mut tables, &report, mailbox.command[0].load(Ordering::Relaxed));
         }
         ok(report)
     }
 
-    /// Records what a command changed.
-    fn record(&self, tables: &mut Tables, command: u16, vm: VmId) {
-        let tickets = tables.tickets;
+    /// Records what a command changed, whose buffer begins with `word`.
+    fn record(&self, tables: &mut Tables, report: &MailboxReport, word: u64) {
+        let (tickets, command) = (tables.tickets, report.command);
         match command {
             mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => tables.asids.recycle(),
             mailbox::INIT | mailbox::INIT_EX | mailbox::SNP_INIT_EX => tables.asids.doubt(tickets),
@@ -169,9 +168,9 @@ impl<M: Machine> Call<'_, M> {
             }
             _ => {}
         }
-        let Some((_, asid)) = tables.asids.of(vm) else { return };
+        let Some((_, asid)) = tables.asids.of(report.vm) else { return };
         match command {
-            mailbox::LAUNCH_START => asid.handle = self.machine.command_word(0, None) & 0xffff_ffff,
+            mailbox::LAUNCH_START => asid.handle = word & 0xffff_ffff,
             mailbox::ACTIVATE | mailbox::SNP_ACTIVATE => asid.state = AsidState::Active,
             mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION if asid.state == AsidState::Active => {
                 asid.deactivate(tickets);
@@ -185,8 +184,8 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         let SiliconCopy { at, bytes, write } = *request;
         ensure(at.0 % PAGE_SIZE + bytes <= PAGE_SIZE, Status::Range)?;
-        let mailbox = self.machine.mailbox().map_or(0, |first| first.0);
-        let own = mailbox..mailbox + DATA_FRAME + DATA_BYTES / PAGE_SIZE;
+        let first = self.machine.mailbox().map_or(0, |mailbox| mailbox.first.0);
+        let own = first..first + 1 + DATA_BYTES / PAGE_SIZE;
         let frame = tables.frames.get(at.frame(), &tables.batches).ok_or(Status::Range)?;
         ensure(frame.state() != FrameState::Kernel || own.contains(&at.frame().0), Status::State)?;
         let lease = self.lease.filter(|lease| lease.write || write).ok_or(Status::BadLease)?;
