@@ -43,6 +43,11 @@ initial! {
 }
 
 impl Tables {
+    /// Whether the secure processor may be at work on this encrypted VM.
+    pub(crate) fn is_in_command(&self, vm: VmId) -> bool {
+        self.mailbox.state != MailboxState::Idle && self.mailbox.vm == vm
+    }
+
     /// The books of the VM in a slot, beside frames and batches.
     pub(crate) fn of(&mut self, slot: usize) -> Result<(&FrameTable, &mut Batches, &mut Books), Status> {
         Ok((&self.frames, &mut self.batches, self.books.get_mut(slot).ok_or(Status::Dead)?))

@@ -64,13 +64,11 @@ impl<M: Machine> Call<'_, M> {
         for &(at, kind) in command.fields {
             let given = buffer[usize::from(at) / 8 % 8];
             let value = self.field(&mut tables, &buffer, request, mailbox.first, given, kind)?;
-            match kind {
-                Kind::Handle | Kind::Asid if at % 8 == 4 => {
-                    buffer[usize::from(at) / 8] = given & 0xffff_ffff | value << 32
-                }
-                Kind::Handle | Kind::Asid => buffer[usize::from(at) / 8] = given & !0xffff_ffff | value,
-                _ => buffer[usize::from(at) / 8] = value,
-            }
+            buffer[usize::from(at) / 8 % 8] = match kind {
+                Kind::Handle | Kind::Asid if at % 8 == 4 => given & 0xffff_ffff | value << 32,
+                Kind::Handle | Kind::Asid => given & !0xffff_ffff | value,
+                _ => value,
+            };
         }
         mailbox.command.iter().zip(buffer).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
         tables.mailbox =
@@ -183,7 +181,7 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn silicon_copy(&self, request: &SiliconCopy) -> Answer {
         let tables = self.tables();
         let SiliconCopy { at, bytes, write } = *request;
-        ensure(at.0 % PAGE_SIZE + bytes <= PAGE_SIZE, Status::Range)?;
+        ensure(bytes <= PAGE_SIZE - at.0 % PAGE_SIZE, Status::Range)?;
         let first = self.machine.mailbox().map_or(0, |mailbox| mailbox.first.0);
         let own = first..first + 1 + DATA_BYTES / PAGE_SIZE;
         let frame = tables.frames.get(at.frame(), &tables.batches).ok_or(Status::Range)?;

@@ -159,7 +159,9 @@ impl<M: Machine> Call<'_, M> {
         let handler = vm.handler.get().index();
         let end = Gfn(request.gfn.0 + request.pages);
         let mut tables = self.tables();
+        let in_command = tables.is_in_command(request.vm);
         let (table, batches, books) = tables.of(slot)?;
+        ensure(books.kind == VmKind::Plain || !in_command, Status::Busy)?;
         ensure(vm.state() == Some(VmState::Alive) || self.vcpus_idle(slot), Status::Busy)?;
         batches.check_room(books.kind)?;
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();

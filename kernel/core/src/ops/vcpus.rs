@@ -34,10 +34,7 @@ impl<M: Machine> Call<'_, M> {
         let active = plain || tables.asids.of(request.vcpu.vm).is_some_and(|(_, asid)| asid.state == AsidState::Active);
         ensure(state.phase() == Phase::Idle && active, Status::State)?;
         // A command may be about to end it.
-        ensure(
-            plain || tables.mailbox.state == MailboxState::Idle || tables.mailbox.vm != request.vcpu.vm,
-            Status::Busy,
-        )?;
+        ensure(plain || !tables.is_in_command(request.vcpu.vm), Status::Busy)?;
         self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.set_phase(Phase::Ready);
