@@ -61,7 +61,12 @@ fn requests(words: &Words) {
     interface!(words, MemoryCall: memory::VmMake memory::Populate memory::Report);
     interface!(words, SupervisorCall: supervisor::End supervisor::Forgive);
     interface!(words, NotifierCall: notifier::Settle notifier::Report);
-    interface!(words, FirmwareCall: firmware::PlatformStatus firmware::LaunchStart);
+    interface!(words, FirmwareCall: firmware::PlatformStatus firmware::JobResult firmware::PlatformDo
+        firmware::PlatformRead firmware::Init firmware::InitEx firmware::PekCertImport firmware::SnpInit
+        firmware::SnpShutdownEx firmware::SnpConfig firmware::LaunchStart firmware::LaunchUpdate firmware::LaunchVmsa
+        firmware::LaunchMeasure firmware::LaunchSecret firmware::LaunchFinish firmware::Attestation
+        firmware::GuestStatus firmware::Decommission firmware::SnpLaunchStart firmware::SnpLaunchUpdate
+        firmware::SnpLaunchFinish firmware::SnpGuestRequest firmware::RegisterRegion firmware::UnregisterRegion);
     interface!(words, KernelCall: kernel::ServiceStatus kernel::ServiceRestart kernel::ServiceKill kernel::PowerOff
         kernel::MachineInfo kernel::TimerSet kernel::FrameRuns kernel::FrameCount kernel::VmCreate kernel::VmDestroy
         kernel::VmRelease kernel::VmInfo kernel::TablesDonate kernel::VcpuCreate kernel::GuestMap kernel::GuestUnmap
@@ -81,6 +86,8 @@ fn replies(words: &Words) {
     reply::<memory::MemoryReport>(words);
     reply::<memory::VmMade>(words);
     reply::<firmware::Platform>(words);
+    reply::<firmware::Queued>(words);
+    reply::<firmware::JobReport>(words);
     if let Ok(exit) = Exit::from_words(words) {
         assert_eq!(exit.to_words(), *words);
     }

@@ -3,7 +3,7 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{CpuId, Gfn, VmId};
-use caisson_proto::firmware::{FirmwareCall, LaunchStart, PlatformStatus};
+use caisson_proto::firmware::{FirmwareCall, LaunchStart, PlatformStatus, RegisterRegion};
 use caisson_proto::kernel::{KernelCall, VmKind};
 use caisson_proto::memory::{self, MemoryCall, Populate, VmMake};
 use caisson_proto::notifier::{self, NotifierCall, Settle};
@@ -58,9 +58,11 @@ impl Interface {
                 [make.encode(), Populate { vm, gfn: Gfn(0), pages: 1 }.encode(), memory::Report {}.encode()]
             }
             Self::Notifier => [Settle {}.encode(), notifier::Report {}.encode(), Settle {}.encode()],
-            Self::Firmware => {
-                [PlatformStatus {}.encode(), LaunchStart { vm, policy: 0 }.encode(), PlatformStatus {}.encode()]
-            }
+            Self::Firmware => [
+                PlatformStatus {}.encode(),
+                LaunchStart { vm, policy: 0, owner: false }.encode(),
+                RegisterRegion { vm, gfn: Gfn(0), pages: 1, known: false }.encode(),
+            ],
         };
         known.into_iter().chain(UNKNOWN.map(|op| [op, 0, 0, 0, 0, 0, 0, 0]))
     }

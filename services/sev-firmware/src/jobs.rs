@@ -1,0 +1,135 @@
+//! The queue: what clients want done, in the order in which they came, and what became of it.
+//!
+//! A client has a bounded share, so that none keeps the others out. What has ended is kept until it is asked for, and for
+//! [`KEEP_MS`] in any case.
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::firmware::{FirmwareCall, JobId, JobReport, JobState};
+use caisson_proto::kernel::VmKind;
+use heapless::Vec;
+
+use crate::area::DATA;
+use crate::shape::Range;
+
+/// Jobs at a time, those counted that have ended and weren't asked for.
+pub const JOBS: usize = 32;
+/// The same of one client.
+pub const PER_CLIENT: usize = 4;
+/// Jobs at a time that take or give data. A client has one.
+pub const SLOTS: usize = 6;
+/// What has ended is kept so long at least.
+pub const KEEP_MS: u64 = 10_000;
+
+/// A job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    pub id: JobId,
+    pub client: ServiceId,
+    pub call: FirmwareCall,
+    /// The kind of its VM.
+    pub kind: VmKind,
+    pub report: JobReport,
+    /// When it ended.
+    pub ended: Tsc,
+    /// Which part of the data is its.
+    pub slot: Option<usize>,
+    /// What of that it gives.
+    pub gives: Range,
+}
+
+/// All jobs.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    /// The oldest first.
+    table: Vec<Job, JOBS>,
+    data: [[u8; DATA]; SLOTS],
+    last: u32,
+}
+
+impl Jobs {
+    pub const fn new() -> Self {
+        Self { table: Vec::new(), data: [[0; DATA]; SLOTS], last: 0 }
+    }
+
+    /// Whether a client can have another job; where its data would lie. `Exhausted` if not.
+    pub fn room(&mut self, client: ServiceId, with_data: bool, now: Tsc, keep: u64) -> Result<Option<usize>, Status> {
+        // Results of whoever was in the client's slot before it, and then the oldest ones that were kept long enough.
+        self.table.retain(|job| job.report.state != JobState::Ended || job.client == client || !same_slot(job, client));
+        let own = self.table.iter().filter(|job| same_slot(job, client));
+        let (count, data) = own.fold((0, 0), |(all, data), job| (all + 1, data + usize::from(job.slot.is_some())));
+        if count >= PER_CLIENT || with_data && data > 0 {
+            return Err(Status::Exhausted);
+        }
+        let old = |job: &Job| job.report.state == JobState::Ended && now.0.saturating_sub(job.ended.0) >= keep;
+        if self.table.is_full() {
+            let at = self.table.iter().position(old).ok_or(Status::Exhausted)?;
+            self.table.remove(at);
+        }
+        if !with_data {
+            return Ok(None);
+        }
+        let free = |table: &[Job]| (0..SLOTS).find(|slot| table.iter().all(|job| job.slot != Some(*slot)));
+        if free(&self.table).is_none() {
+            let with_old_data = |job: &Job| job.slot.is_some() && old(job);
+            let at = self.table.iter().position(with_old_data).ok_or(Status::Exhausted)?;
+            self.table.remove(at);
+        }
+        free(&self.table).map(Some).ok_or(Status::Exhausted)
+    }
+
+    /// Queues a job; there was [`Self::room`].
+    pub fn add(
+        &mut self, client: ServiceId, call: FirmwareCall, kind: VmKind, slot: Option<usize>, gives: Range,
+    ) -> JobId {
+        self.last = self.last.wrapping_add(1).max(1);
+        let id = JobId(self.last);
+        let report = JobReport { state: JobState::Waiting, ..crate::FRESH };
+        let _ = self.table.push(Job { id, client, call, kind, report, ended: Tsc(0), slot, gives });
+        id
+    }
+
+    /// The job that comes next; it is running from now on.
+    pub fn next(&mut self) -> Option<Job> {
+        let job = self.table.iter_mut().find(|job| job.report.state == JobState::Waiting)?;
+        job.report.state = JobState::Running;
+        Some(*job)
+    }
+
+    /// A job has ended. Whom to tell.
+    pub fn end(&mut self, id: JobId, report: JobReport, now: Tsc) -> Option<ServiceId> {
+        let job = self.table.iter_mut().find(|job| job.id == id)?;
+        job.report = JobReport { state: JobState::Ended, ..report };
+        job.ended = now;
+        Some(job.client)
+    }
+
+    /// A client's job.
+    pub fn get(&self, client: ServiceId, id: JobId) -> Option<&Job> {
+        self.table.iter().find(|job| job.id == id && job.client == client)
+    }
+
+    /// Its result was told.
+    pub fn forget(&mut self, id: JobId) {
+        self.table.retain(|job| job.id != id);
+    }
+
+    /// Those that haven't ended.
+    pub fn open(&self) -> u32 {
+        self.table.iter().filter(|job| job.report.state != JobState::Ended).count() as u32
+    }
+
+    /// A job's data.
+    pub fn data(&self, slot: Option<usize>) -> &[u8] {
+        slot.and_then(|slot| self.data.get(slot)).map_or(&[], |data| data)
+    }
+
+    /// The same, to fill it.
+    pub fn data_mut(&mut self, slot: Option<usize>) -> &mut [u8] {
+        slot.and_then(|slot| self.data.get_mut(slot)).map_or(&mut [], |data| data)
+    }
+}
+
+fn same_slot(job: &Job, client: ServiceId) -> bool {
+    job.client.index() == client.index()
+}
