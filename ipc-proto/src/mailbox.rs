@@ -135,6 +135,11 @@ commands! {
     SNP_COMMIT = 0xcb, 4, [];
 }
 
+/// Whether a command forgets all guests.
+pub const fn ends_all(command: u16) -> bool {
+    matches!(command, SHUTDOWN | SNP_SHUTDOWN_EX)
+}
+
 /// Bytes of data that a command can have.
 pub const DATA_BYTES: u64 = 8 * crate::addr::PAGE_SIZE;
 /// Bytes of the longest buffer.

@@ -234,12 +234,13 @@ mod tests {
         let vm = VmId::new(3, 1);
         table.declare(Frame(0), 8, Frames::Free { clean: true });
         table.own(Frame(0), 8, vm);
-        let batch = batches.open(vm, caisson_proto::kernel::VmKind::Sev, &[0b1]).unwrap();
+        let batch =
+            batches.open(vm, caisson_proto::kernel::VmKind::Sev, &[CpuId(0)].into_iter().collect(), false).unwrap();
         table.quarantine(Frame(0), 8, FrameState::Owned, batch);
         batches.join(batch, 8);
         assert_eq!(table.check_free(Frame(0), 1, &batches), Err(Status::State));
         let mut freed = 0;
-        batches.pay(0, |paid| freed += paid.frames);
+        batches.pay(CpuId(0), false, |paid| freed += paid.frames);
         table.paid(freed);
         assert_eq!(table.check_free(Frame(0), 8, &batches), Ok(false));
         assert_eq!(table.counts()[FrameState::Free as usize], 8);

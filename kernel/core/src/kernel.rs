@@ -45,7 +45,8 @@ initial! {
 impl Tables {
     /// Whether the secure processor may be at work on this encrypted VM.
     pub(crate) fn is_in_command(&self, vm: VmId) -> bool {
-        self.mailbox.state != MailboxState::Idle && self.mailbox.vm == vm
+        let MailboxReport { state, command, vm: of, .. } = self.mailbox;
+        state != MailboxState::Idle && (of == vm || caisson_proto::mailbox::ends_all(command))
     }
 
     /// The books of the VM in a slot, beside frames and batches.
@@ -86,10 +87,9 @@ impl Kernel {
         self.tables.lock().frames = frames;
     }
 
-    /// For boards that watch over the rules: looks at frames and batches, unless somebody is changing them.
-    pub fn inspect<R>(&self, look: impl FnOnce(&FrameTable, &Batches) -> R) -> Option<R> {
-        let tables = self.tables.try_lock()?;
-        Some(look(&tables.frames, &tables.batches))
+    /// For boards that watch over the rules: looks at the tables, unless somebody is changing them.
+    pub fn inspect<R>(&self, look: impl FnOnce(&mut Tables) -> R) -> Option<R> {
+        Some(look(&mut *self.tables.try_lock()?))
     }
 
     /// Services in the manifest.

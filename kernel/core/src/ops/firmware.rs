@@ -18,9 +18,9 @@ fn half(buffer: &Buffer, at: u8) -> u64 {
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn asid_bind(&self, request: &AsidBind) -> Answer {
-        let (slot, _) = self.alive(request.vm)?;
         let (low, high) = self.sev_asids();
         let mut tables = self.tables();
+        let (slot, _) = self.alive(request.vm)?;
         let Tables { asids, books, .. } = &mut *tables;
         let books = books.get_mut(slot).ok_or(Status::Dead)?;
         ensure(books.kind != VmKind::Plain && books.asid == 0 && self.vcpus_idle(slot), Status::State)?;
@@ -56,9 +56,11 @@ impl<M: Machine> Call<'_, M> {
             Status::TooWeak,
         )?;
         // Lines that it dirties from now on would be paid for by nobody.
-        let ends = matches!(command.number, mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION);
-        let running = vms::find(&self.vms, request.vm).is_ok_and(|(slot, _)| !self.vcpus_idle(slot));
-        ensure(!(ends && running), Status::Busy)?;
+        let all = mailbox::ends_all(command.number);
+        let ends = all || matches!(command.number, mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION);
+        let ended = |(vm, books): (&Vm, &Books)| vm.id.get() == request.vm || all && books.kind != VmKind::Plain;
+        let slots = self.vms.iter().zip(&tables.books).map(ended).zip(0..);
+        ensure(!ends || slots.filter(|it| it.0).all(|(_, slot)| self.vcpus_idle(slot)), Status::Busy)?;
         self.exchange(mailbox.first, false)?;
         let mut buffer: Buffer = mailbox.command.each_ref().map(|word| word.load(Ordering::Relaxed));
         for &(at, kind) in command.fields {

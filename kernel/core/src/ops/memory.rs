@@ -204,10 +204,10 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn guest_private(&self, request: &GuestPrivate) -> Answer {
+        let mut tables = self.tables();
         let (slot, vm) = self.alive(request.vm)?;
         in_guest(request.gfn, request.pages, MAX_PAGES_PER_CALL)?;
         let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
-        let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
         ensure(books.kind != VmKind::Plain, Status::State)?;
         let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
@@ -230,6 +230,7 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn frame_donate(&self, request: &FrameDonate) -> Answer {
         let tables = self.tables();
         tables.frames.check_free(request.frame, request.pages, &tables.batches)?;
+        self.machine.flush_lines(request.frame, request.pages, 0);
         tables.frames.donate(request.frame, request.pages);
         ok(Done {})
     }

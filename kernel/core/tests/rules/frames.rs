@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use caisson_core::batches::{Batches, MAX_BATCHES};
+use caisson_core::cpus::CpuSet;
 use caisson_core::frames::{FrameTable, Frames};
 use caisson_core::invalidation::Invalidation;
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{BatchId, Frame, Gfn, Sequence, VmId};
+use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, Sequence, VmId};
 use caisson_proto::kernel::{FrameState, VmKind};
 use proptest::prelude::*;
 
@@ -43,6 +44,11 @@ enum Is {
     Owned(u16),
     Kernel(u16),
     Waits(BatchId),
+}
+
+/// The CPUs with a bit in `set`.
+fn cpus(set: u64) -> CpuSet {
+    (0..64).filter(|cpu| set >> cpu & 1 == 1).map(CpuId).collect()
 }
 
 fn vm(n: u16) -> VmId {
@@ -86,7 +92,7 @@ proptest! {
                     if range.iter().any(|is| *is != first) {
                         continue;
                     }
-                    let batch = batches.open(vm(of), VmKind::Sev, &[owed]).unwrap();
+                    let batch = batches.open(vm(of), VmKind::Sev, &cpus(owed), false).unwrap();
                     let from = if matches!(first, Is::Owned(_)) { FrameState::Owned } else { FrameState::Kernel };
                     table.quarantine(Frame(at), n, from, batch);
                     batches.join(batch, n);
@@ -95,7 +101,7 @@ proptest! {
                 }
                 Step::Pay(cpu) => {
                     let mut paid = BTreeSet::new();
-                    batches.pay(cpu, |open| {
+                    batches.pay(CpuId(cpu as u16), false, |open| {
                         table.paid(open.frames);
                         paid.insert(open.id.0);
                     });
@@ -204,9 +210,9 @@ fn room_is_known_before_anything_is_unmapped() {
     let mut batches = Batches::new();
     for n in 0..MAX_BATCHES as u16 {
         assert_eq!(batches.check_room(VmKind::Plain), Ok(()));
-        batches.open(vm(n), VmKind::Sev, &[1]).unwrap();
+        batches.open(vm(n), VmKind::Sev, &cpus(1), false).unwrap();
     }
     assert_eq!(batches.check_room(VmKind::Sev), Ok(()));
     assert_eq!(batches.check_room(VmKind::Plain), Err(Status::Busy));
-    assert_eq!(batches.open(vm(0), VmKind::Plain, &[]), Err(Status::Busy));
+    assert_eq!(batches.open(vm(0), VmKind::Plain, &CpuSet::EMPTY, false), Err(Status::Busy));
 }

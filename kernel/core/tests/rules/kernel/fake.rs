@@ -2,12 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use caisson_core::context::Context;
 use caisson_core::event::Event;
-use caisson_core::machine::{Machine, Removed, TablePool};
+use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_proto::abi::{Lease, Status};
-use caisson_proto::addr::{CpuId, Frame, Gfn, VPage};
+use caisson_proto::addr::{CpuId, Frame, Gfn, Spa, VPage};
 use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
 use caisson_proto::layout;
 use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume};
@@ -29,7 +30,19 @@ pub struct Fake {
     pub reset: RefCell<Vec<usize>>,
     pub adopted: RefCell<BTreeSet<u64>>,
     pub zeroed: RefCell<Vec<(Frame, u64)>>,
+    /// Write-backs, and those by WBINVD.
     pub write_backs: Cell<u32>,
+    pub invalidations: Cell<u32>,
+    /// Lines that were flushed: first frame, how many, ASID.
+    pub lines: RefCell<Vec<(Frame, u64, u32)>>,
+    /// What another CPU does during a write-back.
+    pub at_write_back: RefCell<Option<Box<dyn FnOnce()>>>,
+    /// The secure processor's mailbox.
+    pub mailbox: Option<&'static Mailbox>,
+    /// What was copied, by address and direction.
+    pub copied: RefCell<Vec<(u64, Spa, u64, bool)>>,
+    /// ASIDs of vCPUs.
+    pub asids: RefCell<BTreeMap<u16, u32>>,
     pub nested: RefCell<BTreeMap<(u64, u64), (Frame, u64)>>,
     pub window: RefCell<BTreeMap<(usize, u64), (Frame, u64)>>,
     pub vcpus: RefCell<BTreeMap<u16, Frame>>,
@@ -48,7 +61,36 @@ pub struct Fake {
     pub at_take_back: RefCell<Option<Box<dyn FnOnce()>>>,
 }
 
+/// The lowest ASID of SEV VMs and the highest.
+pub const SEV_ASIDS: (u32, u32) = (3, 5);
+
 impl Fake {
+    /// Has a secure processor, whose command lies in frame 8.
+    pub fn with_processor() -> Self {
+        let registers = [(); 3].map(|()| &*Box::leak(Box::new(AtomicU32::new(1 << 31))));
+        let command = Box::leak(Box::new([const { AtomicU64::new(0) }; 8]));
+        let mailbox = Box::leak(Box::new(Mailbox { registers, command, first: Frame(8) }));
+        Self { mailbox: Some(mailbox), ..Self::default() }
+    }
+
+    /// The word at the beginning of the command's buffer, and so on.
+    pub fn command(&self) -> [u64; 8] {
+        self.mailbox.unwrap().command.each_ref().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// Writes the command's buffer, in the place of what a service lends.
+    pub fn compose(&self, words: &[u64]) {
+        for (at, word) in self.mailbox.unwrap().command.iter().enumerate() {
+            word.store(words.get(at).copied().unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
+    /// The processor answers.
+    pub fn answer(&self, status: u16) {
+        let register = self.mailbox.unwrap().registers[0];
+        register.store(register.load(Ordering::Relaxed) & 0x7ff_0000 | 1 << 31 | u32::from(status), Ordering::Relaxed);
+    }
+
     fn refusal(&self) -> Result<(), Status> {
         if self.refuse.get() { Err(Status::Range) } else { Ok(()) }
     }
@@ -68,12 +110,13 @@ impl Machine for &Fake {
             features: Features::NESTED_PAGING,
             frames: 0,
             phys_bits: 40,
-            asids: 4,
+            asids: 9,
             services: 0,
+            sev_asids: SEV_ASIDS.0 << 16 | SEV_ASIDS.1,
         }
     }
     fn runs(&self, kind: VmKind) -> bool {
-        matches!(kind, VmKind::Plain | VmKind::Sev)
+        kind != VmKind::SevSnp
     }
     fn interrupt_cpu(&self, cpu: CpuId) {
         self.interrupted.borrow_mut().push(cpu);
@@ -128,8 +171,26 @@ impl Machine for &Fake {
         assert!(!self.nested.borrow().values().any(mapped), "zeroed where somebody can see it");
         self.zeroed.borrow_mut().push((first, pages));
     }
-    fn write_back(&self) {
+    fn write_back(&self, invalidate: bool) {
         self.write_backs.set(self.write_backs.get() + 1);
+        self.invalidations.set(self.invalidations.get() + u32::from(invalidate));
+        let meanwhile = self.at_write_back.borrow_mut().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+    }
+    fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
+        self.lines.borrow_mut().push((first, pages, asid));
+    }
+    fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
+        if user >> 12 == NOT_THERE.0 {
+            return Err(Status::BadLease);
+        }
+        self.copied.borrow_mut().push((user, at, bytes, out));
+        Ok(())
+    }
+    fn mailbox(&self) -> Option<&'static Mailbox> {
+        self.mailbox
     }
     fn nested_map(
         &self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, _: Access, pool: &mut dyn TablePool,
@@ -163,6 +224,12 @@ impl Machine for &Fake {
         nested.remove(&(root.0, gfn));
         Ok(Some(Removed { gfn: Gfn(gfn), frame, pages }))
     }
+    fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> {
+        let nested = self.nested.borrow();
+        let ((_, at), (frame, pages)) = nested.range(..=(root.0, gfn.0)).next_back()?;
+        let here = nested.contains_key(&(root.0, *at)) && gfn.0 - at < *pages;
+        here.then_some(Mapping { frame: Frame(frame.0 + gfn.0 - at), pages: *pages, access: Access::all() })
+    }
     fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
         if let Some((table, _)) = self.nested.borrow_mut().remove(&(root.0, u64::MAX)) {
             pool.give_back(table);
@@ -182,7 +249,8 @@ impl Machine for &Fake {
             return Err(Status::Exhausted);
         }
         for n in 0..pages {
-            assert!(self.window.borrow_mut().remove(&(slot, gfn.0 + n)).is_some(), "nothing is mapped there");
+            // What is private isn't there.
+            self.window.borrow_mut().remove(&(slot, gfn.0 + n));
         }
         Ok(())
     }
@@ -192,9 +260,12 @@ impl Machine for &Fake {
     fn vcpu_create(
         &self, vcpu: Context, _: usize, first: Frame, asid: u32, _: Frame, _: &mut dyn TablePool,
     ) -> Result<(), Status> {
-        assert_ne!(asid, 0);
+        self.asids.borrow_mut().insert(vcpu.number(), asid);
         assert!(self.vcpus.borrow_mut().insert(vcpu.number(), first).is_none());
         Ok(())
+    }
+    fn vcpu_asid(&self, vcpu: Context, asid: u32) {
+        assert_eq!(self.asids.borrow_mut().insert(vcpu.number(), asid), Some(0), "it has an ASID");
     }
     fn vcpu_drop(&self, vcpu: Context, _: usize) {
         assert!(self.vcpus.borrow_mut().remove(&vcpu.number()).is_some());

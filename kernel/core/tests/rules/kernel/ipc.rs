@@ -6,7 +6,7 @@ use caisson_proto::addr::{ServiceId, VPage};
 use caisson_proto::kernel::{FaultKind, ServiceState};
 
 use super::fake::NOT_THERE;
-use super::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SUPERVISOR, System, VMM, words};
+use super::system::{At, MEMORY, NOTIFIER, OTHER_VMM, SERVICES, SUPERVISOR, System, VMM, words};
 
 const LENT: Lease = Lease { page: VPage(0x400), pages: 2, write: true };
 
@@ -122,7 +122,7 @@ fn a_call_downhill_or_to_nobody_is_refused() {
         assert_eq!(system.call(0, slot, words(1)), At::User(MEMORY));
         assert_eq!(system.got(0).status, Status::Downhill);
     }
-    for slot in [5, 63, 64, 0xfffe] {
+    for slot in [SERVICES as u16, 63, 64, 0xfffe] {
         assert_eq!(system.call_id(0, ServiceId::new(slot, 0), 0, words(1)), At::User(MEMORY));
         assert_eq!(system.got(0).status, Status::Denied);
     }

@@ -1,7 +1,9 @@
 //! The kernel as a whole.
 
+mod asids;
 mod death;
 mod fake;
+mod firmware;
 mod ipc;
 mod ops;
 mod schedule;

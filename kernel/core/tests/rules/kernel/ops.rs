@@ -6,7 +6,7 @@ use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, Sequence, Ticket, Tsc, Vcp
 use caisson_proto::kernel::*;
 use caisson_proto::layout;
 
-use super::system::{At, FRAMES, KERNEL_FRAMES, MEMORY, NOTIFIER, SUPERVISOR, System, VMM};
+use super::system::{At, FIRMWARE, FRAMES, KERNEL_FRAMES, MEMORY, NOTIFIER, SUPERVISOR, System, VMM};
 
 const NOBODY: VmId = VmId::new(9, 0);
 
@@ -56,7 +56,7 @@ fn a_class_of_operations_needs_its_capability() {
 fn machine_info_has_what_the_tables_know() {
     let mut system = System::new(1);
     let info = system.as_service(NOTIFIER, &MachineInfo {}).unwrap();
-    assert_eq!((info.frames, info.services), (FRAMES as u64, 5));
+    assert_eq!((info.frames, info.services), (FRAMES as u64, 6));
 }
 
 #[test]
@@ -218,6 +218,7 @@ fn an_encrypted_vm_owes_write_back_where_it_ran() {
     let mut system = System::new(2);
     let vm = system.vm(VMM, VmKind::Sev, 2, 64);
     system.as_service(MEMORY, &map(vm, 0, 512, 2)).unwrap();
+    system.activate(vm, 3, 1);
     system.run(VMM, VcpuId { vm, index: 1 });
     let context = Context::vcpu(vm.index(), 1);
     assert_eq!(system.pick(1), At::Guest(context));
@@ -231,7 +232,8 @@ fn an_encrypted_vm_owes_write_back_where_it_ran() {
     assert_eq!(counts(&mut system).quarantined, 1);
     system.here(1).flush_if_wanted();
     let at = system.pick(1);
-    assert_eq!(at, At::User(NOTIFIER), "it hears of the ticket");
+    assert_eq!(at, At::User(FIRMWARE), "it hears of the ticket");
+    assert_eq!(system.reply(1, Status::Ok, [0; 8]), At::User(NOTIFIER), "and notifier");
     assert_eq!(system.reply(1, Status::Ok, [0; 8]), At::User(MEMORY), "and memory of the frames");
     assert_eq!(system.reply(1, Status::Ok, [0; 8]), At::Guest(context));
     assert_eq!(system.machine.write_backs.get(), 1);

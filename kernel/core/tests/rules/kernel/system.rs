@@ -11,9 +11,13 @@ use caisson_core::ipc::Next;
 use caisson_core::kernel::Kernel;
 use caisson_core::schedule::Choice;
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
-use caisson_proto::addr::{CpuId, Frame, ServiceId, VcpuId, VmId};
+use caisson_proto::addr::{CpuId, Frame, ServiceId, VPage, VcpuId, VmId};
 use caisson_proto::bundle::ServiceRecord;
-use caisson_proto::kernel::{Caps, TablesDonate, VCPU_FRAMES, VcpuCreate, VcpuRun, VmCreate, VmKind};
+use caisson_proto::kernel::{
+    AsidBind, Caps, MailboxReport, MailboxRing, MailboxTake, TablesDonate, VCPU_FRAMES, VcpuCreate, VcpuRun, VmCreate,
+    VmKind,
+};
+use caisson_proto::mailbox;
 use caisson_proto::vcpu::{Action, Resume};
 use caisson_proto::wire::{Field, Reply, Request, Words};
 use zerocopy::FromZeros;
@@ -25,8 +29,9 @@ pub const VMM: usize = 1;
 pub const OTHER_VMM: usize = 2;
 pub const MEMORY: usize = 3;
 pub const NOTIFIER: usize = 4;
+pub const FIRMWARE: usize = 5;
 /// Services in the system.
-pub const SERVICES: usize = 5;
+pub const SERVICES: usize = 6;
 /// Frames of the machine; the first 16 are the kernel's.
 pub const FRAMES: usize = 4096;
 /// The frames of the kernel's own.
@@ -60,6 +65,9 @@ pub struct System {
     pub frames: Vec<UserFrame>,
 }
 
+/// What sev-firmware lends.
+pub const LENT: Lease = Lease { page: VPage(0x400), pages: 9, write: true };
+
 fn record(may_call: &[usize], caps: Caps, is_vmm: bool) -> ServiceRecord {
     ServiceRecord {
         may_call: may_call.iter().fold(0, |set, slot| set | 1 << slot),
@@ -85,6 +93,7 @@ impl System {
             record(&[MEMORY, NOTIFIER], Caps::VCPUS | Caps::TIMER, true),
             record(&[NOTIFIER], Caps::FRAMES, false),
             record(&[], Caps::WRITEBACK, false),
+            record(&[], Caps::FIRMWARE, false),
         ];
         kernel.configure(records.iter(), cpus);
         let entries: Vec<AtomicU64> = (0..FRAMES).map(|_| AtomicU64::new(0)).collect();
@@ -94,7 +103,7 @@ impl System {
         kernel.adopt_frames(table);
         Self {
             kernel,
-            machine: Fake::default(),
+            machine: Fake::with_processor(),
             locals: (0..cpus).map(|cpu| Rc::new(Local::new(CpuId(cpu as u16)))).collect(),
             frames: vec![UserFrame::default(); cpus],
         }
@@ -213,8 +222,15 @@ impl System {
 
     /// Asks for a kernel operation on behalf of a service, from an idle CPU.
     pub fn as_service<R: Request>(&mut self, slot: usize, request: &R) -> Result<R::Reply, Status> {
+        self.as_lender(slot, request, None)
+    }
+
+    /// The same, with a lease.
+    pub fn as_lender<R: Request>(
+        &mut self, slot: usize, request: &R, lease: Option<Lease>,
+    ) -> Result<R::Reply, Status> {
         self.awake(0, slot);
-        let answer = self.ask(0, request);
+        let answer = self.ask_lending(0, request, lease);
         let at = self.reply(0, Status::Ok, [0; 8]);
         self.drain(0, at);
         answer
@@ -225,6 +241,13 @@ impl System {
         while matches!(at, At::User(_)) {
             at = self.reply(cpu, Status::Ok, [0; 8]);
         }
+    }
+
+    /// A CPU does what others want flushed; its services take their doorbells.
+    pub fn flush(&mut self, cpu: usize) {
+        self.here(cpu).flush_if_wanted();
+        let at = self.pick(cpu);
+        self.drain(cpu, at);
     }
 
     /// A VM of `handler` with `vcpus` vCPUs on CPU 0 and so on, from frame `first` on.
@@ -239,6 +262,34 @@ impl System {
             self.as_service(MEMORY, &create).unwrap();
         }
         vm
+    }
+
+    /// sev-firmware rings a command with this buffer.
+    pub fn ring_processor(&mut self, command: u16, vm: VmId, buffer: &[u64]) -> Result<(), Status> {
+        self.machine.compose(buffer);
+        self.as_lender(FIRMWARE, &MailboxRing { command, vm }, Some(LENT)).map(|_| ())
+    }
+
+    /// The processor answers with a status and, in the buffer's first word, this; sev-firmware takes it.
+    pub fn answered(&mut self, status: u16, word: u64) -> MailboxReport {
+        let first = self.machine.command()[0];
+        self.machine.compose(&[if word == 0 { first } else { word }]);
+        self.machine.answer(status);
+        self.as_lender(FIRMWARE, &MailboxTake {}, Some(LENT)).unwrap()
+    }
+
+    /// Rings a command that succeeds.
+    pub fn command(&mut self, command: u16, vm: VmId) {
+        self.ring_processor(command, vm, &[]).unwrap();
+        assert_eq!(self.answered(0, 0).status, 0);
+    }
+
+    /// Launches a guest: binds the VM to an ASID, which has to be free, and activates it with this handle.
+    pub fn activate(&mut self, vm: VmId, asid: u32, handle: u64) {
+        self.as_service(FIRMWARE, &AsidBind { vm, asid }).unwrap();
+        self.ring_processor(mailbox::LAUNCH_START, vm, &[]).unwrap();
+        self.answered(0, handle);
+        self.command(mailbox::ACTIVATE, vm);
     }
 
     /// Lets a vCPU run. CPU 0 must be idle; afterwards it is about to enter the guest if the vCPU is at home there.

@@ -126,8 +126,10 @@ fn a_vcpu_cannot_stop_itself() {
 #[test]
 fn an_asid_is_one_vms() {
     let mut system = System::new(1);
-    // The machine has ASIDs 1 to 3.
+    // Plain VMs have the ASIDs above those of encrypted ones: 6 to 8.
     let vms: Vec<VmId> = (0..3).map(|n| system.vm(VMM, VmKind::Plain, 1, 64 + n * 64)).collect();
+    let asids: Vec<u32> = system.machine.asids.borrow().values().copied().collect();
+    assert_eq!(asids, [6, 7, 8]);
     let create = VmCreate { handler: system.id(VMM), kind: VmKind::Plain, root: Frame(400) };
     assert_eq!(system.as_service(MEMORY, &create), Err(Status::Exhausted));
     assert!(system.as_service(MEMORY, &TablesDonate { vm: vms[2], frame: Frame(400), count: 1 }).is_ok());
