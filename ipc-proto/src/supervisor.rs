@@ -65,6 +65,8 @@ wire_enum! {
         Vcpu = 3,
         /// Kernel, initrd and tables don't fit its memory.
         TooSmall = 4,
+        /// It couldn't be launched as an encrypted VM: the log says what sev-firmware answered.
+        Launch = 5,
     }
 }
 

@@ -24,6 +24,19 @@ pub enum OnReset {
     Stop,
 }
 
+/// How a guest's memory is encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// Not at all.
+    #[default]
+    None,
+    /// SEV.
+    Sev,
+    /// SEV-ES.
+    SevEs,
+}
+
 /// A VM as its owner configured it, checked and completed by the build.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct VmConfig {
@@ -39,6 +52,8 @@ pub struct VmConfig {
     pub on_reset: OnReset,
     /// The devices of test programs: debug exit, test device, fw_cfg.
     pub test_devices: bool,
+    /// How its memory is encrypted.
+    pub encryption: Encryption,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: u16,
     /// The lowest physical CPU that runs guests.

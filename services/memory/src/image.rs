@@ -2,7 +2,8 @@
 
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::addr::{Frame, ServiceId, Tsc, VmId};
+use caisson_proto::firmware::{Decommission, Init, PlatformState, PlatformStatus, SevSupport};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
 use caisson_proto::memory::Reclaimed;
@@ -22,9 +23,22 @@ struct OnKernel {
     reclaimed: Option<Outward>,
     supervisor: Option<u16>,
     notifier: Option<u16>,
+    firmware: Option<u16>,
     own: u16,
     /// Frames that were never memory: holes in the machine's. A successor takes those that leaked before for such.
     no_memory: u64,
+}
+
+impl OnKernel {
+    /// Has the secure processor initialised, if there is one, and it isn't yet.
+    fn initialise(&self) {
+        let Some(firmware) = self.firmware else { return };
+        let present = caisson_rt::call(firmware, &PlatformStatus {})
+            .is_ok_and(|platform| platform.support == SevSupport::Present && platform.sev != PlatformState::Working);
+        if present && let Err(status) = caisson_rt::call(firmware, &Init { frame: Frame(0), pages: 0 }) {
+            defmt::error!("memory: the secure processor can't be initialised: status {=u8}", status as u8);
+        }
+    }
 }
 
 impl Kernel for OnKernel {
@@ -42,6 +56,14 @@ impl Kernel for OnKernel {
             && caisson_rt::call(notifier, &Settle {}).is_err()
         {
             let _ = caisson_rt::call(notifier, &Settle {});
+        }
+    }
+
+    fn forget(&mut self, vm: VmId) {
+        if let Some(firmware) = self.firmware
+            && let Err(status) = caisson_rt::call(firmware, &Decommission { vm })
+        {
+            defmt::error!("memory: VM {=u32:#x} can't be decommissioned: status {=u8}", vm.bits(), status as u8);
         }
     }
 
@@ -92,6 +114,7 @@ fn start() -> ! {
         reclaimed: Outward::find(RingUse::Reclaimed),
         supervisor: slot_of("supervisor"),
         notifier: slot_of("notifier"),
+        firmware: slot_of("sev-firmware"),
         own: ServiceId::from_bits(info.head.id).index() as u16,
         no_memory: caisson_rt::kernel(&FrameCount {}).map_or(0, |counts| counts.leaked),
     };
@@ -101,6 +124,7 @@ fn start() -> ! {
         let FrameCounts { free, kernel, leaked, .. } = counts;
         defmt::info!("memory: {=u64} frames free, {=u64} the kernel's, {=u64} no memory", free, kernel, leaked);
     }
+    image.kernel.initialise();
     caisson_rt::serve(&mut image)
 }
 

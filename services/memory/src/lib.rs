@@ -35,6 +35,8 @@ pub trait Kernel {
     fn post(&mut self, reclaimed: &Reclaimed) -> bool;
     /// Calls notifier: it lost count and should look at everything open.
     fn settle(&mut self);
+    /// Asks sev-firmware to make the secure processor forget the guest of a dead VM.
+    fn forget(&mut self, _vm: VmId) {}
     /// Rings the supervisor: all frames of dead VMs are free.
     fn settled(&mut self);
     /// Rings this service's own doorbell: there is more to do. False if that isn't possible.

@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::{MAX_VIEWS, Status};
 use caisson_proto::addr::{Gfn, VmId};
-use caisson_proto::kernel::{BatchInfo, GuestUnmap, Unmapped, VmRelease, VmReport, VmState};
+use caisson_proto::kernel::{BatchInfo, GuestUnmap, Unmapped, VmKind, VmRelease, VmReport, VmState};
 use caisson_proto::layout;
 use caisson_proto::memory::Reclaimed;
 
@@ -74,6 +74,9 @@ impl Memory {
                     progress = Progress::Waits;
                     continue;
                 }
+            }
+            if report.kind != VmKind::Plain {
+                kernel.forget(report.vm);
             }
             match kernel.ask(&VmRelease { vm: report.vm }) {
                 Ok(unmapped) => tell(report.vm, Gfn(0), &unmapped, kernel),

@@ -26,6 +26,7 @@ mod holes;
 mod hypercall;
 pub mod insn;
 mod interrupts;
+pub mod launch;
 mod mmio;
 mod msr;
 mod msr_list;

@@ -32,6 +32,8 @@ pub struct Ram {
     low_end: u64,
     high_end: u64,
     backed: Vec<u64>,
+    /// The guest's alone: the vmm can't reach it.
+    private: bool,
 }
 
 impl Ram {
@@ -41,7 +43,7 @@ impl Ram {
         let low_end = bytes.min(LOW_END);
         let high_end = HIGH_START.saturating_add(bytes - low_end);
         let chunks = if high_end > HIGH_START { high_end / CHUNK } else { low_end / CHUNK };
-        Self { low_end, high_end, backed: vec![0; (chunks / 64 + 1) as usize] }
+        Self { low_end, high_end, backed: vec![0; (chunks / 64 + 1) as usize], private: false }
     }
 
     /// One past the last byte below 4 GiB.
@@ -83,12 +85,36 @@ impl Ram {
         Ok(())
     }
 
+    /// What was loaded so far, as runs of chunks: address and bytes.
+    pub fn loaded(&self) -> Vec<(u64, u64)> {
+        let all = (0..self.high_end).step_by(CHUNK as usize).filter(|gpa| self.contains(*gpa));
+        all.filter(|gpa| self.is_backed(*gpa)).map(|gpa| (gpa, CHUNK)).collect()
+    }
+
+    /// Every range of memory: address and bytes.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let high = self.high_end - HIGH_START;
+        [(0, self.low_end), (HIGH_START, high)].into_iter().filter(|(_, bytes)| *bytes != 0)
+    }
+
+    /// Backs all of it. From now on it is the guest's alone.
+    ///
+    /// # Errors
+    /// [`NoMemory`] if memory refuses; nothing is private then.
+    pub fn seal(&mut self, platform: &mut impl Platform) -> Result<(), NoMemory> {
+        for (start, bytes) in self.ranges() {
+            self.cover(platform, start, bytes)?;
+        }
+        self.private = true;
+        Ok(())
+    }
+
     /// Backs every chunk that `len` bytes from `gpa` touch. The range must lie in guest memory.
     fn cover(&mut self, platform: &mut impl Platform, gpa: u64, len: u64) -> Result<(), NoMemory> {
         let absent = NoMemory { gpa, refused: None };
         let last = gpa.checked_add(len.max(1) - 1).ok_or(absent)?;
         // One end in each half would straddle the hole.
-        if !self.contains(gpa) || !self.contains(last) || (gpa < HIGH_START) != (last < HIGH_START) {
+        if self.private || !self.contains(gpa) || !self.contains(last) || (gpa < HIGH_START) != (last < HIGH_START) {
             return Err(absent);
         }
         let mut at = gpa & !(CHUNK - 1);

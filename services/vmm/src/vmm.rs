@@ -19,6 +19,7 @@ use crate::dev::rtc::Rtc;
 use crate::dev::testdev::TestDevice;
 use crate::dev::uart::Uart;
 use crate::insn::decode::CodePages;
+use crate::launch::Launch;
 use crate::platform::{Event, Platform};
 use crate::ram::{CHUNK, Ram};
 use crate::vcpu::Vcpu;
@@ -130,6 +131,16 @@ impl<P: Platform> Vmm<P> {
     /// Lets vCPU 0 run.
     pub fn start(&mut self) {
         self.platform.run(0);
+    }
+
+    /// Makes memory the guest's alone, as far as the vmm is concerned. What a launch has to do: see [`Launch`].
+    ///
+    /// # Errors
+    /// [`SetupError::Memory`] if memory can't back it all.
+    pub fn seal(&mut self, policy: u32) -> Result<Launch, SetupError> {
+        let loaded = self.ram.loaded();
+        self.ram.seal(&mut self.platform).map_err(|_| SetupError::Memory)?;
+        Ok(Launch::new(self.ram.ranges().collect(), loaded, policy))
     }
 
     /// Handles an exit. `state` is scratch space: what it holds before and after means nothing.

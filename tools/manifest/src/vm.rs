@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use caisson_proto::abi::MAX_VCPUS;
-use caisson_proto::vmm::OnReset;
+use caisson_proto::vmm::{Encryption, OnReset};
 use serde::Deserialize;
 
 use crate::{Error, Size, parse, wrong};
@@ -35,6 +35,8 @@ pub struct VmFile {
     pub on_reset: Option<OnReset>,
     /// The devices that test programs expect: debug exit, test device, fw_cfg.
     pub test_devices: Option<bool>,
+    /// How its memory is encrypted: none, sev, sev-es.
+    pub encryption: Option<Encryption>,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: Option<u16>,
 }

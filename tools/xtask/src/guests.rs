@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use caisson_manifest::plan::MAX_GUESTS;
 use caisson_manifest::vm::{self, VmFile};
 use caisson_manifest::{Size, system::System};
-use caisson_proto::vmm::OnReset;
+use caisson_proto::vmm::{Encryption, OnReset};
 
 use crate::cli::MachineArgs;
 use crate::debian;
@@ -39,6 +39,8 @@ pub struct Guest {
     pub on_reset: OnReset,
     /// It has the devices of test programs.
     pub test_devices: bool,
+    /// How its memory is encrypted.
+    pub encryption: Encryption,
     /// The physical CPU of vCPU 0.
     pub first_cpu: u16,
 }
@@ -150,6 +152,7 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         cmdline: file.cmdline.unwrap_or_else(|| args.cmdline.clone()),
         on_reset: file.on_reset.unwrap_or(OnReset::Restart),
         test_devices: file.test_devices.unwrap_or(false),
+        encryption: file.encryption.unwrap_or_default(),
         first_cpu: file.first_cpu.unwrap_or(first_cpu),
     };
     if guest.cmdline.len() > 2047 || guest.cmdline.contains('\0') {

@@ -211,6 +211,7 @@ fn config(machine: &Machine, guest: &Guest) -> Result<Vec<u8>, Failure> {
         cmdline: guest.cmdline.clone(),
         on_reset: guest.on_reset,
         test_devices: guest.test_devices,
+        encryption: guest.encryption,
         first_cpu: machine.spare_cpus() + guest.first_cpu,
         lowest_cpu: machine.spare_cpus(),
         epoch,

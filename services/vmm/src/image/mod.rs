@@ -1,33 +1,57 @@
 //! A vmm on the kernel: makes its VM, then answers its vCPUs.
 
 mod events;
+mod firmware;
 mod kernel;
 
-use caisson_proto::abi::{Lease, Status};
+use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, ServiceId};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::VmKind;
 use caisson_proto::memory::VmMake;
 use caisson_proto::supervisor::{ExitKind, SetupError};
 use caisson_proto::vcpu::{Exit, Resume, VcpuState};
-use caisson_proto::vmm::{VmConfig, file};
+use caisson_proto::vmm::{Encryption, VmConfig, file};
 use caisson_proto::wire::Words;
 use caisson_rt::ring::Received;
 use caisson_rt::rings::{Inward, Outward};
 use caisson_rt::{Server, info};
+use caisson_vmm::launch::{Failed, Launch, Progress};
 use caisson_vmm::{Facts, Vmm};
+use firmware::OnFirmware;
 use kernel::{OnKernel, call_memory};
+
+/// The bit of a guest's policy that asks for SEV-ES (55766 chapter 3).
+const POLICY_ES: u32 = 1 << 2;
 
 /// The service.
 struct Image {
     vmm: Vmm<OnKernel>,
     input: Option<Inward>,
+    /// The launch that is under way, of an encrypted VM.
+    launch: Option<(Launch, OnFirmware)>,
     /// A slot of input that the guest's port didn't take yet.
     waiting: ([u8; 64], usize, usize),
     scratch: VcpuState,
 }
 
 impl Image {
+    /// Goes on with the launch, if there is one, and starts the VM after it.
+    fn go_on(&mut self) {
+        let Some((launch, firmware)) = &mut self.launch else { return };
+        match launch.go_on(firmware.vm, firmware) {
+            Ok(Progress::Waits) => return,
+            Ok(Progress::Done(measurement)) => defmt::info!("launched, measurement {=[u8]:02x}", measurement),
+            Err(Failed { step, status, firmware: (command, answer) }) => {
+                defmt::error!("the launch failed at {}: command {=u16:#x}, answer {=u16:#x}", step, command, answer);
+                give_up(SetupError::Launch, status)
+            }
+        }
+        self.launch = None;
+        self.vmm.start();
+        self.feed();
+    }
+
     /// Feeds the guest's serial port as far as it takes bytes.
     fn feed(&mut self) {
         let Some(input) = &mut self.input else { return };
@@ -58,6 +82,9 @@ impl Server for Image {
     }
 
     fn doorbell(&mut self, bits: u64) {
+        if bits & doorbell::TICKET != 0 {
+            self.go_on();
+        }
         if bits & self.vmm.platform.room_bit() != 0 {
             self.vmm.console_room();
         }
@@ -86,8 +113,13 @@ fn start() -> ! {
         give_up(SetupError::Config, Status::Malformed)
     };
     let Some(memory) = caisson_rt::slot_of("memory") else { give_up(SetupError::Memory, Status::NotFound) };
+    let (kind, policy) = match config.encryption {
+        Encryption::None => (VmKind::Plain, 0),
+        Encryption::Sev => (VmKind::Sev, 0),
+        Encryption::SevEs => (VmKind::SevEs, POLICY_ES),
+    };
     let request = VmMake {
-        kind: VmKind::Plain,
+        kind,
         vcpus: config.vcpus,
         pages: config.memory >> 12,
         first_cpu: CpuId(config.first_cpu),
@@ -102,10 +134,17 @@ fn start() -> ! {
     let facts = Facts { tsc_khz: info().head.tsc_khz, xsave: true };
     let vmm = Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
     let vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
-    let mut image =
-        Image { vmm, input: Inward::find(RingUse::ConsoleIn), waiting: ([0; 64], 0, 0), scratch: VcpuState::default() };
-    image.vmm.start();
-    image.feed();
+    let (waiting, scratch) = (([0; 64], 0, 0), VcpuState::default());
+    let mut image = Image { vmm, input: Inward::find(RingUse::ConsoleIn), launch: None, waiting, scratch };
+    if kind == VmKind::Plain {
+        image.vmm.start();
+        image.feed();
+    } else {
+        let Some(slot) = caisson_rt::slot_of("sev-firmware") else { give_up(SetupError::Launch, Status::NotFound) };
+        let launch = image.vmm.seal(policy).unwrap_or_else(|why| give_up(why, Status::Exhausted));
+        image.launch = Some((launch, OnFirmware::new(vm, slot)));
+        image.go_on();
+    }
     caisson_rt::serve(&mut image)
 }
 
