@@ -167,6 +167,7 @@ fn setup(notice: &Notice) -> &'static str {
         Some(SetupError::Memory) => "there isn't enough memory for it",
         Some(SetupError::Vcpu) => "the kernel refused its vCPUs",
         Some(SetupError::TooSmall) => "kernel, initrd and tables don't fit its memory",
+        Some(SetupError::Launch) => "it couldn't be launched as an encrypted VM; the log says why",
         None => "for an unknown reason",
     }
 }

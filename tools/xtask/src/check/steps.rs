@@ -23,6 +23,7 @@ const PLAIN: [&str; 14] = [
     "caisson-qemu-bench",
     "caisson-guest-rt",
     "caisson-guest-exits",
+    "caisson-guest-flat",
     "caisson-guest-hostile",
     "caisson-guest-intruder",
 ];
