@@ -109,7 +109,9 @@ impl Firmware {
                 let [state] = get(self.area.data(), 12);
                 self.told_phase(vm, [Phase::Unknown, Phase::Launching, Phase::Running].get(usize::from(state)));
             }
-            mailbox::DECOMMISSION | mailbox::SNP_DECOMMISSION => self.ended(vm, asid, kernel),
+            mailbox::DECOMMISSION | mailbox::SNP_DECOMMISSION | mailbox::SNP_PAGE_RECLAIM => {
+                self.ended(vm, asid, kernel);
+            }
             _ => {}
         }
         Ok(())
@@ -168,6 +170,7 @@ impl Firmware {
             }
             mailbox::SNP_PAGE_RECLAIM => {
                 self.account.leaked_pages += 1;
+                self.ended(vm, asid, kernel);
                 kernel.note(Note::LeakedPage);
             }
             _ => {}

@@ -4,6 +4,7 @@ use caisson_proto::abi::Status;
 use caisson_proto::addr::{Ticket, Tsc, VmId};
 use caisson_proto::firmware::{Cause, FirmwareCall, JobId, JobReport, Life, PlatformCommand};
 use caisson_proto::kernel::{MailboxReport, MailboxState, MailboxTake, TicketCheck, TimerSet, VmKind};
+use caisson_proto::mailbox;
 
 use crate::plan::{self, Step, Steps};
 use crate::{COMMAND_MS, FRESH, Firmware, Kernel, Note, WRITE_BACK_MS};
@@ -57,6 +58,8 @@ pub(crate) struct Current {
     /// What takes back what was done, if a later step fails.
     pub undo: &'static [Step],
     pub failed: bool,
+    /// After a restart: the ASID isn't active, though the processor may know the guest.
+    pub given_up: bool,
     /// ASIDs were flushed for it; that is done once.
     pub flushed: bool,
     /// Below this guest-physical address memory is measured page by page.
@@ -78,6 +81,7 @@ impl Current {
             steps: Steps::new(),
             undo: &[],
             failed: false,
+            given_up: false,
             flushed: false,
             small_until: 0,
             report: FRESH,
@@ -278,6 +282,11 @@ impl Firmware {
     /// A step failed: what was done before it is undone, and the first failure is what the client is told.
     pub(crate) fn failed(&mut self, failure: Failure, kernel: &mut impl Kernel) {
         if self.again_after_flush(failure) {
+            return;
+        }
+        let Some(current) = &self.engine.current else { return };
+        if current.given_up && failure.command == mailbox::SNP_DECOMMISSION {
+            // It was forgotten already; or else its page won't come back.
             return;
         }
         self.count_leaks(failure, kernel);

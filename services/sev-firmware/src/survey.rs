@@ -54,6 +54,7 @@ impl Firmware {
         let Ok(row) = kernel.ask(&AsidInfo { asid }) else { return };
         let Some(current) = &mut self.engine.current else { return };
         (current.vm, current.kind, current.asid) = (row.vm, row.kind, asid);
+        current.given_up = row.state != AsidState::Active;
         let steps = self.take_over(asid, &row, kernel);
         self.first(steps);
     }
@@ -62,11 +63,8 @@ impl Firmware {
     fn take_over(&mut self, asid: u32, row: &AsidReport, kernel: &mut impl Kernel) -> &'static [Step] {
         let (vm, kind) = (row.vm, row.kind);
         if unforgotten(row) {
-            // It was given up, so the processor only has to forget the rest.
-            return match kind {
-                VmKind::SevSnp => &[Step::Ring(mailbox::SNP_PAGE_RECLAIM)],
-                _ => plan::ending(kind, false),
-            };
+            // It was given up, so the processor only has to forget the rest. An SNP guest it may have forgotten already.
+            return plan::ending(kind, false);
         }
         let active = match row.state {
             AsidState::Active => true,

@@ -41,6 +41,8 @@ pub struct Vm {
     pub pages: BTreeMap<u64, GuestPage>,
     /// A vCPU is in its guest.
     pub running: bool,
+    /// It has, or had, an ASID; it never gets another.
+    pub bound: bool,
 }
 
 /// A row of the ASID table.
@@ -51,6 +53,9 @@ pub struct Row {
     pub kind: VmKind,
     pub handle: u64,
 }
+
+/// A row of nobody.
+pub const FREE: Row = Row { state: AsidState::Free, vm: VmId::new(0x3ff, 0), kind: VmKind::Plain, handle: 0 };
 
 /// What goes wrong with a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +113,6 @@ pub struct Fake {
 
 impl Fake {
     pub fn new() -> Self {
-        let row = Row { state: AsidState::Free, vm: VmId::new(0, 0), kind: VmKind::Plain, handle: 0 };
         Self {
             now: 1,
             timer: 0,
@@ -116,7 +120,7 @@ impl Fake {
             processor: Processor::new(Config::emulated(CPUS, 1)),
             mailbox: Mailbox::new(),
             vms: Vec::new(),
-            rows: vec![row; ASIDS.1 as usize],
+            rows: vec![FREE; ASIDS.1 as usize],
             command: None,
             writing: None,
             tickets: 0,
@@ -168,10 +172,10 @@ impl Fake {
         self.rows.iter().position(held).map(|at| at as u32 + 1)
     }
 
-    /// The row that says what the processor knows this VM by.
+    /// The row of a VM, also of one that has given its ASID up.
     pub fn row_of(&self, vm: VmId) -> Option<u32> {
-        let unforgotten = |row: &Row| row.vm == vm && row.handle != 0;
-        self.asid_of(vm).or_else(|| self.rows.iter().position(unforgotten).map(|at| at as u32 + 1))
+        let row = |row: &Row| row.vm == vm && (row.state != AsidState::Free || row.handle != 0);
+        self.rows.iter().position(row).map(|at| at as u32 + 1)
     }
 
     /// Makes a VM with so many shared pages from gfn 0 on, in one piece.
@@ -179,7 +183,7 @@ impl Fake {
         let generation = self.vms.iter().filter(|vm| vm.id.index() == usize::from(slot)).count() as u16;
         let id = VmId::new(slot, generation);
         let pages = (0..pages).map(|gfn| (gfn, GuestPage { at: self.frame(), private: false })).collect();
-        self.vms.push(Vm { id, handler, kind, state: VmState::Alive, pages, running: false });
+        self.vms.push(Vm { id, handler, kind, state: VmState::Alive, pages, running: false, bound: false });
         id
     }
 
@@ -213,7 +217,7 @@ impl Fake {
         let vm = self.vm_mut(id).expect("a VM");
         (vm.handler, vm.pages) = (GONE, BTreeMap::new());
         for row in self.rows.iter_mut().filter(|row| row.vm == id && row.state == AsidState::Bound) {
-            row.state = if row.handle == 0 { AsidState::Dirty } else { AsidState::Active };
+            row.state = AsidState::Dirty;
         }
     }
 
@@ -281,20 +285,22 @@ impl Fake {
     }
 
     fn bind(&mut self, vm: VmId, asid: u32) -> Result<Words, Status> {
-        let has_one = self.asid_of(vm).is_some();
         let vm = self.vm_mut(vm).ok_or(Status::NotFound)?;
-        let (id, kind, state) = (vm.id, vm.kind, vm.state);
+        let (id, kind, state, bound) = (vm.id, vm.kind, vm.state, vm.bound);
         let range = if kind == VmKind::Sev { ASIDS.0..=ASIDS.1 } else { 1..=ASIDS.0 - 1 };
         if !range.contains(&asid) {
             return Err(Status::Range);
         }
-        if has_one || kind == VmKind::Plain || state == VmState::Dying {
+        if bound || kind == VmKind::Plain || state == VmState::Dying {
             return Err(Status::State);
         }
         match self.row(asid).state {
             AsidState::Free => {}
             AsidState::Bound | AsidState::Active => return Err(Status::Busy),
             AsidState::Dirty | AsidState::Flushed => return Err(Status::TooWeak),
+        }
+        if let Some(vm) = self.vm_mut(id) {
+            vm.bound = true;
         }
         *self.row_mut(asid) = Row { state: AsidState::Bound, vm: id, kind, handle: 0 };
         Ok(Done {}.encode())

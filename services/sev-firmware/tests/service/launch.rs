@@ -6,7 +6,6 @@ use caisson_proto::firmware::*;
 use caisson_proto::kernel::{AsidState, VmKind};
 use caisson_proto::mailbox;
 use caisson_qemu_psp::{Status as Told, crypto};
-use caisson_sev_firmware::Phase;
 use sha2::{Digest, Sha256};
 
 use crate::kernel::{Event, Fault};
@@ -201,9 +200,9 @@ fn an_end_deactivates_and_then_forgets() {
     let never = world.fake.vm(1, vmm(1), VmKind::Sev, 1);
     assert_eq!(world.ok(MEMORY, &Decommission { vm: never }).status, Status::Ok);
     assert_eq!(commands(&mut world), []);
-    // And it may be launched anew.
-    assert_eq!(world.start(vm, VmKind::Sev).status, Status::Ok);
-    assert_eq!(world.firmware.account().guests.get(vm).map(|guest| guest.phase), Some(Phase::Launching));
+    // Its ASID isn't its any more, and a VM gets no other.
+    let report = world.start(vm, VmKind::Sev);
+    assert_eq!((report.status, report.cause), (Status::State, Cause::Kernel));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use caisson_proto::wire::{Done, Reply, Words};
 use caisson_qemu_psp::rmp::{Entry, Size, State};
 use caisson_qemu_psp::{Register, Status as Told};
 
-use crate::kernel::{DONATED, Event, Fake, Fault};
+use crate::kernel::{DONATED, Event, FREE, Fake, Fault, Row};
 use crate::psp::{COMMAND, DATA, MEMORY};
 
 /// A command that was rung.
@@ -281,7 +281,7 @@ impl Fake {
                         *self.board.entry(at) = Entry::firmware(Size::Small);
                     }
                 }
-                let idle = |row: &&mut crate::kernel::Row| matches!(row.state, AsidState::Free | AsidState::Flushed);
+                let idle = |row: &&mut Row| matches!(row.state, AsidState::Free | AsidState::Flushed);
                 self.rows.iter_mut().filter(idle).for_each(|row| row.state = AsidState::Dirty);
             }
             mailbox::SHUTDOWN | mailbox::SNP_SHUTDOWN_EX => {
@@ -295,8 +295,9 @@ impl Fake {
                 }
             }
             mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => {
-                let flushed = |row: &&mut crate::kernel::Row| row.state == AsidState::Flushed;
-                self.rows.iter_mut().filter(flushed).for_each(|row| row.state = AsidState::Free);
+                // A guest that the processor still knows keeps its ASID.
+                let flushed = |row: &&mut Row| row.state == AsidState::Flushed && row.handle == 0;
+                self.rows.iter_mut().filter(flushed).for_each(|row| *row = FREE);
             }
             _ => {}
         }

@@ -173,6 +173,31 @@ fn without_a_processor_or_a_capability() {
     assert_eq!(phase(&world, vm), Some(Phase::Running), "and aren't ended for that");
 }
 
+#[test]
+fn a_launch_that_was_being_undone_is_undone() {
+    for kind in [VmKind::Sev, VmKind::SevSnp] {
+        for dies_after in 0..8 {
+            let mut world = World::snp();
+            let vm = world.fake.vm(0, vmm(0), kind, 1);
+            let last = if kind == VmKind::Sev { mailbox::ACTIVATE } else { mailbox::SNP_ACTIVATE };
+            world.fake.fault(last, Fault::Fails(Told::ResourceLimit as u16));
+            let _ = match kind {
+                VmKind::SevSnp => world.send(vmm(0), &snp_start(vm), &[]),
+                _ => world.send(vmm(0), &LaunchStart { vm, policy: 0, owner: false }, &[]),
+            };
+            (0..dies_after).for_each(|_| _ = world.tick());
+            restarted(&mut world);
+            let asid = world.fake.asid_of(vm).unwrap();
+            assert_eq!((phase(&world, vm), world.fake.row(asid).handle), (Some(Phase::Bound), 0), "{dies_after}");
+            assert_eq!((world.platform().leaked_asids, world.platform().leaked_pages), (0, 0));
+            let contexts = &world.fake.board.rmp[CONTEXTS as usize / 4096..];
+            assert!(contexts.iter().all(|entry| entry.state() == State::Hypervisor), "{dies_after}");
+            world.fake.faults.clear();
+            assert_eq!(world.start(vm, kind).status, Status::Ok);
+        }
+    }
+}
+
 /// What a client wants in the end, whatever it has to send again for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Goal {
@@ -258,7 +283,7 @@ fn reach(goal: Goal, dies_after: usize) -> usize {
             }
         }
         world.fake.release(vm);
-        assert!(world.fake.row_of(vm).is_none());
+        assert!(world.fake.asid_of(vm).is_none());
     }
     world.check_quiet();
     // Nothing is lost: with everybody gone and one flush every ASID is free, and every context the host's.
