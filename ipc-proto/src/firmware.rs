@@ -229,7 +229,7 @@ replies! {
         pub firmware: u16,
         /// Bytes of data that it gave: on the pages lent, if they were lent. Also of a job that failed.
         pub bytes: u32,
-        /// Bytes of memory, or pages of a region, that it got done.
+        /// Bytes of memory, or pages of a region, that it got done. If a CPU completed no WBINVD in time, its number.
         pub done: u64,
     }
 }
@@ -241,7 +241,8 @@ requests! {
     /// How the platform stands. Anybody may ask; nothing is asked of the processor.
     PlatformStatus = 1 {} -> Platform;
     /// How a job stands. With writable pages for its data, if it gives any: `BadLease` without, `Range` if they are too few; it
-    /// stays then. `NotFound` if the caller has no such job. What has ended is kept for some seconds at least.
+    /// stays then. `NotFound` if the caller has no such job. What has ended is kept for some seconds at least;
+    /// without data only until the caller has more jobs than its share.
     JobResult = 2 { job: JobId } -> JobReport;
     /// A command of the platform's.
     PlatformDo = 3 { command: PlatformCommand } -> Queued;
@@ -312,7 +313,7 @@ requests! {
     /// SNP_GUEST_REQUEST. Takes the guest's message, a page, and gives the answer, a page.
     SnpGuestRequest = 35 { vm: VmId } -> Queued;
 
-    /// Turn a region of a VM private, at most [`REGION_PAGES`]. The plain lines are flushed, so what a launch is to measure has to be
+    /// Turn a region of a VM private, at most [`REGION_PAGES`]; for SNP after the launch has started. The plain lines are flushed, so what a launch is to measure has to be
     /// written before. `State` if it overlaps a region of this VM. If the kernel refuses a part, what lies before it is the region.
     RegisterRegion = 48 {
         vm: VmId,

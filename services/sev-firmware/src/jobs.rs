@@ -1,7 +1,7 @@
 //! The queue: what clients want done, in the order in which they came, and what became of it.
 //!
-//! A client has a bounded share, so that none keeps the others out. What has ended is kept until it is asked for, and for
-//! [`KEEP_MS`] in any case.
+//! A client has a bounded share, so that none keeps the others out, and those who speak for the platform have theirs kept free.
+//! What has ended is kept until it is asked for, and for [`KEEP_MS`] in any case, unless its client wants more than its share.
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{ServiceId, Tsc};
@@ -13,9 +13,11 @@ use crate::area::DATA;
 use crate::shape::Range;
 
 /// Jobs at a time, those counted that have ended and weren't asked for.
-pub const JOBS: usize = 32;
+pub const JOBS: usize = 48;
 /// The same of one client.
 pub const PER_CLIENT: usize = 4;
+/// The same of one that speaks for the platform. So many are kept free for those.
+pub const PER_PLATFORM: usize = 16;
 /// Jobs at a time that take or give data. A client has one.
 pub const SLOTS: usize = 6;
 /// What has ended is kept so long at least.
@@ -53,29 +55,38 @@ impl Jobs {
     }
 
     /// Whether a client can have another job; where its data would lie. `Exhausted` if not.
-    pub fn room(&mut self, client: ServiceId, with_data: bool, now: Tsc, keep: u64) -> Result<Option<usize>, Status> {
-        // Results of whoever was in the client's slot before it, and then the oldest ones that were kept long enough.
+    pub fn room(
+        &mut self, client: ServiceId, platform: bool, with_data: bool, now: Tsc, keep: u64,
+    ) -> Result<Option<usize>, Status> {
+        // Results of whoever was in the client's slot before it.
         self.table.retain(|job| job.report.state != JobState::Ended || job.client == client || !same_slot(job, client));
-        let own = self.table.iter().filter(|job| same_slot(job, client));
-        let (count, data) = own.fold((0, 0), |(all, data), job| (all + 1, data + usize::from(job.slot.is_some())));
-        if count >= PER_CLIENT || with_data && data > 0 {
+        let own = |job: &Job| same_slot(job, client);
+        if with_data && self.table.iter().any(|job| own(job) && job.slot.is_some()) {
             return Err(Status::Exhausted);
         }
         let old = |job: &Job| job.report.state == JobState::Ended && now.0.saturating_sub(job.ended.0) >= keep;
-        if self.table.is_full() {
-            let at = self.table.iter().position(old).ok_or(Status::Exhausted)?;
-            self.table.remove(at);
+        let (share, all) = if platform { (PER_PLATFORM, JOBS) } else { (PER_CLIENT, JOBS - PER_PLATFORM) };
+        if self.table.iter().filter(|job| own(job)).count() >= share {
+            self.evict(|job| own(job) && job.slot.is_none() && job.report.state == JobState::Ended)?;
+        }
+        if self.table.len() >= all {
+            self.evict(old)?;
         }
         if !with_data {
             return Ok(None);
         }
         let free = |table: &[Job]| (0..SLOTS).find(|slot| table.iter().all(|job| job.slot != Some(*slot)));
         if free(&self.table).is_none() {
-            let with_old_data = |job: &Job| job.slot.is_some() && old(job);
-            let at = self.table.iter().position(with_old_data).ok_or(Status::Exhausted)?;
-            self.table.remove(at);
+            self.evict(|job| job.slot.is_some() && old(job))?;
         }
         free(&self.table).map(Some).ok_or(Status::Exhausted)
+    }
+
+    /// Forgets the oldest of these. `Exhausted` if there is none.
+    fn evict(&mut self, which: impl Fn(&Job) -> bool) -> Result<(), Status> {
+        let at = self.table.iter().position(which).ok_or(Status::Exhausted)?;
+        self.table.remove(at);
+        Ok(())
     }
 
     /// Queues a job; there was [`Self::room`].

@@ -39,7 +39,7 @@ pub use account::Account;
 pub use area::Lent;
 pub use asids::{Classes, Leaked};
 pub use guests::{Guest, Guests, Phase};
-pub use jobs::{JOBS, KEEP_MS, PER_CLIENT, SLOTS};
+pub use jobs::{JOBS, KEEP_MS, PER_CLIENT, PER_PLATFORM, SLOTS};
 pub use regions::{PER_VM, Region, Regions};
 
 use area::Area;
@@ -223,10 +223,11 @@ impl Firmware {
         kernel: &mut impl Kernel,
     ) -> Result<JobId, Status> {
         self.able()?;
-        let kind = check::check(&call, sender, self.speaks_for_platform(sender), &self.account.guests, kernel)?;
+        let platform = self.speaks_for_platform(sender);
+        let kind = check::check(&call, sender, platform, &self.account.guests, kernel)?;
         let shape = shape::of(&call, kind);
         let keep = KEEP_MS.saturating_mul(self.tsc_khz);
-        let slot = self.jobs.room(sender, shape.any(), now, keep)?;
+        let slot = self.jobs.room(sender, platform, shape.any(), now, keep)?;
         let data = self.jobs.data_mut(slot);
         data.fill(0);
         for part in shape.takes.iter().filter(|part| part.bytes > 0) {

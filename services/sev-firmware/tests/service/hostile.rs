@@ -8,7 +8,7 @@ use caisson_proto::kernel::{AsidState, MailboxRing, VmKind};
 use caisson_proto::mailbox;
 use caisson_proto::wire::{Request, Words};
 use caisson_qemu_psp::Status as Told;
-use caisson_sev_firmware::{COMMAND_MS, JOBS, KEEP_MS, Kernel, Lent, Note, PER_CLIENT, SLOTS};
+use caisson_sev_firmware::{COMMAND_MS, JOBS, KEEP_MS, Kernel, Lent, Note, PER_CLIENT, PER_PLATFORM, SLOTS};
 
 use crate::kernel::{Fake, Fault};
 use crate::world::*;
@@ -201,7 +201,7 @@ fn a_client_has_its_share_and_others_have_theirs() {
     // One that gives data is all.
     let first = world.send(vmm(0), &CHIP_ID, &[]).unwrap();
     assert_eq!(world.send(vmm(0), &CHIP_ID, &[]), Err(Status::Exhausted));
-    let vms: Vec<_> = (0..8).map(|slot| world.fake.vm(slot, vmm(slot), VmKind::Sev, 1)).collect();
+    let vms: Vec<_> = (0..12).map(|slot| world.fake.vm(slot, vmm(slot), VmKind::Sev, 1)).collect();
     for _ in 1..PER_CLIENT {
         world.send(vmm(0), &start(vms[0]), &[]).unwrap();
     }
@@ -211,22 +211,41 @@ fn a_client_has_its_share_and_others_have_theirs() {
         world.send(vmm(index), &CHIP_ID, &[]).unwrap();
     }
     assert_eq!(world.send(vmm(30), &CHIP_ID, &[]), Err(Status::Exhausted), "no data is left");
-    for index in 1..8u16 {
+    for index in 1..12u16 {
         while world.send(vmm(index), &start(vms[usize::from(index)]), &[]).is_ok() {}
     }
-    assert_eq!(world.platform().jobs as usize, JOBS);
+    // However many they are: memory has its share.
+    assert_eq!(world.platform().jobs as usize, JOBS - PER_PLATFORM);
+    for _ in 0..PER_PLATFORM {
+        world.send(MEMORY, &Decommission { vm: vms[0] }, &[]).unwrap();
+    }
     assert_eq!(world.send(MEMORY, &Decommission { vm: vms[0] }, &[]), Err(Status::Exhausted));
+    assert_eq!(world.send(NOTIFIER, &Decommission { vm: vms[0] }, &[]), Err(Status::Exhausted));
     world.pump();
     world.check_quiet();
-    // What has ended and isn't asked for makes room, in time.
-    assert_eq!(world.send(MEMORY, &Decommission { vm: vms[0] }, &[]), Err(Status::Exhausted));
-    world.fake.now += KEEP_MS;
+    // What has ended makes room for more of the same client's, and for others' in time.
     world.send(MEMORY, &Decommission { vm: vms[0] }, &[]).unwrap();
+    assert_eq!(world.send(vmm(30), &CHIP_ID, &[]), Err(Status::Exhausted));
+    world.fake.now += KEEP_MS;
+    assert!(world.send(vmm(30), &CHIP_ID, &[]).is_ok());
     assert_eq!(world.result(vmm(0), first), Err(Status::NotFound), "the oldest went");
     world.pump();
     // A client's successor isn't kept out by what its predecessor left.
     assert_eq!(world.send(vmm(1), &CHIP_ID, &[]), Err(Status::Exhausted));
     assert!(world.send(ServiceId::new(11, 1), &CHIP_ID, &[]).is_ok());
+}
+
+#[test]
+fn results_that_nobody_fetches_make_room_for_the_next_but_data_is_kept() {
+    let mut world = World::sev();
+    let vm = world.fake.vm(0, vmm(0), VmKind::Sev, 1);
+    let data = world.send(vmm(0), &CHIP_ID, &[]).unwrap();
+    for _ in 0..20 {
+        world.send(vmm(0), &Decommission { vm }, &[]).unwrap();
+        world.pump();
+    }
+    assert_eq!(world.send(vmm(0), &CHIP_ID, &[]), Err(Status::Exhausted));
+    assert_eq!(world.result(vmm(0), data).unwrap().1.len(), 128);
 }
 
 #[test]

@@ -317,7 +317,8 @@ impl Fake {
             return Err(Status::State);
         }
         let snp = vm.kind == VmKind::SevSnp;
-        let asid = asid.ok_or(Status::State)?;
+        // The RMP names the ASID.
+        let asid = if snp { asid.ok_or(Status::State)? } else { 0 };
         let mut frames = Vec::new();
         for (gfn, page) in vm.pages.range_mut(gfn..gfn + count) {
             page.private = true;

@@ -97,11 +97,8 @@ fn what_the_kernel_refuses_ends_the_region_there() {
 }
 
 #[test]
-fn it_takes_a_guest_and_a_place_in_the_list() {
+fn it_takes_a_place_in_the_list() {
     let mut world = World::sev();
-    let unlaunched = world.fake.vm(5, vmm(5), VmKind::Sev, 8);
-    let report = register(&mut world, unlaunched, 0, 8);
-    assert_eq!((report.status, report.cause), (Status::State, Cause::Service));
     let vm = guest(&mut world, 0, 64);
     for index in 0..PER_VM as u64 {
         assert_eq!(register(&mut world, vm, index, 1).status, Status::Ok);
@@ -113,6 +110,21 @@ fn it_takes_a_guest_and_a_place_in_the_list() {
     // They end with their guest.
     world.bury(vm);
     assert_eq!(world.firmware.account().regions.all().len(), 1);
+}
+
+#[test]
+fn before_the_launch_it_is_for_sev_and_not_for_snp() {
+    let mut world = World::snp();
+    for (slot, kind) in [(0, VmKind::Sev), (1, VmKind::SevEs)] {
+        let vm = world.fake.vm(slot, vmm(slot), kind, 8);
+        assert_eq!(register(&mut world, vm, 0, 8).status, Status::Ok);
+        assert_eq!(world.start(vm, kind).status, Status::Ok);
+        let update = LaunchUpdate { vm, gpa: caisson_proto::addr::Gpa(0), bytes: 0x8000 };
+        assert_eq!(world.ok(vmm(slot), &update).status, Status::Ok);
+    }
+    let vm = world.fake.vm(2, vmm(2), VmKind::SevSnp, 8);
+    let report = register(&mut world, vm, 0, 8);
+    assert_eq!((report.status, report.cause), (Status::State, Cause::Kernel));
 }
 
 #[test]
