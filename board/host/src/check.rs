@@ -58,13 +58,15 @@ pub fn tables(world: &World) {
     for (frame, (root, gfn)) in owner.iter() {
         let is = world.frame(Frame(*frame));
         let vm = world.vm_of_root(Frame(*root)).map(|(_, id)| id);
-        world.check(vm.is_some_and(|vm| is == Some(Frames::Owned(vm))), || {
+        world.check(vm.is_some_and(|vm| is == Some(Frames::of(FrameState::Owned, vm))), || {
             format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}")
         });
     }
     for frame in world.adopted.borrow().iter() {
         let is = world.frame(Frame(*frame));
-        world.check(matches!(is, Some(Frames::KernelOf(_))), || format!("frame {frame:#x} is adopted and is {is:?}"));
+        world.check(is.is_some_and(|is| is.state == FrameState::Kernel && is.vm().is_some()), || {
+            format!("frame {frame:#x} is adopted and is {is:?}")
+        });
     }
 }
 

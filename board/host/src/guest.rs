@@ -6,6 +6,7 @@ use caisson_core::context::Context;
 use caisson_core::frames::Frames;
 use caisson_proto::addr::{Frame, VmId};
 use caisson_proto::exits::code;
+use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::VmKind;
 use caisson_proto::vcpu::{Exit, ExitFlags, Resume};
 
@@ -170,7 +171,7 @@ impl Guest {
             }
         };
         if let Some(is) = world.frame(frame) {
-            world.check(is == Frames::Owned(self.vm), || {
+            world.check(is == Frames::of(FrameState::Owned, self.vm), || {
                 format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
             });
         }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use caisson_core::frames::{FrameTable, Frames};
 use caisson_proto::addr::Frame;
+use caisson_proto::kernel::FrameState;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 
@@ -103,8 +104,8 @@ fn boot(seed: u64, config: &Config) -> (Rc<World>, &'static [AtomicU64]) {
     world.kernel.configure(records.iter(), config.cpus);
     let entries = entries(config.frames);
     let table = FrameTable::new(entries);
-    table.declare(Frame(0), config.frames, Frames::Free { clean: true });
-    table.declare(Frame(0), check::KERNEL_FRAMES, Frames::Kernel);
+    table.declare(Frame(0), config.frames, Frames::free(true));
+    table.declare(Frame(0), check::KERNEL_FRAMES, Frames::plain(FrameState::Kernel));
     world.kernel.adopt_frames(table);
     (world, entries)
 }

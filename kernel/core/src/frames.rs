@@ -11,80 +11,56 @@ pub const STATES: usize = FrameState::ALL.len();
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frames {
-    /// Nobody's. `clean`: known to read zero.
-    Free {
-        /// Nothing was written to it since it was zeroed.
-        clean: bool,
-    },
-    /// The kernel's own.
-    Kernel,
-    /// The kernel's, for a VM: tables, VMCBs.
-    KernelOf(VmId),
-    /// A VM's, shared with its handler.
-    Owned(VmId),
-    /// A VM's alone.
-    Private(VmId),
-    /// The secure processor's.
-    Firmware,
-    /// Taken away, waiting for its batch.
-    Quarantined(BatchId),
-    /// Not memory, or lost.
-    Leaked,
+pub struct Frames {
+    /// Its state.
+    pub state: FrameState,
+    /// 1 for a clean free one: it is known to read zero. The batch of one in quarantine. The id of the VM that another
+    /// belongs to, with [`OF_VM`](Self::OF_VM).
+    detail: u32,
 }
 
 impl Frames {
-    /// The state's plain name.
-    pub const fn state(self) -> FrameState {
-        match self {
-            Self::Free { .. } => FrameState::Free,
-            Self::Kernel | Self::KernelOf(_) => FrameState::Kernel,
-            Self::Owned(_) => FrameState::Owned,
-            Self::Private(_) => FrameState::Private,
-            Self::Firmware => FrameState::Firmware,
-            Self::Quarantined(_) => FrameState::Quarantined,
-            Self::Leaked => FrameState::Leaked,
-        }
+    /// In `detail`: there is a VM. Ids of VMs have 31 bits.
+    const OF_VM: u32 = 1 << 31;
+
+    /// Nobody's, perhaps clean.
+    pub const fn free(clean: bool) -> Self {
+        Self { state: FrameState::Free, detail: clean as u32 }
+    }
+
+    /// Of nobody in particular.
+    pub const fn plain(state: FrameState) -> Self {
+        Self { state, detail: 0 }
+    }
+
+    /// A VM's: its own, or the kernel's for it.
+    pub const fn of(state: FrameState, vm: VmId) -> Self {
+        Self { state, detail: vm.bits() | Self::OF_VM }
+    }
+
+    /// Waiting for this batch.
+    pub const fn quarantined(batch: BatchId) -> Self {
+        Self { state: FrameState::Quarantined, detail: batch.0 }
     }
 
     /// The VM that it belongs to.
-    pub const fn vm(self) -> Option<VmId> {
-        match self {
-            Self::KernelOf(vm) | Self::Owned(vm) | Self::Private(vm) => Some(vm),
-            _ => None,
-        }
+    pub fn vm(self) -> Option<VmId> {
+        let is = self.state != FrameState::Quarantined && self.detail & Self::OF_VM != 0;
+        is.then_some(VmId::from_bits(self.detail & !Self::OF_VM))
     }
 
+    /// Zero stands for [`FrameState::Leaked`].
     const fn encode(self) -> u64 {
-        let (kind, detail) = match self {
-            Self::Leaked => (0, 0),
-            Self::Free { clean } => (1, clean as u32),
-            Self::Kernel => (2, 0),
-            Self::KernelOf(vm) => (3, vm.bits()),
-            Self::Owned(vm) => (4, vm.bits()),
-            Self::Private(vm) => (5, vm.bits()),
-            Self::Firmware => (6, 0),
-            Self::Quarantined(batch) => (7, batch.0),
-        };
-        kind | (detail as u64) << 32
+        (self.state as u64 ^ FrameState::Leaked as u64) | (self.detail as u64) << 32
     }
 
-    const fn decode(entry: u64) -> Self {
-        let detail = (entry >> 32) as u32;
-        match entry & 7 {
-            1 => Self::Free { clean: detail == 1 },
-            2 => Self::Kernel,
-            3 => Self::KernelOf(VmId::from_bits(detail)),
-            4 => Self::Owned(VmId::from_bits(detail)),
-            5 => Self::Private(VmId::from_bits(detail)),
-            6 => Self::Firmware,
-            7 => Self::Quarantined(BatchId(detail)),
-            _ => Self::Leaked,
-        }
+    fn decode(entry: u64) -> Self {
+        let state = FrameState::from_word(entry & 7 ^ FrameState::Leaked as u64);
+        Self { state: state.unwrap_or(FrameState::Leaked), detail: (entry >> 32) as u32 }
     }
 }
 
-/// The table. Entries that are zero are [`Frames::Leaked`]: what nobody declared to be memory is never handed out.
+/// The table. Entries that are zero are [`FrameState::Leaked`]: what nobody declared to be memory is never handed out.
 #[derive(Debug)]
 pub struct FrameTable {
     entries: &'static [AtomicU64],
@@ -112,17 +88,9 @@ impl FrameTable {
     /// What a frame is; frames of paid batches are free. `None` outside memory.
     pub fn get(&self, frame: Frame, batches: &Batches) -> Option<Frames> {
         let entry = self.entries.get(usize::try_from(frame.0).ok()?)?;
-        match Frames::decode(entry.load(Ordering::Acquire)) {
-            Frames::Quarantined(batch) if !batches.is_open(batch) => Some(Frames::Free { clean: false }),
-            frames => Some(frames),
-        }
-    }
-
-    fn set(&self, first: Frame, pages: u64, to: Frames) {
-        let start = usize::try_from(first.0).unwrap_or(usize::MAX);
-        for entry in self.entries.iter().skip(start).take(pages as usize) {
-            entry.store(to.encode(), Ordering::Release);
-        }
+        let frame = Frames::decode(entry.load(Ordering::Acquire));
+        let paid = frame.state == FrameState::Quarantined && !batches.is_open(BatchId(frame.detail));
+        Some(if paid { Frames::free(false) } else { frame })
     }
 
     fn count(&self, from: FrameState, to: FrameState, pages: u64) {
@@ -132,14 +100,22 @@ impl FrameTable {
         }
     }
 
+    /// Makes frames something else, which were checked before, under the same lock. The transitions: Free → Owned, once
+    /// zeroed; Free → Kernel for a VM; Free → Firmware, for good; Owned → Private, once it is mapped nowhere in the host; Owned,
+    /// Private or a VM's Kernel → Quarantined, once it is mapped nowhere at all.
+    pub fn turn(&self, first: Frame, pages: u64, from: FrameState, to: Frames) {
+        let start = usize::try_from(first.0).unwrap_or(usize::MAX);
+        for entry in self.entries.iter().skip(start).take(pages as usize) {
+            entry.store(to.encode(), Ordering::Release);
+        }
+        self.count(from, to.state, pages);
+    }
+
     /// Boot only: declares a range of RAM to be free or the kernel's.
     pub fn declare(&self, first: Frame, pages: u64, to: Frames) {
-        let pages = pages.min(self.size().saturating_sub(first.0));
-        for frame in first.0..first.0 + pages {
-            let entry = self.entries.get(frame as usize).map(|entry| entry.load(Ordering::Relaxed));
-            self.count(Frames::decode(entry.unwrap_or(0)).state(), to.state(), 1);
+        for (frame, entry) in (0..).zip(self.entries).skip(first.0 as usize).take(pages as usize) {
+            self.turn(Frame(frame), 1, Frames::decode(entry.load(Ordering::Relaxed)).state, to);
         }
-        self.set(first, pages, to);
     }
 
     /// Checks that all frames of a range are free. Returns whether all are clean, too.
@@ -150,47 +126,11 @@ impl FrameTable {
         let mut clean = true;
         let end = first.0.checked_add(pages).ok_or(Status::Range)?;
         for frame in first.0..end {
-            match self.get(Frame(frame), batches).ok_or(Status::Range)? {
-                Frames::Free { clean: this } => clean &= this,
-                _ => return Err(Status::State),
-            }
+            let frame = self.get(Frame(frame), batches).ok_or(Status::Range)?;
+            ensure(frame.state == FrameState::Free, Status::State)?;
+            clean &= frame == Frames::free(true);
         }
         Ok(clean)
-    }
-
-    /// Free frames that were zeroed just now.
-    pub fn zeroed(&self, first: Frame, pages: u64) {
-        self.set(first, pages, Frames::Free { clean: true });
-    }
-
-    /// Free → Owned. Checked before with [`check_free`](Self::check_free), under the same lock; zeroed since.
-    pub fn own(&self, first: Frame, pages: u64, vm: VmId) {
-        self.set(first, pages, Frames::Owned(vm));
-        self.count(FrameState::Free, FrameState::Owned, pages);
-    }
-
-    /// Free → Kernel, for a VM.
-    pub fn adopt(&self, first: Frame, pages: u64, vm: VmId) {
-        self.set(first, pages, Frames::KernelOf(vm));
-        self.count(FrameState::Free, FrameState::Kernel, pages);
-    }
-
-    /// Owned → Private: mapped nowhere in the host.
-    pub fn hide(&self, frame: Frame, vm: VmId) {
-        self.set(frame, 1, Frames::Private(vm));
-        self.count(FrameState::Owned, FrameState::Private, 1);
-    }
-
-    /// Free → Firmware, for good.
-    pub fn donate(&self, first: Frame, pages: u64) {
-        self.set(first, pages, Frames::Firmware);
-        self.count(FrameState::Free, FrameState::Firmware, pages);
-    }
-
-    /// Owned, Private or Kernel → Quarantined: unmapped everywhere, waiting for a batch.
-    pub fn quarantine(&self, first: Frame, pages: u64, from: FrameState, batch: BatchId) {
-        self.set(first, pages, Frames::Quarantined(batch));
-        self.count(from, FrameState::Quarantined, pages);
     }
 
     /// Quarantined → Free: a batch with this many frames was paid.
@@ -219,7 +159,7 @@ mod tests {
         let table = table(8);
         let batches = Batches::new();
         assert_eq!(table.check_free(Frame(0), 1, &batches), Err(Status::State));
-        table.declare(Frame(2), 4, Frames::Free { clean: true });
+        table.declare(Frame(2), 4, Frames::free(true));
         assert_eq!(table.check_free(Frame(2), 4, &batches), Ok(true));
         assert_eq!(table.check_free(Frame(2), 5, &batches), Err(Status::State));
         assert_eq!(table.check_free(Frame(7), 2, &batches), Err(Status::State));
@@ -232,11 +172,11 @@ mod tests {
         let table = table(8);
         let mut batches = Batches::new();
         let vm = VmId::new(3, 1);
-        table.declare(Frame(0), 8, Frames::Free { clean: true });
-        table.own(Frame(0), 8, vm);
+        table.declare(Frame(0), 8, Frames::free(true));
+        table.turn(Frame(0), 8, FrameState::Free, Frames::of(FrameState::Owned, vm));
         let batch =
             batches.open(vm, caisson_proto::kernel::VmKind::Sev, &[CpuId(0)].into_iter().collect(), false).unwrap();
-        table.quarantine(Frame(0), 8, FrameState::Owned, batch);
+        table.turn(Frame(0), 8, FrameState::Owned, Frames::quarantined(batch));
         batches.join(batch, 8);
         assert_eq!(table.check_free(Frame(0), 1, &batches), Err(Status::State));
         let mut freed = 0;
@@ -251,15 +191,15 @@ mod tests {
     fn every_entry_decodes_to_what_was_encoded() {
         let vm = VmId::new(7, 9);
         for frames in [
-            Frames::Free { clean: false },
-            Frames::Free { clean: true },
-            Frames::Kernel,
-            Frames::KernelOf(vm),
-            Frames::Owned(vm),
-            Frames::Private(vm),
-            Frames::Firmware,
-            Frames::Quarantined(BatchId(77 << 16 | 5)),
-            Frames::Leaked,
+            Frames::free(false),
+            Frames::free(true),
+            Frames::plain(FrameState::Kernel),
+            Frames::of(FrameState::Kernel, vm),
+            Frames::of(FrameState::Owned, vm),
+            Frames::of(FrameState::Private, vm),
+            Frames::plain(FrameState::Firmware),
+            Frames::quarantined(BatchId(0xffff << 16 | 5)),
+            Frames::plain(FrameState::Leaked),
         ] {
             assert_eq!(Frames::decode(frames.encode()), frames);
         }

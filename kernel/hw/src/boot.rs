@@ -215,11 +215,11 @@ impl Early {
         let table = FrameTable::new(words);
         let usable = boot.memory.iter().map(touched);
         for (first, end) in usable.clone() {
-            table.declare(Frame(first), end - first, frames::Frames::Free { clean: false });
+            table.declare(Frame(first), end - first, frames::Frames::free(false));
         }
         let low = usable.map(|(first, end)| (first, end.min(LOW_END)));
         for (first, end) in low.chain([touched(&boot.kernel), touched(&boot.bundle), self.frames.taken()]) {
-            table.declare(Frame(first), end.saturating_sub(first), frames::Frames::Kernel);
+            table.declare(Frame(first), end.saturating_sub(first), frames::Frames::plain(FrameState::Kernel));
         }
         table
     }

@@ -6,6 +6,7 @@ use caisson_core::svm::npt::look_up;
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
+use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind};
 use caisson_proto::memory::{Populate, VmMake};
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
@@ -91,7 +92,7 @@ impl Vmm<'_, '_> {
         };
         cpu.tlb.borrow_mut().insert((slot, gfn), frame);
         if let Some(is) = world.frame(frame) {
-            world.check(is == Frames::Owned(self.vm), || {
+            world.check(is == Frames::of(FrameState::Owned, self.vm), || {
                 format!("slot {slot} sees frame {:#x} at gfn {gfn:#x}, which is {is:?}", frame.0)
             });
         }

@@ -73,11 +73,10 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn page_flush(&self, request: &PageFlush) -> Answer {
         let tables = self.tables();
-        let Some(Frames::Private(vm)) = tables.frames.get(request.frame, &tables.batches) else {
-            return Err(Status::State);
-        };
-        let (slot, _) = vms::find(&self.vms, vm)?;
-        ensure(tables.books.get(slot).is_some_and(|books| books.asid == request.asid), Status::State)?;
+        let frame = tables.frames.get(request.frame, &tables.batches).ok_or(Status::State)?;
+        let (slot, _) = vms::find(&self.vms, frame.vm().ok_or(Status::State)?)?;
+        let is_its = tables.books.get(slot).is_some_and(|books| books.asid == request.asid);
+        ensure(frame.state == FrameState::Private && is_its, Status::State)?;
         self.machine.flush_lines(request.frame, 1, request.asid);
         ok(Accepted { ticket: Ticket(0) })
     }

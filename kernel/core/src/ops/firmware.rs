@@ -110,7 +110,8 @@ impl<M: Machine> Call<'_, M> {
                 let last = Frame(mapping.frame.0 + (end(length(bytes))?.saturating_sub(1) >> 12) - gfn.0);
                 let inside = length(bytes) != 0 && (last.0 - mapping.frame.0) < mapping.pages - gfn.0 % mapping.pages;
                 ensure(inside, Status::Range)?;
-                let private = |frame| frames.get(Frame(frame), batches) == Some(Frames::Private(request.vm));
+                let private =
+                    |frame| frames.get(Frame(frame), batches) == Some(Frames::of(FrameState::Private, request.vm));
                 ensure((mapping.frame.0..last.0 + 1).all(private), Status::State)?;
                 Ok(mapping.frame.spa().0 + given % PAGE_SIZE)
             }
@@ -121,7 +122,7 @@ impl<M: Machine> Call<'_, M> {
             }
             Kind::Firmware(bytes) => {
                 let mut range = given >> 12..end(length(bytes))?.div_ceil(PAGE_SIZE);
-                let firmware = |frame| frames.get(Frame(frame), batches) == Some(Frames::Firmware);
+                let firmware = |frame| frames.get(Frame(frame), batches) == Some(Frames::plain(FrameState::Firmware));
                 ensure(length(bytes) == 0 && given == 0 || range.all(firmware), Status::State)?;
                 Ok(given)
             }
@@ -187,7 +188,7 @@ impl<M: Machine> Call<'_, M> {
         let first = self.machine.mailbox().map_or(0, |mailbox| mailbox.first.0);
         let own = first..first + 1 + DATA_BYTES / PAGE_SIZE;
         let frame = tables.frames.get(at.frame(), &tables.batches).ok_or(Status::Range)?;
-        ensure(frame.state() != FrameState::Kernel || own.contains(&at.frame().0), Status::State)?;
+        ensure(frame.state != FrameState::Kernel || own.contains(&at.frame().0), Status::State)?;
         let lease = self.lease.filter(|lease| lease.write || write).ok_or(Status::BadLease)?;
         self.machine.copy(lease.page.0 * PAGE_SIZE, at, bytes, !write)?;
         ok(Done {})

@@ -23,7 +23,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn frame_runs(&self, request: &FrameRuns) -> Answer {
         let tables = self.tables();
-        let at = |frame: u64| tables.frames.get(Frame(frame), &tables.batches).map(|it| (it.state(), it.vm()));
+        let at = |frame: u64| tables.frames.get(Frame(frame), &tables.batches).map(|it| (it.state, it.vm()));
         let Some((state, vm)) = at(request.from.0) else {
             let (state, vm) = (FrameState::Leaked, VmId::default());
             return ok(FrameRun { start: request.from, count: 0, state, vm, owned_by_vm: false });
@@ -77,7 +77,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// Makes free frames the kernel's, for a VM.
     fn adopt(&self, table: &FrameTable, books: &mut Books, first: Frame, count: u64, vm: VmId) {
-        table.adopt(first, count, vm);
+        table.turn(first, count, FrameState::Free, Frames::of(FrameState::Kernel, vm));
         books.kernel_frames += count;
         (first.0..first.0 + count).for_each(|frame| self.machine.adopt(Frame(frame)));
     }
@@ -141,11 +141,11 @@ impl<M: Machine> Call<'_, M> {
         // Before anybody can see them.
         if !clean {
             self.machine.zero(frame, pages);
-            table.zeroed(frame, pages);
+            table.turn(frame, pages, FrameState::Free, Frames::free(true));
         }
         // The nested table refuses what is mapped already and changes nothing then.
         self.machine.nested_map(root, gfn, frame, pages, access, &mut books.stock)?;
-        table.own(frame, pages, request.vm);
+        table.turn(frame, pages, FrameState::Free, Frames::of(FrameState::Owned, request.vm));
         books.pages += pages;
         // The window holds what view 0 holds, so nothing is there either.
         self.machine.window_map(handler, gfn, frame, pages, &mut books.stock)?;
@@ -195,8 +195,8 @@ impl<M: Machine> Call<'_, M> {
         let batch = batches.open(request.vm, books.kind, &self.owing(slot, books.kind), false)?;
         let mut pages = 0;
         for frame in taken.iter().flat_map(|(first, count)| first.0..first.0 + count) {
-            let from = table.get(Frame(frame), batches).map_or(FrameState::Owned, Frames::state);
-            table.quarantine(Frame(frame), 1, from, batch);
+            let from = table.get(Frame(frame), batches).map_or(FrameState::Owned, |frame| frame.state);
+            table.turn(Frame(frame), 1, from, Frames::quarantined(batch));
             pages += 1;
         }
         batches.join(batch, pages);
@@ -213,7 +213,10 @@ impl<M: Machine> Call<'_, M> {
         let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
         for gfn in request.gfn.0..request.gfn.0 + request.pages {
             let mapping = self.machine.nested_look_up(root, Gfn(gfn)).ok_or(Status::State)?;
-            ensure(table.get(mapping.frame, batches) == Some(Frames::Owned(request.vm)), Status::State)?;
+            ensure(
+                table.get(mapping.frame, batches) == Some(Frames::of(FrameState::Owned, request.vm)),
+                Status::State,
+            )?;
             let _ = frames.push(mapping.frame);
         }
         // At most two large pages have to be split for it.
@@ -222,7 +225,7 @@ impl<M: Machine> Call<'_, M> {
         self.machine.flush_translations();
         for frame in frames {
             self.machine.flush_lines(frame, 1, 0);
-            table.hide(frame, request.vm);
+            table.turn(frame, 1, FrameState::Owned, Frames::of(FrameState::Private, request.vm));
         }
         ok(Done {})
     }
@@ -231,7 +234,7 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         tables.frames.check_free(request.frame, request.pages, &tables.batches)?;
         self.machine.flush_lines(request.frame, request.pages, 0);
-        tables.frames.donate(request.frame, request.pages);
+        tables.frames.turn(request.frame, request.pages, FrameState::Free, Frames::plain(FrameState::Firmware));
         ok(Done {})
     }
 
@@ -306,7 +309,7 @@ impl<M: Machine> TablePool for Sink<'_, M> {
     }
     fn give_back(&mut self, frame: Frame) {
         self.machine.disown(frame);
-        self.table.quarantine(frame, 1, FrameState::Kernel, self.batch);
+        self.table.turn(frame, 1, FrameState::Kernel, Frames::quarantined(self.batch));
         self.count += 1;
     }
 }

@@ -61,7 +61,7 @@ proptest! {
     #[test]
     fn frames_are_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
         let table = FrameTable::new(entries());
-        table.declare(Frame(0), N, Frames::Free { clean: true });
+        table.declare(Frame(0), N, Frames::free(true));
         let mut batches = Batches::new();
         let mut model = vec![Is::Free; N as usize];
         let mut debts: BTreeMap<u32, u64> = BTreeMap::new();
@@ -81,7 +81,8 @@ proptest! {
                             Step::Own(..) => (Is::Owned(of), true),
                             _ => (Is::Kernel(of), false),
                         };
-                        if own { table.own(Frame(at), n, vm(of)) } else { table.adopt(Frame(at), n, vm(of)) }
+                        let to = if own { FrameState::Owned } else { FrameState::Kernel };
+                        table.turn(Frame(at), n, FrameState::Free, Frames::of(to, vm(of)));
                         model[at as usize..(at + n) as usize].fill(is);
                     }
                 }
@@ -94,7 +95,7 @@ proptest! {
                     }
                     let batch = batches.open(vm(of), VmKind::Sev, &cpus(owed), false).unwrap();
                     let from = if matches!(first, Is::Owned(_)) { FrameState::Owned } else { FrameState::Kernel };
-                    table.quarantine(Frame(at), n, from, batch);
+                    table.turn(Frame(at), n, from, Frames::quarantined(batch));
                     batches.join(batch, n);
                     *debts.entry(batch.0).or_default() |= owed;
                     model[at as usize..(at + n) as usize].fill(Is::Waits(batch));
@@ -135,11 +136,12 @@ proptest! {
             prop_assert_eq!(counts[FrameState::Owned as usize], count(|is| matches!(is, Is::Owned(_))));
             prop_assert_eq!(counts[FrameState::Quarantined as usize], count(|is| matches!(is, Is::Waits(_))));
             for (frame, is) in model.iter().enumerate() {
-                let agrees = match (table.get(Frame(frame as u64), &batches).unwrap(), *is) {
-                    (Frames::Free { .. }, Is::Free) => true,
-                    (Frames::Owned(of), Is::Owned(n)) | (Frames::KernelOf(of), Is::Kernel(n)) => of == vm(n),
-                    (Frames::Quarantined(batch), Is::Waits(of)) => batch == of,
-                    _ => false,
+                let found = table.get(Frame(frame as u64), &batches).unwrap();
+                let agrees = match *is {
+                    Is::Free => found.state == FrameState::Free,
+                    Is::Owned(n) => found == Frames::of(FrameState::Owned, vm(n)),
+                    Is::Kernel(n) => found == Frames::of(FrameState::Kernel, vm(n)),
+                    Is::Waits(of) => found == Frames::quarantined(of),
                 };
                 prop_assert!(agrees, "frame {} is {:?}", frame, is);
             }

@@ -13,6 +13,7 @@ use caisson_core::schedule::Choice;
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::{CpuId, Frame, ServiceId, VPage, VcpuId, VmId};
 use caisson_proto::bundle::ServiceRecord;
+use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::{
     AsidBind, Caps, MailboxReport, MailboxRing, MailboxTake, TablesDonate, VCPU_FRAMES, VcpuCreate, VcpuRun, VmCreate,
     VmKind,
@@ -98,8 +99,8 @@ impl System {
         kernel.configure(records.iter(), cpus);
         let entries: Vec<AtomicU64> = (0..FRAMES).map(|_| AtomicU64::new(0)).collect();
         let table = FrameTable::new(entries.leak());
-        table.declare(Frame(0), FRAMES as u64, Frames::Free { clean: true });
-        table.declare(Frame(0), KERNEL_FRAMES, Frames::Kernel);
+        table.declare(Frame(0), FRAMES as u64, Frames::free(true));
+        table.declare(Frame(0), KERNEL_FRAMES, Frames::plain(FrameState::Kernel));
         kernel.adopt_frames(table);
         Self {
             kernel,
