@@ -18,10 +18,14 @@ mod heap;
 pub mod info;
 #[cfg(target_os = "none")]
 mod log;
+#[cfg(target_os = "none")]
+pub mod mailbox;
 #[cfg(all(target_os = "none", not(feature = "heap")))]
 mod no_heap;
 #[cfg(target_os = "none")]
 pub mod port;
+#[cfg(target_os = "none")]
+pub mod random;
 #[cfg(target_os = "none")]
 pub mod rings;
 #[cfg(target_os = "none")]
@@ -41,8 +45,8 @@ pub use log::set_log_sink;
 pub use server::{Server, answer, serve};
 #[cfg(target_os = "none")]
 pub use sys::{
-    Delivered, LeasePage, call, call_raw, exit, kernel, kernel_lend, kernel_words, known_id, null, reply_wait,
-    ring_doorbell,
+    Delivered, LeasePage, call, call_raw, exit, kernel, kernel_borrow, kernel_lend, kernel_words, known_id, null,
+    reply_wait, ring_doorbell,
 };
 
 pub use caisson_proto as proto;

@@ -119,6 +119,14 @@ pub fn kernel_lend<R: Request>(request: &R, page: &LeasePage) -> Result<R::Reply
     decode::<R>(call_raw(KERNEL_SLOT, &request.encode(), Some(page.lease())))
 }
 
+/// Like [`kernel`], lending a page for the kernel to write.
+///
+/// # Errors
+/// What the kernel refused it for.
+pub fn kernel_borrow<R: Request>(request: &R, page: &mut LeasePage) -> Result<R::Reply, Status> {
+    decode::<R>(call_raw(KERNEL_SLOT, &request.encode(), Some(Lease { write: true, ..page.lease() })))
+}
+
 fn decode<R: Request>((status, words): (Status, Words)) -> Result<R::Reply, Status> {
     match status {
         Status::Ok => R::Reply::decode(&words).map_err(|_| Status::Malformed),

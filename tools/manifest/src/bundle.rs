@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use caisson_proto::bundle::{Header, MAGIC, MapRecord};
 use caisson_proto::info::MAX_FILES;
-use caisson_proto::kernel::Access;
+use caisson_proto::kernel::{Access, Caps};
 use caisson_proto::layout;
+use caisson_proto::mailbox::DATA_BYTES;
 use zerocopy::IntoBytes;
 
 use crate::image::Image;
@@ -14,6 +15,8 @@ use crate::plan::Plan;
 use crate::{Error, wrong};
 
 const PAGE: usize = 4096;
+/// The secure processor's registers, a command's buffer and its data.
+const MAILBOX_PAGES: u32 = 2 + (DATA_BYTES / PAGE as u64) as u32;
 
 /// What belongs to one service's record.
 #[derive(Clone, Debug)]
@@ -60,6 +63,9 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
         let (stack, heap) = (service.stack_pages, service.heap_pages);
         maps.push(own(layout::STACK_TOP - u64::from(stack) * PAGE as u64, stack));
         maps.push(own(layout::HEAP, heap));
+        if service.record.caps & Caps::SILICON.bits() != 0 {
+            maps.push(own(layout::MAILBOX, MAILBOX_PAGES));
+        }
         if contents.files.len() > MAX_FILES {
             return Err(wrong!("\"{}\" has {} files; at most {MAX_FILES} fit", service.name, contents.files.len()));
         }
@@ -89,7 +95,7 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
         });
         let mut record = service.record;
         record.entry = contents.image.entry;
-        // Four segments, stack, heap, four files and the info page at the most.
+        // Four segments, stack, heap, mailbox, four files and the info page at the most.
         record.maps.iter_mut().zip(maps).for_each(|(to, from)| *to = from);
         records.push(record);
     }

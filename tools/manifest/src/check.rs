@@ -234,12 +234,14 @@ fn ring_ends(system: &System, ring: &Ring) -> Result<(), Error> {
     Ok(())
 }
 
-/// Some capabilities have one holder on any board.
+/// Some capabilities have one holder on any board, some one at the most.
 fn roles(system: &System) -> Result<(), Error> {
-    for (cap, duty) in [(Caps::SUPERVISE, "supervise"), (Caps::FRAMES, "frames")] {
+    let one = [(Caps::SUPERVISE, "supervise"), (Caps::FRAMES, "frames")].map(|(cap, duty)| (cap, duty, true));
+    let at_most_one = [(Caps::FIRMWARE, "firmware"), (Caps::SILICON, "silicon")].map(|(cap, duty)| (cap, duty, false));
+    for (cap, duty, needed) in one.into_iter().chain(at_most_one) {
         let mut holders = system.services.iter().filter(|s| caps(s).is_ok_and(|caps| caps.contains(cap)));
         match (holders.next(), holders.next()) {
-            (None, _) => {
+            (None, _) if needed => {
                 return Err(wrong!("no service has the kernel capability \"{duty}\"; give it to one"));
             }
             (Some(a), Some(b)) => {

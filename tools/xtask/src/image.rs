@@ -22,6 +22,11 @@ use crate::setup::{self, TARGET};
 /// With `--icount` every run is the same: 2026-01-01 as the time.
 pub const FIXED_EPOCH: u64 = 1_767_225_600;
 
+/// How services are compiled. The target has no vector registers, so what the secure processor's cryptography has for them
+/// can't be compiled; nobody else looks at these words.
+const SERVICE_FLAGS: [&str; 5] =
+    ["-Crelocation-model=static", "--cfg", "aes_backend=\"soft\"", "--cfg", "polyval_backend=\"soft\""];
+
 /// Everything that a machine is started with.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -143,7 +148,7 @@ pub fn services(paths: &Paths, system: &System, log: LogLevel) -> Result<HashMap
         system.services.iter().partition(|service| service.heap.0 > 0);
     let mut programs = HashMap::new();
     for (what, services) in [("building the services", plain), ("building the services with a heap", heap)] {
-        let mut command = cargo(paths, "services", &["-Crelocation-model=static"], log);
+        let mut command = cargo(paths, "services", &SERVICE_FLAGS, log);
         let packages: BTreeSet<&str> = services.iter().map(|service| service.package.as_str()).collect();
         let bins: BTreeSet<&str> = services.iter().map(|service| service.bin()).collect();
         if bins.is_empty() {

@@ -79,7 +79,7 @@ impl<M: Machine> Call<'_, M> {
         let [register, low, high] = mailbox.registers;
         low.store(mailbox.first.spa().0 as u32, Ordering::Relaxed);
         high.store((mailbox.first.spa().0 >> 32) as u32, Ordering::Relaxed);
-        register.store(u32::from(command.number) << 16, Ordering::Release);
+        register.store(u32::from(command.number) << 16 | 1, Ordering::Release);
         self.ring_all(Caps::SILICON, doorbell::MAILBOX);
         ok(Done {})
     }

@@ -1,0 +1,116 @@
+//! What surrounds the processor: memory and CPUs by the kernel's `silicon` operations, random bytes by the CPU.
+
+use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
+use caisson_proto::kernel::{SiliconCopy, SiliconCpu};
+use caisson_qemu_psp::rmp::Entry;
+use caisson_qemu_psp::{Asid, Board, Cpu, Fault, MemoryKey, crypto};
+use caisson_rt::random::rdrand;
+use caisson_rt::{LeasePage, kernel, kernel_borrow, kernel_lend, time};
+
+pub struct OnKernel {
+    /// What is lent to the kernel: all that goes to memory and comes from there passes through it.
+    page: &'static mut LeasePage,
+    /// Frame numbers are below this.
+    frames: u64,
+    /// What random bytes are made of where the CPU has none.
+    pool: [u8; 32],
+}
+
+/// An address range in parts that lie in one frame each: address, and where the part lies in the range.
+fn parts(at: Spa, length: u64) -> impl Iterator<Item = (Spa, core::ops::Range<usize>)> {
+    let mut done = 0;
+    core::iter::from_fn(move || {
+        let at = Spa(at.0 + done);
+        let bytes = (PAGE_SIZE - at.0 % PAGE_SIZE).min(length - done);
+        let range = done as usize..(done + bytes) as usize;
+        done += bytes;
+        (bytes != 0).then_some((at, range))
+    })
+}
+
+impl OnKernel {
+    pub fn new(page: &'static mut LeasePage, frames: u64) -> Self {
+        Self { page, frames, pool: [0; 32] }
+    }
+
+    /// Whether random bytes come from the CPU.
+    pub fn random_is_the_cpus(&self) -> bool {
+        rdrand().is_some()
+    }
+
+    /// Eight random bytes. Without RDRAND they are derived from the time-stamp counter, whose every value can be guessed.
+    fn word(&mut self) -> [u8; 8] {
+        if let Some(word) = rdrand() {
+            return word.to_le_bytes();
+        }
+        self.pool = crypto::hmac(&self.pool, &[&time::now().0.to_le_bytes()]);
+        crypto::derive(&self.pool, "random", &[])
+    }
+}
+
+impl Board for OnKernel {
+    /// The kernel says of each frame whether the processor reaches it: not the kernel's own, and nothing that is no memory.
+    fn is_memory(&self, at: Spa, length: u64) -> bool {
+        let inside = at.0.checked_add(length).is_some_and(|end| end <= self.frames * PAGE_SIZE);
+        let reached = |at| kernel_lend(&SiliconCopy { at, bytes: 0, write: true }, self.page).is_ok();
+        inside && parts(at, length).all(|(at, _)| reached(at))
+    }
+
+    fn read(&mut self, at: Spa, into: &mut [u8]) -> Result<(), Fault> {
+        for (at, range) in parts(at, into.len() as u64) {
+            let copy = SiliconCopy { at, bytes: range.len() as u64, write: false };
+            kernel_borrow(&copy, self.page).map_err(|_| Fault)?;
+            let from = &self.page.0[..range.len()];
+            into[range].copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: Spa, bytes: &[u8]) -> Result<(), Fault> {
+        for (at, range) in parts(at, bytes.len() as u64) {
+            let copy = SiliconCopy { at, bytes: range.len() as u64, write: true };
+            self.page.0[..range.len()].copy_from_slice(&bytes[range]);
+            kernel_lend(&copy, self.page).map_err(|_| Fault)?;
+        }
+        Ok(())
+    }
+
+    /// There are no keys in these memory controllers: what is private lies in memory as it is.
+    fn write_private(&mut self, _: Asid, at: Spa, bytes: &[u8]) -> Result<(), Fault> {
+        self.write(at, bytes)
+    }
+
+    fn install_key(&mut self, _: Asid, _: &MemoryKey) {}
+
+    fn remove_key(&mut self, _: Asid) {}
+
+    fn flush_fabric(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// There is no RMP yet.
+    fn rmp(&mut self, _: Frame) -> Option<Entry> {
+        None
+    }
+
+    fn set_rmp(&mut self, _: Frame, _: Entry) -> Result<(), Fault> {
+        Err(Fault)
+    }
+
+    fn init_rmp(&mut self) -> Result<(), Fault> {
+        Err(Fault)
+    }
+
+    /// SNP is enabled on none. A CPU that the kernel doesn't know never writes back, so whoever waits for it waits for ever.
+    fn cpu(&mut self, cpu: CpuId) -> Cpu {
+        let wbinvds = kernel(&SiliconCpu { cpu }).map_or(0, |cpu| cpu.wbinvds);
+        Cpu { wbinvds, snp_enabled: false, host_save: Spa(0) }
+    }
+
+    fn random(&mut self, into: &mut [u8]) {
+        for chunk in into.chunks_mut(8) {
+            let word = self.word();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}
