@@ -10,7 +10,7 @@ use caisson_manifest::system::System;
 use caisson_proto::bundle::{Header, MAGIC, RingRecord, ServiceRecord};
 use caisson_proto::info::{ServiceInfo, name};
 use caisson_proto::kernel::Access;
-use caisson_proto::layout::{FILE_STRIDE, FILES, IMAGE, INFO, STACK_TOP};
+use caisson_proto::layout::{FILE_STRIDE, FILES, IMAGE, INFO, MAILBOX, STACK_TOP};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -104,8 +104,8 @@ fn a_reader_finds_what_was_written() {
     let bundle = write(&plan, &contents).unwrap();
     assert_eq!(bundle.len() % PAGE, 0);
     let (header, rest) = Header::read_from_prefix(&bundle).unwrap();
-    assert_eq!((header.magic, header.services, header.pages), (MAGIC, 7, (bundle.len() / PAGE) as u64));
-    let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 7).unwrap();
+    assert_eq!((header.magic, header.services, header.pages), (MAGIC, 8, (bundle.len() / PAGE) as u64));
+    let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 8).unwrap();
     let (rings, _) = <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).unwrap();
     assert_eq!(rings.len(), plan.rings.len());
     let at = |page: u64, bytes: usize| &bundle[page as usize * PAGE..][..bytes];
@@ -119,14 +119,19 @@ fn a_reader_finds_what_was_written() {
     };
     let all = info(0);
     assert_eq!((name(&all.names[0]), name(&all.names[2]), name(&all.names[3])), ("supervisor", "vmm-a", "vmm-b"));
-    assert_eq!((all.services, all.is_vmm[0], all.is_vmm[2]), (7, 0, 1));
+    assert_eq!((all.services, all.is_vmm[0], all.is_vmm[2]), (8, 0, 1));
     let segment = map(0, 0x400 << 12);
     assert_eq!((segment.file_pages, segment.pages, segment.access, segment.own), (1, 3, 3, 1));
     assert_eq!(at(segment.bundle_page, PAGE), &[5; PAGE]);
     assert_eq!(records[0].entry, 0x40_0010);
-    assert_eq!(map(6, 0x400 << 12).bundle_page, segment.bundle_page, "the same image is there once");
+    assert_eq!(map(7, 0x400 << 12).bundle_page, segment.bundle_page, "the same image is there once");
     let stack = records[0].maps.iter().find(|map| map.page + u64::from(map.pages) == STACK_TOP >> 12).unwrap();
     assert_eq!((stack.file_pages, stack.access, stack.own), (0, 3, 1));
+    // The processor's registers, a command and its data, and nobody else has them.
+    let mailbox = map(7, MAILBOX);
+    assert_eq!((mailbox.pages, mailbox.file_pages, mailbox.access, mailbox.own), (10, 0, 3, 1));
+    let others = records[..7].iter().flat_map(|record| &record.maps);
+    assert!(others.filter(|map| map.pages != 0).all(|map| map.page != MAILBOX >> 12));
     let file = |slot, number: u64| map(slot, FILES + number * FILE_STRIDE);
     assert_eq!((at(file(2, 0).bundle_page, 3), at(file(3, 0).bundle_page, 3)), (&[1; 3][..], &[2; 3][..]));
     assert_eq!(file(2, 1).bundle_page, file(3, 1).bundle_page, "the same kernel is there once");
@@ -134,7 +139,7 @@ fn a_reader_finds_what_was_written() {
     assert_eq!((file(2, 1).pages, file(2, 1).access, file(2, 1).own), (2, 1, 0));
     assert_eq!(info(2).files, [3, PAGE as u64 + 1, 0, 0]);
     // What each service is told of its rings is what the records say.
-    for slot in 0..7 {
+    for slot in 0..8 {
         for (number, ring) in info(slot).ring.iter().enumerate().take(info(slot).rings as usize) {
             let ends = |record: &RingRecord| match ring.role {
                 1 => (record.producer, record.producer_number, record.consumer, record.consumer_number),

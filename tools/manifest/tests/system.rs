@@ -55,7 +55,7 @@ fn circle() {
 
 #[test]
 fn unknown_service() {
-    let error = broken("call = [\"memory\"]", "call = [\"memry\"]");
+    let error = broken("call = [\"memory\", ", "call = [\"memry\", ");
     says(&error, &["service \"vmm\" names service \"memry\"", "did you mean \"memory\"?"]);
     says(&broken("from = [\"supervisor\"]", "from = [\"nobody\"]"), &["Notices", "\"nobody\""]);
     says(&broken("to = \"notifier\"", "to = \"nobody\""), &["Reclaimed", "\"nobody\""]);
@@ -79,10 +79,8 @@ fn two_owners() {
 
 #[test]
 fn silicon_needs_an_emulating_board() {
-    let silicon = QEMU.replacen("[\"writeback\"]", "[\"writeback\", \"silicon\"]", 1);
-    assert!(parse(&silicon).is_ok());
-    let error = parse(&silicon.replacen("emulating = true", "emulating = false", 1)).map(|_| ()).unwrap_err();
-    says(&error, &["\"notifier\" asks for \"silicon\"", "board \"qemu\" doesn't emulate"]);
+    let error = broken("emulating = true", "emulating = false");
+    says(&error, &["\"psp\" asks for \"silicon\"", "board \"qemu\" doesn't emulate"]);
 }
 
 #[test]
@@ -90,6 +88,9 @@ fn capabilities() {
     says(&broken("[\"writeback\"]", "[\"writebak\"]"), &["\"writebak\"", "did you mean \"writeback\"?"]);
     says(&broken("[\"writeback\"]", "[\"Writeback\"]"), &["doesn't exist"]);
     says(&broken("[\"writeback\"]", "[\"frames\"]"), &["\"memory\" and \"notifier\" both have \"frames\""]);
+    says(&broken("[\"writeback\"]", "[\"silicon\"]"), &["\"notifier\" and \"psp\" both have \"silicon\""]);
+    says(&broken("[\"writeback\"]", "[\"firmware\"]"), &["\"notifier\" and \"sev-firmware\" both have \"firmware\""]);
+    assert!(parse(&QEMU.replacen("[\"silicon\"]", "[]", 1)).is_ok(), "a board without a mailbox");
     says(&broken("\"supervise\", ", ""), &["no service has the kernel capability \"supervise\""]);
     says(&broken("[\"vcpus\"]", "[]"), &["per-vm", "belong together"]);
 }
@@ -123,7 +124,7 @@ fn too_many() {
     for at in 0..60 {
         many += &format!("[[service]]\nname = \"s{at}\"\npackage = \"p\"\nrank = 1\nstack = \"4K\"\nbudget-ms = 1\n");
     }
-    says(&parse(&many).map(|_| ()).unwrap_err(), &["66 services; at most 64"]);
+    says(&parse(&many).map(|_| ()).unwrap_err(), &["67 services; at most 64"]);
     let names: Vec<String> = (0..=MAX_GUESTS).map(|at| format!("g{at}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let error = |vms: &[&str]| plan(&parse(QEMU).unwrap(), vms).map(|_| ()).unwrap_err().to_string();
@@ -136,12 +137,15 @@ fn too_many() {
 fn the_boards_machine_with_two_vms() {
     let plan = qemu(&["a", "b"]);
     let names: Vec<&str> = plan.services.iter().map(|service| service.name.as_str()).collect();
-    assert_eq!(names, ["supervisor", "console", "vmm-a", "vmm-b", "memory", "notifier", "sev-firmware"]);
+    assert_eq!(names, ["supervisor", "console", "vmm-a", "vmm-b", "memory", "notifier", "sev-firmware", "psp"]);
     let record = |slot: usize| plan.services[slot].record;
-    assert_eq!(record(2).may_call, 1 << 4, "a vmm calls memory");
-    assert_eq!(record(4).may_call, 1 << 5, "memory calls notifier");
+    assert_eq!(record(2).may_call, 1 << 4 | 1 << 6, "a vmm calls memory and sev-firmware");
+    assert_eq!(record(4).may_call, 1 << 5 | 1 << 6, "memory calls notifier and sev-firmware");
     assert_eq!(record(5).may_call, 1 << 6, "notifier calls sev-firmware");
-    assert_eq!(record(0).may_call | record(1).may_call | record(6).may_call, 0);
+    assert_eq!(record(0).may_call | record(1).may_call | record(6).may_call | record(7).may_call, 0);
+    assert_eq!((record(6).caps, record(7).caps), ((Caps::FIRMWARE | Caps::TIMER).bits(), Caps::SILICON.bits()));
+    assert_eq!(record(7).may_ring & 1 << 6, 1 << 6, "the processor interrupts its driver");
+    assert_eq!(record(6).may_ring & 0b111100, 0b111100, "sev-firmware rings its clients");
     assert_eq!(record(0).may_ring & (1 << 4 | 1 << 1), 1 << 4 | 1 << 1);
     assert_eq!(record(2).is_vmm, 1);
     assert_eq!(record(4).caps & Caps::FRAMES.bits(), Caps::FRAMES.bits());
