@@ -50,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     target("bundle", "the bundle, in the kernel", kernel::bundle, 30_000),
     target("memory", "memory: requests and bells", service::memory, 2500),
     target("notifier", "notifier: requests and memory's ring", service::notifier, 30_000),
+    target("sev-firmware", "sev-firmware: requests, bells and any processor", service::firmware, 2500),
     target("supervisor", "the supervisor: deaths and bells", service::supervisor, 30_000),
     target("console", "the console: line, guests' output, notices", service::console, 5000),
     target("manifest", "system.toml", service::system, 2500),

@@ -1,8 +1,8 @@
 //! Bad input: of clients, and of a processor that is silent, late, confused or a liar. Each has its own clear error, and afterwards
 //! the tables add up.
 
-use caisson_proto::abi::Status;
-use caisson_proto::addr::{Gfn, Gpa, ServiceId, VmId};
+use caisson_proto::abi::{Status, doorbell};
+use caisson_proto::addr::{Gfn, Gpa, ServiceId, Tsc, VmId};
 use caisson_proto::firmware::*;
 use caisson_proto::kernel::{AsidState, MailboxRing, VmKind};
 use caisson_proto::mailbox;
@@ -41,7 +41,7 @@ fn words_that_are_no_message_are_malformed() {
     messages.retain(|words| FirmwareCall::decode(words).is_err());
     assert!(messages.len() > 30);
     for words in messages {
-        let (status, reply) = world.firmware.handle(vmm(0), &words, None, caisson_proto::addr::Tsc(1), &mut world.fake);
+        let (status, reply) = world.firmware.handle(vmm(0), &words, None, Tsc(1), &mut world.fake);
         assert_eq!((status, reply), (Status::Malformed, [0; 8]), "{words:x?}");
     }
     assert_eq!(world.platform().jobs, 0);
@@ -257,6 +257,9 @@ fn a_silent_processor_is_dead_and_everybody_is_told() {
     let vm = world.fake.vm(1, vmm(1), VmKind::Sev, 1);
     let second = world.send(vmm(1), &start(vm), &[]).unwrap();
     world.pump();
+    // The timer rings too early, and isn't set any more after that.
+    world.fake.timer = 0;
+    world.firmware.doorbell(doorbell::TIMER, Tsc(world.fake.now), &mut world.fake);
     world.elapse(COMMAND_MS - 1);
     assert_eq!(world.platform().life, Life::Ready);
     world.fake.bells.clear();
@@ -274,7 +277,7 @@ fn a_silent_processor_is_dead_and_everybody_is_told() {
     assert_eq!(world.platform().jobs, 0);
     // A late answer is taken, so that the kernel knows; it brings nobody back.
     world.fake.command.as_mut().unwrap().answer = Some(crate::mailbox::Answer::Status(0));
-    world.firmware.doorbell(caisson_proto::abi::doorbell::INTERRUPT, caisson_proto::addr::Tsc(1), &mut world.fake);
+    world.firmware.doorbell(doorbell::INTERRUPT, Tsc(1), &mut world.fake);
     assert!(world.fake.command.is_none());
     assert_eq!((world.platform().life, world.state(5)), (Life::Dead, AsidState::Active));
     world.check_quiet();

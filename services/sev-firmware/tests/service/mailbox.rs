@@ -105,6 +105,8 @@ impl Fake {
         if number == mailbox::SNP_LAUNCH_UPDATE {
             self.board.entry(page.expect("a page")).immutable = true;
         }
+        let no_id_block = number == mailbox::SNP_LAUNCH_FINISH && buffer[24] & 1 == 0;
+        assert!(!no_id_block || data.iter().all(|byte| *byte == 0), "another command's data");
         self.board.put(COMMAND, &buffer);
         self.board.put(DATA, data);
         let written = head[..usize::from(command.length)].to_vec();

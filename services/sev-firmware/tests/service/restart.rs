@@ -3,7 +3,7 @@
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa, VmId};
 use caisson_proto::firmware::*;
-use caisson_proto::kernel::{AsidState, MailboxTake, VmInfo, VmKind};
+use caisson_proto::kernel::{AsidState, MailboxRing, MailboxTake, VmInfo, VmKind};
 use caisson_proto::mailbox;
 use caisson_proto::wire::Request;
 use caisson_qemu_psp::Status as Told;
@@ -120,6 +120,22 @@ fn a_failed_end_is_tried_once_more_and_stays_counted() {
     assert_eq!(world.ok(MEMORY, &PlatformDo { command: PlatformCommand::Flush }).status, Status::Ok);
     let (next, _) = world.launch(1, VmKind::Sev);
     assert_eq!(world.fake.asid_of(next), Some(5));
+}
+
+#[test]
+fn what_the_processor_still_knows_isnt_reclaimable() {
+    let mut world = World::sev();
+    let vms: Vec<_> = (0..4).map(|slot| world.run_guest(slot, VmKind::Sev)).collect();
+    world.fake.fault(mailbox::DECOMMISSION, Fault::Fails(Told::HardwareErrorPlatform as u16));
+    world.bury(vms[0]);
+    // A successor that may not even try.
+    world.fake.refused.insert(MailboxRing::OP, Status::Denied);
+    restarted(&mut world);
+    world.fake.refused.clear();
+    assert_eq!(world.platform().leaked_asids, 0);
+    world.fake.log.clear();
+    let (_, report) = world.launch(4, VmKind::Sev);
+    assert_eq!((report.status, report.cause, world.events()), (Status::Busy, Cause::Service, vec![]));
 }
 
 #[test]

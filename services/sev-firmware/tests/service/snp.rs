@@ -128,7 +128,7 @@ fn an_id_block_for_another_launch_is_refused() {
     let (report, _) = world.job(vmm(0), &request, &[&block, &auth]).unwrap();
     assert_eq!((report.status, report.firmware), (Status::Denied, Told::BadMeasurement as u16));
     assert_eq!(world.send(vmm(0), &request, &[&block]), Err(Status::BadLease));
-    // The guest is still being launched.
+    // The guest is still being launched. Without a block, nothing of that one is there any more.
     assert_eq!(world.ok(vmm(0), &finish(vm)).status, Status::Ok);
 }
 

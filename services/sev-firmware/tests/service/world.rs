@@ -103,7 +103,7 @@ impl World {
 
     /// Starts the service, or starts it anew: nothing is left of the one before.
     pub fn restart(&mut self) {
-        self.firmware = Box::default();
+        *self.firmware = Firmware::new();
         self.fake.again = false;
         let now = Tsc(self.fake.now);
         self.firmware.start(&Fake::machine(Features::SEV), &[3, 4], now, &mut self.fake);

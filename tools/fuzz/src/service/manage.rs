@@ -13,10 +13,10 @@ use zerocopy::IntoBytes;
 use crate::guest::act::number;
 
 /// Answers of the kernel's: the input's, and refusals when it is used up.
-struct Kernel<'a, 'b>(&'b mut Unstructured<'a>);
+pub(super) struct Kernel<'a, 'b>(pub(super) &'b mut Unstructured<'a>);
 
 impl Kernel<'_, '_> {
-    fn answer<R: Request>(&mut self) -> Result<R::Reply, Status> {
+    pub(super) fn answer<R: Request>(&mut self) -> Result<R::Reply, Status> {
         if self.0.is_empty() {
             return Err(Status::NotFound);
         }
@@ -89,7 +89,7 @@ enum Step {
     Restart,
 }
 
-fn fields(u: &mut Unstructured) -> arbitrary::Result<[u64; 7]> {
+pub(super) fn fields(u: &mut Unstructured) -> arbitrary::Result<[u64; 7]> {
     let mut fields = [0; 7];
     let used = u.int_in_range(0..=7)?;
     for field in fields.iter_mut().take(used) {
