@@ -13,6 +13,9 @@ pub trait Platform {
     /// What memory answered.
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
 
+    /// All guest memory is the guest's alone from now on: it can be neither read nor written.
+    fn seal(&mut self) {}
+
     /// Copy guest memory out. Called for populated ranges only; `false` if it can't be read all the same.
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool;
 

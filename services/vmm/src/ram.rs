@@ -106,6 +106,7 @@ impl Ram {
             self.cover(platform, start, bytes)?;
         }
         self.private = true;
+        platform.seal();
         Ok(())
     }
 

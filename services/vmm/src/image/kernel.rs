@@ -46,13 +46,15 @@ pub struct OnKernel {
     guest: GuestWindow,
     states: [Option<StatePage>; MAX_VCPUS],
     output: Option<Outward>,
+    /// The window is empty, and a fault in it would end this service.
+    sealed: bool,
 }
 
 impl OnKernel {
     /// Those of VM `vm`, whose memory the service in slot `memory` has.
     pub fn new(vm: VmId, memory: u16, output: Option<Outward>) -> Self {
         let states = core::array::from_fn(|index| StatePage::new(index as u8));
-        Self { vm, memory, guest: GuestWindow::new(layout::USER_END - layout::GUEST), states, output }
+        Self { vm, memory, guest: GuestWindow::new(layout::USER_END - layout::GUEST), states, output, sealed: false }
     }
 
     /// The doorbell that tells of room on the console.
@@ -112,14 +114,18 @@ impl Platform for OnKernel {
         call_memory(self.memory, &Populate { vm: self.vm, gfn, pages }).map(|_| ())
     }
 
+    fn seal(&mut self) {
+        self.sealed = true;
+    }
+
     #[inline]
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
-        self.guest.read(gpa, into).is_ok()
+        !self.sealed && self.guest.read(gpa, into).is_ok()
     }
 
     #[inline]
     fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool {
-        self.guest.write(gpa, from).is_ok()
+        !self.sealed && self.guest.write(gpa, from).is_ok()
     }
 
     #[inline]
