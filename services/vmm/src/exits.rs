@@ -39,6 +39,9 @@ pub fn exception(vector: u8, error: Option<u32>) -> u64 {
 impl<P: Platform> Vmm<P> {
     #[inline]
     pub(crate) fn dispatch(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
+        if let Some(resume) = self.aside_exit(at, exit, state) {
+            return resume;
+        }
         match exit.code {
             code::MSR => self.msr_exit(at, exit, state),
             code::IOIO => self.port_exit(at, exit, state),

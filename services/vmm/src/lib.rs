@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+mod aside;
 pub mod boot;
 mod console;
 mod control;
@@ -38,5 +39,6 @@ mod strings;
 mod vcpu;
 pub mod vmm;
 
+pub use aside::PAGES as ASIDE_PAGES;
 pub use platform::{Event, Platform};
 pub use vmm::{Facts, Vmm};

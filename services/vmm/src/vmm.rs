@@ -7,6 +7,7 @@ use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, CpuidEntry, Exit, ExitFlags, Groups, Resume, VcpuState};
 use caisson_proto::vmm::VmConfig;
 
+use crate::aside::Aside;
 use crate::boot;
 use crate::console::Output;
 use crate::cpuid;
@@ -54,6 +55,7 @@ pub struct Vmm<P> {
     pub(crate) current: usize,
     pub(crate) cpuid: Vec<CpuidEntry>,
     pub(crate) code: CodePages,
+    pub(crate) aside: Aside,
     pub(crate) ioapic: IoApic,
     pub(crate) pics: Pics,
     pub(crate) pit: Pit,
@@ -109,6 +111,7 @@ impl<P: Platform> Vmm<P> {
             current: MAX_VCPUS,
             cpuid: table,
             code: CodePages::default(),
+            aside: Aside::default(),
             ioapic: IoApic::default(),
             pics: loaded.pics(),
             pit: Pit::new(facts.tsc_khz),
