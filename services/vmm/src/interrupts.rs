@@ -82,7 +82,7 @@ impl<P: Platform> Vmm<P> {
         if self.vcpus.get(at).is_some_and(|vcpu| vcpu.init) {
             resume = self.take_init(at, state);
         }
-        if exit.flags.contains(ExitFlags::EVENT_PENDING | ExitFlags::INJECTED) {
+        if exit.flags.contains(ExitFlags::EVENT_PENDING | ExitFlags::INJECTED) && !resume.replace {
             // Two events can't be injected; the one that was broken off comes first.
             resume.inject = 0;
         }

@@ -22,6 +22,7 @@ pub mod cpuid;
 pub mod dev;
 mod device_strings;
 mod epitaph;
+mod exceptions;
 mod exits;
 mod holes;
 mod hypercall;

@@ -132,7 +132,8 @@ fn a_fault_is_the_guests() {
     vm.state(0).gpr[4] = stack - 48;
     let resume = vm.exit(0, code::HLT, 0, 0);
     assert_eq!(resume.inject, PROTECTION);
-    assert_eq!(*vm.state(0), VcpuState { rip: CODE, ..before });
+    const RESUME: u64 = 1 << 16;
+    assert_eq!(*vm.state(0), VcpuState { rip: CODE, rflags: before.rflags | RESUME, ..before });
     assert_eq!(device(&mut vm, 0), 0, "nothing was written");
 }
 

@@ -171,6 +171,9 @@ fn copy(from: &VcpuState, to: &mut VcpuState, groups: Groups) {
     if groups.contains(Groups::PAT) {
         to.pat = from.pat;
     }
+    if groups.contains(Groups::EVENTS) {
+        (to.shadow, to.event) = (from.shadow, from.event);
+    }
     if groups.contains(Groups::TSC) {
         (to.tsc_offset, to.tsc_aux) = (from.tsc_offset, from.tsc_aux);
     }
