@@ -144,7 +144,7 @@ impl<M: Machine> Here<'_, M> {
     ///
     /// # Errors
     /// [`Status::State`] if it runs or still handles a VM, [`Status::Busy`] while others are being told that it is
-    /// dead.
+    /// dead, or its bells are on their way.
     pub fn restart(self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
