@@ -48,96 +48,38 @@ pub struct Command {
 }
 
 macro_rules! commands {
-    ($($(#[$meta:meta])* $name:ident = $number:literal, $length:literal, $fields:expr;)*) => {
-        $($(#[$meta])* pub const $name: u16 = $number;)*
+    ($($name:ident = $number:literal, $length:literal, $fields:expr;)*) => {
+        $(#[doc = "See [`COMMANDS`]."] pub const $name: u16 = $number;)*
 
-        /// Every command that can be rung.
+        /// Every command that can be rung: first those of the platform, then those of SEV guests, then SNP's.
         pub const COMMANDS: &[Command] = &[$(Command { number: $number, length: $length, fields: &$fields }),*];
     };
 }
 
 commands! {
-    /// Initialise the platform; with a region for SEV-ES.
-    INIT = 0x01, 20, [(8, Firmware(At(16)))];
-    /// End it. Every guest is forgotten.
-    SHUTDOWN = 0x02, 0, [];
-    /// Forget the platform's identity.
-    PLATFORM_RESET = 0x03, 0, [];
-    /// Version, state, number of guests.
-    PLATFORM_STATUS = 0x04, 12, [];
-    /// A new endorsement key.
-    PEK_GEN = 0x05, 0, [];
-    /// The endorsement key, to be signed.
-    PEK_CSR = 0x06, 12, [(0, Data(At(8)))];
-    /// The signed endorsement key and its signer.
+    INIT = 0x01, 20, [(8, Firmware(At(16)))]; INIT_EX = 0x0d, 36, [(8, Firmware(At(16))), (24, Data(At(32)))];
+    SHUTDOWN = 0x02, 0, []; PLATFORM_RESET = 0x03, 0, []; PLATFORM_STATUS = 0x04, 12, []; DF_FLUSH = 0x0a, 0, [];
+    PEK_GEN = 0x05, 0, []; PDH_GEN = 0x09, 0, []; PEK_CSR = 0x06, 12, [(0, Data(At(8)))]; GET_ID = 0x0c, 12, [(0, Data(At(8)))];
     PEK_CERT_IMPORT = 0x07, 28, [(0, Data(At(8))), (16, Data(At(24)))];
-    /// The Diffie-Hellman key and what vouches for it.
     PDH_CERT_EXPORT = 0x08, 28, [(0, Data(At(8))), (16, Data(At(24)))];
-    /// A new Diffie-Hellman key.
-    PDH_GEN = 0x09, 0, [];
-    /// Flush the data fabric.
-    DF_FLUSH = 0x0a, 0, [];
-    /// The chip's id.
-    GET_ID = 0x0c, 12, [(0, Data(At(8)))];
-    /// As INIT, with what the platform keeps in memory.
-    INIT_EX = 0x0d, 36, [(8, Firmware(At(16))), (24, Data(At(32)))];
-    /// Forget a guest.
-    DECOMMISSION = 0x20, 4, [(0, Handle)];
-    /// Bind a guest to its ASID.
-    ACTIVATE = 0x21, 8, [(0, Handle), (4, Asid)];
-    /// Take the ASID away.
-    DEACTIVATE = 0x22, 4, [(0, Handle)];
-    /// A guest's policy, ASID and state.
-    GUEST_STATUS = 0x23, 13, [(0, Handle)];
-    /// Begin a launch.
-    LAUNCH_START = 0x30, 36, [(0, Handle), (8, Data(At(16))), (24, Data(At(32)))];
-    /// Measure and encrypt memory.
-    LAUNCH_UPDATE_DATA = 0x31, 20, [(0, Handle), (8, Guest(At(16)))];
-    /// Measure and encrypt a save area.
-    LAUNCH_UPDATE_VMSA = 0x32, 20, [(0, Handle), (8, Guest(At(16)))];
-    /// The measurement.
-    LAUNCH_MEASURE = 0x33, 20, [(0, Handle), (8, Data(At(16)))];
-    /// Put the owner's secret into memory.
-    LAUNCH_SECRET = 0x34, 52, [(0, Handle), (8, Data(At(16))), (24, Guest(At(32))), (40, Data(At(48)))];
-    /// End a launch.
-    LAUNCH_FINISH = 0x35, 4, [(0, Handle)];
-    /// A report signed by the endorsement key.
-    ATTESTATION = 0x36, 36, [(0, Handle), (8, Data(At(32)))];
-    /// Versions and state.
-    SNP_PLATFORM_STATUS = 0x83, 8, [(0, Data(Bytes(32)))];
-    /// DF_FLUSH where SNP is initialised.
-    SNP_DF_FLUSH = 0x84, 0, [];
-    /// Initialise SNP.
-    SNP_INIT_EX = 0x85, 64, [(8, Nothing)];
-    /// End SNP.
-    SNP_SHUTDOWN_EX = 0x86, 8, [];
-    /// Forget a guest.
-    SNP_DECOMMISSION = 0x90, 8, [(0, Context)];
-    /// Bind a guest to its ASID.
-    SNP_ACTIVATE = 0x91, 12, [(0, Context), (8, Asid)];
-    /// A guest's policy, ASID and state.
-    SNP_GUEST_STATUS = 0x92, 16, [(0, Context), (8, Data(Bytes(32)))];
-    /// Make a guest's context.
-    SNP_GCTX_CREATE = 0x93, 8, [(0, Context)];
-    /// Answer a guest's encrypted message.
-    SNP_GUEST_REQUEST = 0x94, 24, [(0, Context), (8, Data(Bytes(4096))), (16, Data(Bytes(4096)))];
-    /// Begin a launch.
-    SNP_LAUNCH_START = 0xa0, 48, [(0, Context), (16, Nothing)];
-    /// Measure and encrypt a page.
-    SNP_LAUNCH_UPDATE = 0xa1, 32, [(0, Context), (16, Guest(Bytes(4096)))];
-    /// End a launch.
-    SNP_LAUNCH_FINISH = 0xa2, 64, [(0, Context), (8, Data(Bytes(96))), (16, Data(Bytes(4096)))];
-    /// Give the context page back, of a guest that was forgotten.
-    SNP_PAGE_RECLAIM = 0xc7, 8, [(0, Context)];
-    /// Set what reports show.
-    SNP_CONFIG = 0xc9, 64, [];
-    /// Make the running version the least acceptable one.
-    SNP_COMMIT = 0xcb, 4, [];
-}
 
-/// Whether a command forgets all guests.
-pub const fn ends_all(command: u16) -> bool {
-    matches!(command, SHUTDOWN | SNP_SHUTDOWN_EX)
+    LAUNCH_START = 0x30, 36, [(0, Handle), (8, Data(At(16))), (24, Data(At(32)))];
+    ACTIVATE = 0x21, 8, [(0, Handle), (4, Asid)]; DEACTIVATE = 0x22, 4, [(0, Handle)];
+    DECOMMISSION = 0x20, 4, [(0, Handle)]; GUEST_STATUS = 0x23, 13, [(0, Handle)]; LAUNCH_FINISH = 0x35, 4, [(0, Handle)];
+    LAUNCH_UPDATE_DATA = 0x31, 20, [(0, Handle), (8, Guest(At(16)))];
+    LAUNCH_UPDATE_VMSA = 0x32, 20, [(0, Handle), (8, Guest(At(16)))];
+    LAUNCH_MEASURE = 0x33, 20, [(0, Handle), (8, Data(At(16)))]; ATTESTATION = 0x36, 36, [(0, Handle), (8, Data(At(32)))];
+    LAUNCH_SECRET = 0x34, 52, [(0, Handle), (8, Data(At(16))), (24, Guest(At(32))), (40, Data(At(48)))];
+
+    SNP_INIT_EX = 0x85, 64, [(8, Nothing)]; SNP_SHUTDOWN_EX = 0x86, 8, []; SNP_DF_FLUSH = 0x84, 0, [];
+    SNP_PLATFORM_STATUS = 0x83, 8, [(0, Data(Bytes(32)))]; SNP_CONFIG = 0xc9, 64, []; SNP_COMMIT = 0xcb, 4, [];
+    SNP_GCTX_CREATE = 0x93, 8, [(0, Context)]; SNP_ACTIVATE = 0x91, 12, [(0, Context), (8, Asid)];
+    SNP_DECOMMISSION = 0x90, 8, [(0, Context)]; SNP_PAGE_RECLAIM = 0xc7, 8, [(0, Context)];
+    SNP_GUEST_STATUS = 0x92, 16, [(0, Context), (8, Data(Bytes(32)))];
+    SNP_GUEST_REQUEST = 0x94, 24, [(0, Context), (8, Data(Bytes(4096))), (16, Data(Bytes(4096)))];
+    SNP_LAUNCH_START = 0xa0, 48, [(0, Context), (16, Nothing)];
+    SNP_LAUNCH_UPDATE = 0xa1, 32, [(0, Context), (16, Guest(Bytes(4096)))];
+    SNP_LAUNCH_FINISH = 0xa2, 64, [(0, Context), (8, Data(Bytes(96))), (16, Data(Bytes(4096)))];
 }
 
 /// Bytes of data that a command can have.

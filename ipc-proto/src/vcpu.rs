@@ -23,7 +23,7 @@ bitflags::bitflags! {
         const SYSCALL = 1 << 5;
         /// The guest's PAT.
         const PAT = 1 << 6;
-        /// Interrupt shadow.
+        /// Interrupt shadow; and the event that waits, which isn't loaded back.
         const EVENTS = 1 << 7;
         /// TSC offset and TSC_AUX.
         const TSC = 1 << 8;
@@ -44,7 +44,7 @@ bitflags::bitflags! {
         /// The guest is in an interrupt shadow (STI or MOV SS).
         const SHADOW = 1 << 1;
         /// The exit came while an event was delivered; the kernel delivers it again at the next entry by itself.
-        /// Injecting another one meanwhile is refused.
+        /// Injecting another one meanwhile is refused, unless it replaces this one.
         const EVENT_PENDING = 1 << 2;
         /// The event injected with the last reply is not pending any more (it was delivered or is in
         /// `EVENT_PENDING`). Clear only if the exit came before the world switch.
@@ -153,6 +153,8 @@ packed! {
             window: bool = 24, 1;
             /// Leave with IRET as soon as the guest executes one: NMIs are masked until then.
             iret: bool = 26, 1;
+            /// What is injected takes the place of an event that waits.
+            replace: bool = 27, 1;
             /// Forget the interrupt shadow: the instruction was emulated.
             clear_shadow: bool = 25, 1;
             /// Groups to load from the state page. With [`Groups::CORE`], `rip` and `rax` here are ignored.
@@ -237,6 +239,8 @@ pub struct VcpuState {
     pub pat: u64,
     /// Bit 0: interrupt shadow ([`Groups::EVENTS`]).
     pub shadow: u64,
+    /// The event that waits, in EVENTINJ's format, or 0 ([`Groups::EVENTS`], never loaded).
+    pub event: u64,
     /// Added to the machine's TSC ([`Groups::TSC`]).
     pub tsc_offset: u64,
     /// MSR C000_0103 ([`Groups::TSC`]).

@@ -79,9 +79,13 @@ impl<M: Machine> Here<'_, M> {
         self.pass_turn(service);
     }
 
-    /// Starts the supervisor again, which nobody else does.
-    #[cold]
-    pub(crate) fn succeed(self, id: ServiceId) {
+    /// Starts a supervisor again that died, as nobody else does: tried by whoever leaves its queue last, and at the end of
+    /// its last life's activation.
+    pub(crate) fn succeed(self, service: &Service) {
+        if service.is_alive() || !service.caps.get().contains(Caps::SUPERVISE) {
+            return;
+        }
+        let id = service.id.get();
         match id.generation() > SUPERVISORS {
             true => self.machine.power_off(verdict::FAULTED),
             false => drop(self.restart(id.index())),
@@ -140,19 +144,25 @@ impl<M: Machine> Here<'_, M> {
     ///
     /// # Errors
     /// [`Status::State`] if it runs or still handles a VM, [`Status::Busy`] while others are being told that it is
-    /// dead.
+    /// dead, or its bells are on their way.
     pub fn restart(self, slot: usize) -> Result<ServiceId, Status> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
         // Two at once would start it twice.
         let _stay = self.tables();
         ensure(!service.is_alive() && !self.vms.iter().any(handles), Status::State)?;
-        ensure(service.turn.try_enter(), Status::Busy)?;
+        // The activation brings the first message, so none may be on its way that was for the last life: it would wait
+        // for the turn that is kept for itself.
+        ensure(service.bells.queue(), Status::Busy)?;
+        if !service.turn.try_enter() {
+            let _ = service.bells.done();
+            return Err(Status::Busy);
+        }
         let entry = self.machine.reset_service(slot);
         self.context(Context::doorbell(slot)).deadline.store(0, Ordering::SeqCst);
         service.revive(entry, caisson_proto::layout::STACK_TOP);
         self.machine.log(Event::Started(service.id.get()));
-        self.ring(slot, 0);
+        self.activate_here(slot);
         Ok(service.id.get())
     }
 }

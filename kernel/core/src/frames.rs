@@ -4,6 +4,9 @@
 //! always add up to the number of frames. A quarantined frame names its batch; once that is paid the frame is free
 //! without being touched again: [`FrameTable::get`] sees it by the batch's generation.
 
+// Under loom too: the table is behind a lock.
+use core::sync::atomic::AtomicU64;
+
 use crate::prelude::*;
 
 /// How many states there are.

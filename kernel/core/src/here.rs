@@ -59,13 +59,18 @@ impl<'a, M: Machine> Here<'a, M> {
     pub fn ring(self, slot: usize, bits: u64) {
         let Some(service) = self.services.get(slot) else { return };
         service.bells.ring(bits);
+        if service.is_alive() && service.bells.queue() {
+            self.activate_here(slot);
+        }
+    }
+
+    /// Makes a service's activation, which was queued just now, run here.
+    pub(crate) fn activate_here(self, slot: usize) {
         let context = Context::doorbell(slot);
         let state = self.context(context);
-        if service.is_alive() && service.bells.queue() {
-            state.home.store(self.local.cpu.0, Ordering::SeqCst);
-            state.set_phase(Phase::Ready);
-            self.wake(context);
-        }
+        state.home.store(self.local.cpu.0, Ordering::SeqCst);
+        state.set_phase(Phase::Ready);
+        self.wake(context);
     }
 
     /// Rings every service that has one of these capabilities.

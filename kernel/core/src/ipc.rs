@@ -155,14 +155,13 @@ impl<M: Machine> Here<'_, M> {
         self.hand_over(frame, to, caller)
     }
 
-    /// Ends a service's turn and wakes whoever comes next. Nobody does at a supervisor that died, once its queue has
-    /// heard of it: it is started again.
+    /// Ends a service's turn and wakes whoever comes next.
     pub(crate) fn pass_turn(self, service: &Service) {
         if let Some(next) = service.turn.leave() {
             self.context(next).pending.fetch_or(pending::GRANTED, Ordering::SeqCst);
             self.wake(next);
-        } else if !service.is_alive() && service.caps.get().contains(Caps::SUPERVISE) {
-            self.succeed(service.id.get());
+        } else {
+            self.succeed(service);
         }
     }
 
@@ -258,6 +257,7 @@ impl<M: Machine> Here<'_, M> {
                 if self.service(slot).bells.done() {
                     self.ring(slot, 0);
                 }
+                self.succeed(self.service(slot));
             }
         }
         Next::Pick

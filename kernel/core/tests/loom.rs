@@ -96,39 +96,70 @@ fn no_bell_is_lost_between_ring_and_done() {
     });
 }
 
-/// A restart while an activation of the former life ends elsewhere: the first message is taken exactly once.
+/// A service is killed and started again while bells of the former life are on their way elsewhere: its first message is
+/// taken exactly once, and nobody waits for a turn that is kept for this message.
 #[test]
 fn the_first_message_is_never_lost() {
     loom::model(|| {
-        let bells = Arc::new(Bells::new());
-        let alive = Arc::new(AtomicBool::new(false));
-        let started = Arc::new(AtomicUsize::new(0));
-        assert!(bells.queue());
-        let activate = |bells: &Bells, alive: &AtomicBool, started: &AtomicUsize| {
-            loop {
-                // As `activate` and `activation_done` do it.
-                if alive.load(Ordering::Acquire) && bells.take_fresh() {
-                    started.fetch_add(1, Ordering::AcqRel);
-                } else {
-                    bells.take();
-                }
-                if !(bells.done() && alive.load(Ordering::Acquire) && bells.queue()) {
-                    return;
+        let service = Arc::new((Bells::new(), Turn::new()));
+        let alive = Arc::new(AtomicBool::new(true));
+        let [started, granted] = [0, 0].map(|zero| Arc::new(AtomicUsize::new(zero)));
+        service.0.ring(1);
+        assert!(service.0.queue());
+        let activate = {
+            let (started, granted, service, alive) = (started.clone(), granted.clone(), service.clone(), alive.clone());
+            move || {
+                let (bells, turn) = &*service;
+                loop {
+                    // As `activate`, `answer` and `ring` do it.
+                    let lives = alive.load(Ordering::Acquire);
+                    if lives && bells.take_fresh() {
+                        started.fetch_add(1, Ordering::AcqRel);
+                        assert_eq!(turn.leave(), None, "the other activation is here");
+                    } else if bells.take() != 0 && lives {
+                        if !turn.enter(|| Context::doorbell(0)) {
+                            while granted.load(Ordering::Acquire) == 0 {
+                                thread::yield_now();
+                            }
+                        }
+                        assert_eq!(turn.leave(), None);
+                    }
+                    if !(bells.done() && alive.load(Ordering::Acquire) && bells.queue()) {
+                        return;
+                    }
                 }
             }
         };
-        let old = {
-            let (bells, alive, started) = (bells.clone(), alive.clone(), started.clone());
-            thread::spawn(move || activate(&bells, &alive, &started))
+        let old = thread::spawn(activate.clone());
+        let (bells, turn) = &*service;
+        let restart = || {
+            if !bells.queue() {
+                return false;
+            }
+            if !turn.try_enter() {
+                let _ = bells.done();
+                return false;
+            }
+            bells.refresh();
+            alive.store(true, Ordering::Release);
+            activate();
+            true
         };
-        bells.refresh();
-        alive.store(true, Ordering::Release);
-        bells.ring(0);
-        if bells.queue() {
-            activate(&bells, &alive, &started);
+        let killed = turn.try_enter();
+        let mut again = false;
+        if killed {
+            alive.store(false, Ordering::Release);
+            if turn.leave().is_some() {
+                granted.store(1, Ordering::Release);
+            }
+            again = restart();
         }
         old.join().unwrap();
-        assert_eq!(started.load(Ordering::Acquire), 1);
+        if killed && !again {
+            assert!(restart(), "nothing is under way");
+        }
+        assert_eq!(started.load(Ordering::Acquire), usize::from(killed));
+        assert!(!turn.is_taken() && !bells.any() && !bells.is_queued());
     });
 }
 

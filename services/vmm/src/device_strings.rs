@@ -115,7 +115,8 @@ impl<P: Platform> Vmm<P> {
         Some(Ok(()))
     }
 
-    fn element_read(&mut self, at: usize, gpa: u64, bytes: usize) -> u64 {
+    /// Reads memory or a device.
+    pub(crate) fn element_read(&mut self, at: usize, gpa: u64, bytes: usize) -> u64 {
         if !self.ram.contains(gpa) {
             return self.device_read(at, gpa, bytes);
         }
@@ -126,7 +127,8 @@ impl<P: Platform> Vmm<P> {
         u64::from_le_bytes(value)
     }
 
-    fn element_write(&mut self, at: usize, gpa: u64, bytes: usize, value: u64) {
+    /// Writes memory or a device.
+    pub(crate) fn element_write(&mut self, at: usize, gpa: u64, bytes: usize, value: u64) {
         if !self.ram.contains(gpa) {
             return self.device_write(at, gpa, bytes, value);
         }

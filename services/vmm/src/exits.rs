@@ -39,6 +39,9 @@ pub fn exception(vector: u8, error: Option<u32>) -> u64 {
 impl<P: Platform> Vmm<P> {
     #[inline]
     pub(crate) fn dispatch(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
+        if let Some(resume) = self.aside_exit(at, exit, state) {
+            return resume;
+        }
         match exit.code {
             code::MSR => self.msr_exit(at, exit, state),
             code::IOIO => self.port_exit(at, exit, state),
@@ -58,12 +61,7 @@ impl<P: Platform> Vmm<P> {
             SINGLE_STEPPED if self.is_returning(at) => self.returned(at, exit, state),
             0x40..=0x5f => self.reflect(exit, state),
             code::IRET => self.returns(at, exit, state),
-            code::SHUTDOWN => {
-                self.note(Event::Shutdown { vcpu: at as u8, rip: exit.rip });
-                self.epitaph(exit, state);
-                self.crash(CrashKind::TripleFault, at, exit.rip, 0);
-                self.stop()
-            }
+            code::SHUTDOWN => self.shut_down(at, exit, state),
             code::INVALID => self.invalid(at, exit, state),
             // What the CPUID table hides raises #UD.
             code::INVLPGA | code::VMRUN..=code::SKINIT if exit.code != code::VMMCALL => fault(exit, UD, None),
@@ -165,7 +163,22 @@ impl<P: Platform> Vmm<P> {
             state.cr2 = exit.info2;
             resume.groups = Groups::CONTROL;
         }
+        if vector == GP && self.is_svm(exit, state) {
+            return fault(exit, UD, None);
+        }
         resume
+    }
+
+    /// Whether the guest stands at one of SVM's instructions, of which the CPU checks everything before the intercept,
+    /// but not EFER.SVME: that is set for it.
+    fn is_svm(&mut self, exit: &Exit, state: &mut VcpuState) -> bool {
+        let Some(code) = self.fetch(exit, state) else { return false };
+        let is_prefix =
+            |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+        let mut bytes = code.bytes().iter().skip_while(|byte| is_prefix(byte));
+        let opcode = [bytes.next(), bytes.next(), bytes.next()];
+        // D9 is VMMCALL.
+        matches!(opcode, [Some(0x0f), Some(0x01), Some(0xd8 | 0xda..=0xdf)])
     }
 
     fn cpuid_exit(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {

@@ -76,7 +76,7 @@ impl<P: Platform> Vmm<P> {
 }
 
 /// A register as an address is computed from it: of a segment its base.
-fn register_of(state: &VcpuState, register: Register) -> Option<u64> {
+pub(crate) fn register_of(state: &VcpuState, register: Register) -> Option<u64> {
     if register.is_segment_register() {
         return Some(segment_base(state, register));
     }

@@ -82,11 +82,12 @@ impl<P: Platform> Vmm<P> {
         if self.vcpus.get(at).is_some_and(|vcpu| vcpu.init) {
             resume = self.take_init(at, state);
         }
-        if exit.flags.contains(ExitFlags::EVENT_PENDING | ExitFlags::INJECTED) {
+        if exit.flags.contains(ExitFlags::EVENT_PENDING | ExitFlags::INJECTED) && !resume.replace {
             // Two events can't be injected; the one that was broken off comes first.
             resume.inject = 0;
         }
         let pic = at == 0 && self.pics.asserts();
+        let aside = self.aside.has(at);
         let fresh = resume.groups.is_all();
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
         if vcpu.life == Life::Waiting {
@@ -99,8 +100,8 @@ impl<P: Platform> Vmm<P> {
             _ => exit.flags.contains(ExitFlags::INTERRUPTS_ON) && !fresh,
         };
         let shadow = exit.flags.contains(ExitFlags::SHADOW) && !resume.clear_shadow;
-        // An event that is being delivered, or an exception of ours, goes first, and an IRET that is being stepped over.
-        let returning = matches!(vcpu.nmis, Nmis::Returning { .. });
+        // An event that is being delivered, or an exception of ours, goes first, and an instruction that is being stepped over.
+        let returning = aside || matches!(vcpu.nmis, Nmis::Returning { .. });
         let free = resume.inject == 0 && !exit.flags.contains(ExitFlags::EVENT_PENDING) && !returning;
         let nmi = vcpu.nmi > 0 && vcpu.nmis == Nmis::Open;
         let wanted = vector.is_some() || extint;

@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+mod aside;
 pub mod boot;
 mod console;
 mod control;
@@ -21,6 +22,7 @@ pub mod cpuid;
 pub mod dev;
 mod device_strings;
 mod epitaph;
+mod exceptions;
 mod exits;
 mod holes;
 mod hypercall;
@@ -39,5 +41,6 @@ mod strings;
 mod vcpu;
 pub mod vmm;
 
+pub use aside::PAGES as ASIDE_PAGES;
 pub use platform::{Event, Platform};
 pub use vmm::{Facts, Vmm};

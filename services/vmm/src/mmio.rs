@@ -6,6 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::dev::{ioapic, lapic, testdev};
 use crate::exits::again;
+use crate::holes::register_of;
 use crate::insn::integer;
 use crate::insn::operand::{Alu, compute, mask, read_register, write_register};
 use crate::platform::{Event, Platform};
@@ -29,8 +30,16 @@ impl<P: Platform> Vmm<P> {
         if let Some(resume) = self.device_string(at, state, &instruction, code.after(instruction.len())) {
             return resume;
         }
+        if straddles(state, &instruction, gpa)
+            && let Some(resume) = self.step_aside(at, exit, state, &instruction)
+        {
+            return resume;
+        }
         if self.emulate(at, state, &instruction, gpa).is_none() {
-            return self.unemulated(at, exit, state);
+            return match self.step_aside(at, exit, state, &instruction) {
+                Some(resume) => resume,
+                None => self.unemulated(at, exit, state),
+            };
         }
         // A string instruction that isn't over comes back for its next element.
         let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
@@ -40,7 +49,7 @@ impl<P: Platform> Vmm<P> {
         Self::loaded(Groups::CORE)
     }
 
-    fn memory_fault(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
+    pub(crate) fn memory_fault(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let gpa = exit.info2;
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
         let repeats = if vcpu.fault.0 == gpa { vcpu.fault.1.saturating_add(1) } else { 0 };
@@ -101,6 +110,8 @@ impl<P: Platform> Vmm<P> {
                 self.device_write(at, gpa, bytes, value);
             }
             Mnemonic::Mov | Mnemonic::Movzx => {
+                // Reading may change the device, so that it can be loaded must be known before.
+                read_register(state, instruction.op0_register())?;
                 let value = self.device_read(at, gpa, bytes);
                 write_register(state, instruction.op0_register(), value)?;
             }
@@ -125,8 +136,8 @@ impl<P: Platform> Vmm<P> {
                 let Some((alu, stores)) = alu_of(mnemonic) else {
                     return self.emulate_integer(at, state, instruction, gpa, bytes);
                 };
-                let memory = self.device_read(at, gpa, bytes);
                 let other = operand(state, u32::from(memory_first))?;
+                let memory = self.device_read(at, gpa, bytes);
                 let (left, right) = if memory_first { (memory, other) } else { (other, memory) };
                 let (result, rflags) = compute(alu, left, right, bytes, state.rflags);
                 state.rflags = rflags;
@@ -209,6 +220,18 @@ impl<P: Platform> Vmm<P> {
             _ => self.note(Event::NoDevice(gpa)),
         }
     }
+}
+
+/// Whether an access lies in two pages. The address of the fault is in the first, or where the second begins.
+fn straddles(state: &VcpuState, instruction: &Instruction, gpa: u64) -> bool {
+    let bytes = instruction.memory_size().size() as u64;
+    if gpa & 0xfff != 0 {
+        return (gpa & 0xfff) + bytes > 0x1000;
+    }
+    let memory = (0..instruction.op_count()).find(|index| instruction.op_kind(*index) == OpKind::Memory);
+    let linear =
+        memory.and_then(|index| instruction.virtual_address(index, 0, |register, _, _| register_of(state, register)));
+    linear.is_some_and(|linear| (linear & 0xfff) + bytes > 0x1000)
 }
 
 fn alu_of(mnemonic: Mnemonic) -> Option<(Alu, bool)> {

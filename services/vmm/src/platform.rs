@@ -71,7 +71,7 @@ pub const fn filled(code: u16, info1: u64) -> Groups {
     const LAST_EXCEPTION: u16 = code::EXCEPTION + 31;
     match code {
         code::NPF | 0x00..=0x3f | code::CR0_SEL_WRITE => DECODE,
-        code::EXCEPTION..=LAST_EXCEPTION => DECODE.union(Groups::DEBUG),
+        code::EXCEPTION..=LAST_EXCEPTION => DECODE.union(Groups::DEBUG).union(Groups::EVENTS),
         code::IRET => Groups::CORE,
         code::IOIO if info1 & STRING != 0 => DECODE,
         _ => Groups::empty(),

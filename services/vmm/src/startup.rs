@@ -41,6 +41,7 @@ impl<P: Platform> Vmm<P> {
         let Some(vcpu) = self.vcpus.get_mut(at) else { return self.stop() };
         vcpu.init = false;
         (vcpu.nmi, vcpu.nmis) = (0, Nmis::Open);
+        self.aside.forget(at);
         vcpu.eoi_armed = false;
         vcpu.apic.init();
         // The boot processor goes to the reset vector, where there is nothing: it waits like the others.

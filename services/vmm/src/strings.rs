@@ -67,25 +67,33 @@ impl<P: Platform> Vmm<P> {
         for (n, place) in places.iter_mut().enumerate().take(usize::from(bytes)) {
             *place = paging.translate(&mut self.platform, &mut self.ram, linear.wrapping_add(n as u64), access)?;
         }
-        let places = places.iter().take(usize::from(bytes));
+        let count = usize::from(bytes);
+        let [first, ..] = places;
+        let last = places.get(count.saturating_sub(1)).copied().unwrap_or(first);
+        // A device in one page sees one access.
+        let (pieces, width) = if first >> 12 == last >> 12 { (1, count) } else { (count, 1) };
+        let places = places.iter().take(pieces);
         if input {
             let value = self.port_read(port, bytes).to_le_bytes();
-            for (place, byte) in places.zip(value) {
-                // Where there is no memory the byte is lost, as on a bus.
-                let _ = self.ram.write(&mut self.platform, *place, &[byte]);
+            for (place, part) in places.zip(value.chunks(width)) {
+                self.element_write(at, *place, width, little(part));
             }
         } else {
             let mut value = [0xff; 4];
-            for (place, byte) in places.zip(&mut value) {
-                let mut one = [0xff];
-                let _ = self.ram.read(&mut self.platform, *place, &mut one);
-                *byte = one[0];
+            for (place, part) in places.zip(value.chunks_mut(width)) {
+                let element = self.element_read(at, *place, width).to_le_bytes();
+                part.iter_mut().zip(element).for_each(|(to, from)| *to = from);
             }
             self.port_write(at, port, bytes, u32::from_le_bytes(value));
         }
         advance(state, instruction, usize::from(bytes), register);
         Ok(())
     }
+}
+
+/// The number that the first bytes of up to eight are, least first.
+fn little(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// The base of a data segment: in 64-bit mode only fs and gs have one.

@@ -7,6 +7,7 @@ use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, CpuidEntry, Exit, ExitFlags, Groups, Resume, VcpuState};
 use caisson_proto::vmm::VmConfig;
 
+use crate::aside::Aside;
 use crate::boot;
 use crate::console::Output;
 use crate::cpuid;
@@ -55,6 +56,7 @@ pub struct Vmm<P> {
     pub(crate) current: usize,
     pub(crate) cpuid: Vec<CpuidEntry>,
     pub(crate) code: CodePages,
+    pub(crate) aside: Aside,
     pub(crate) ioapic: IoApic,
     pub(crate) pics: Pics,
     pub(crate) pit: Pit,
@@ -110,6 +112,7 @@ impl<P: Platform> Vmm<P> {
             current: MAX_VCPUS,
             cpuid: table,
             code: CodePages::default(),
+            aside: Aside::default(),
             ioapic: IoApic::default(),
             pics: loaded.pics(),
             pit: Pit::new(facts.tsc_khz),
@@ -151,7 +154,8 @@ impl<P: Platform> Vmm<P> {
         }
         self.current = at;
         let lost = self.begin(at, exit);
-        let mut resume = self.dispatch(at, exit, state);
+        let resume = self.dispatch(at, exit, state);
+        let mut resume = self.raise(at, exit, state, resume);
         // What ends the shadow ended its instruction.
         if exit.flags.contains(ExitFlags::TRAP) && resume.clear_shadow && resume.inject == 0 {
             resume = self.owe_trap(at, exit, state, resume);

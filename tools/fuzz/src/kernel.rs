@@ -117,6 +117,7 @@ fn one(step: Step, page: &mut Page, vmcb: &mut Vmcb, extra: &mut Extra, limits: 
                 window: flag(0),
                 iret: flag(1),
                 clear_shadow: flag(2),
+                replace: flag(3),
                 groups,
                 inject,
                 ..Resume::at(rip, rax)

@@ -5,9 +5,9 @@ use super::state::Extra;
 use super::vmcb::{TLB_KEEP, Vmcb};
 use crate::prelude::*;
 
-/// Vectors that go to the vmm, which gives them to the guest: #DB and #AC. One that arises while it is itself delivered
-/// would otherwise keep the CPU in microcode, deaf to interrupts.
-pub const REFLECTED: u32 = 1 << 1 | 1 << 17;
+/// Vectors that go to the vmm, which gives them to the guest: #DB and #AC, which would otherwise keep the CPU in
+/// microcode, deaf to interrupts, if they arose while delivered; #UD, #TS, #NP, #SS and #GP, in whose frames QEMU lacks RF.
+pub const REFLECTED: u32 = 1 << 1 | 1 << 6 | 0xf << 10 | 1 << 17;
 
 /// The exit code as messages carry it. What fits no message is a refusal of the CPU's: −1 as 64 bits, on QEMU as 32.
 pub const fn narrow(exit_code: u64) -> u16 {
@@ -42,7 +42,7 @@ pub const fn groups(code: u16, info1: u64, rcx: u64) -> Groups {
             _ => Groups::empty(),
         },
         code::NPF | code::READ_CR0..=LAST_DR | code::CR0_SEL_WRITE => DECODE,
-        code::EXCEPTION..=LAST_EXCEPTION => DECODE.union(Groups::DEBUG),
+        code::EXCEPTION..=LAST_EXCEPTION => DECODE.union(Groups::DEBUG).union(Groups::EVENTS),
         code::XSETBV => Groups::CORE.union(Groups::XCR0),
         code::IRET | code::SWINT | code::ICEBP => Groups::CORE,
         code::SHUTDOWN | code::TASK_SWITCH | code::INVALID => Groups::all(),

@@ -140,12 +140,12 @@ pub fn load(
 /// Applies a vmm's reply, its context and view excepted.
 ///
 /// # Errors
-/// [`Status::Busy`] if it injects while another event waits; else as [`events::check`] and [`load`]. Nothing is
-/// changed then.
+/// [`Status::Busy`] if it injects while another event waits, and not in its place; else as [`events::check`] and
+/// [`load`]. Nothing is changed then.
 pub fn resume(
     page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits,
 ) -> Result<(), Status> {
-    if resume.inject != 0 && extra.event != 0 {
+    if resume.inject != 0 && extra.event != 0 && !resume.replace {
         return Err(Status::Busy);
     }
     events::check(resume.inject, limits.few_error_codes)?;
@@ -173,5 +173,8 @@ pub fn save(page: &mut impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &
     }
     if groups.contains(Groups::CONTROL) {
         page.set(offset_of!(VcpuState, efer), vmcb.save.efer & !SVME);
+    }
+    if groups.contains(Groups::EVENTS) {
+        page.set(offset_of!(VcpuState, event), extra.event);
     }
 }

@@ -97,7 +97,7 @@ fn pieces(group: Groups) -> &'static [(usize, usize)] {
         Groups::DEBUG => const { &[range!(dr6 before star)] },
         Groups::SYSCALL => const { &[range!(star to sysenter_eip)] },
         Groups::PAT => const { &[range!(pat to pat)] },
-        Groups::EVENTS => const { &[range!(shadow to shadow)] },
+        Groups::EVENTS => const { &[range!(shadow to event)] },
         Groups::TSC => const { &[range!(tsc_offset to tsc_aux)] },
         Groups::XCR0 => const { &[range!(xcr0 to xcr0)] },
         _ => &[],

@@ -121,7 +121,7 @@ fn start() -> ! {
     let request = VmMake {
         kind,
         vcpus: config.vcpus,
-        pages: config.memory >> 12,
+        pages: (config.memory >> 12) + caisson_vmm::ASIDE_PAGES,
         first_cpu: CpuId(config.first_cpu),
         lowest_cpu: CpuId(config.lowest_cpu),
     };

@@ -15,6 +15,8 @@ pub struct Fake {
     pub memory: Vec<u8>,
     /// Chunks that were asked for.
     pub backed: Vec<u64>,
+    /// Pages beside the guest's own, from [`ASIDE`] on, once they were asked for.
+    pub aside: Vec<u8>,
     /// No more memory is given.
     pub refuse_memory: bool,
     /// The vCPUs' state pages.
@@ -39,6 +41,9 @@ pub struct Fake {
     pub events: Vec<Event>,
 }
 
+/// Where the vmm has pages for instructions that are executed aside.
+pub const ASIDE: u64 = 0xf000_0000;
+
 impl Fake {
     /// Memory of so many bytes, none of it backed, and vCPUs.
     pub fn new(bytes: u64, vcpus: u8) -> Self {
@@ -49,29 +54,43 @@ impl Fake {
             ..Self::default()
         }
     }
+
+    /// Memory, where it is and how far into it this address is. What isn't backed fails the test.
+    fn place(&self, gpa: Gpa, length: usize) -> (bool, usize) {
+        if let Some(offset) = gpa.0.checked_sub(ASIDE).filter(|offset| *offset < self.aside.len() as u64) {
+            return (true, offset as usize);
+        }
+        for chunk in gpa.0 >> 21..=(gpa.0 + length as u64 - 1) >> 21 {
+            assert!(self.backed.contains(&chunk), "an access to memory that isn't backed");
+        }
+        (false, gpa.0 as usize)
+    }
 }
 
 impl Platform for Fake {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
-        assert!(pages <= 512 && (gfn.0 + pages) << 12 <= self.memory.len() as u64);
+        let is_aside = gfn.0 << 12 == ASIDE && pages == caisson_vmm::ASIDE_PAGES && self.aside.is_empty();
+        assert!(is_aside || pages <= 512 && (gfn.0 + pages) << 12 <= self.memory.len() as u64);
         if self.refuse_memory {
             return Err(Status::Exhausted);
         }
-        self.backed.push(gfn.0 / 512);
+        if is_aside {
+            self.aside = vec![0; (pages << 12) as usize];
+        } else {
+            self.backed.push(gfn.0 / 512);
+        }
         Ok(())
     }
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
-        for chunk in gpa.0 >> 21..=(gpa.0 + into.len() as u64 - 1) >> 21 {
-            assert!(self.backed.contains(&chunk), "read of memory that isn't backed");
-        }
-        into.copy_from_slice(&self.memory[gpa.0 as usize..][..into.len()]);
+        let (aside, at) = self.place(gpa, into.len());
+        let memory = if aside { &self.aside } else { &self.memory };
+        into.copy_from_slice(&memory[at..][..into.len()]);
         true
     }
     fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool {
-        for chunk in gpa.0 >> 21..=(gpa.0 + from.len() as u64 - 1) >> 21 {
-            assert!(self.backed.contains(&chunk), "write to memory that isn't backed");
-        }
-        self.memory[gpa.0 as usize..][..from.len()].copy_from_slice(from);
+        let (aside, at) = self.place(gpa, from.len());
+        let memory = if aside { &mut self.aside } else { &mut self.memory };
+        memory[at..][..from.len()].copy_from_slice(from);
         true
     }
     fn now(&self) -> u64 {
@@ -151,6 +170,9 @@ fn copy(from: &VcpuState, to: &mut VcpuState, groups: Groups) {
     }
     if groups.contains(Groups::PAT) {
         to.pat = from.pat;
+    }
+    if groups.contains(Groups::EVENTS) {
+        (to.shadow, to.event) = (from.shadow, from.event);
     }
     if groups.contains(Groups::TSC) {
         (to.tsc_offset, to.tsc_aux) = (from.tsc_offset, from.tsc_aux);

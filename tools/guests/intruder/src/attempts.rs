@@ -83,6 +83,8 @@ pub enum Trick {
     SpinWaiting,
     /// Rings doorbells for ever.
     SpinRings,
+    /// Writes to the log for ever.
+    SpinLog,
     /// Recurses until its stack is used up.
     Recurse,
     /// Panics.
@@ -221,7 +223,7 @@ pub const STATES: u64 = 26;
 const RINGS: [RingUse; 2] = [RingUse::Log, RingUse::Reclaimed];
 const KINDS: [u64; 8] = [0, 1, 2, 3, 4, 5, 255, u64::MAX];
 
-const TRICKS: [(Trick, Expect); 21] = [
+const TRICKS: [(Trick, Expect); 22] = [
     (Trick::NoCapability, Expect::Refused),
     (Trick::ForbiddenCalls, Expect::Refused),
     (Trick::DeadGenerations, Expect::Refused),
@@ -241,6 +243,7 @@ const TRICKS: [(Trick, Expect); 21] = [
     (Trick::SpinCalls, Expect::Overrun),
     (Trick::SpinWaiting, Expect::Overrun),
     (Trick::SpinRings, Expect::Overrun),
+    (Trick::SpinLog, Expect::Overrun),
     (Trick::Recurse, PF),
     (Trick::Panic, Expect::Exited(4)),
 ];

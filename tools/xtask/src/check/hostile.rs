@@ -18,6 +18,8 @@ use crate::paths::Paths;
 const GUEST: (&str, &str) = ("guest", "vcpus = 2\nmemory = \"256M\"\n");
 /// Whom it can reach, and who must have named it in the log.
 const REACHED: [&str; 6] = ["kernel", "console", "memory", "notifier", "sev-firmware", "vmm-guest"];
+/// What console says of who fills its log ring faster than it is read.
+const FLOODED: &str = "console: intruder dropped ";
 /// How long all attempts may take.
 const LONGEST: Duration = Duration::from_secs(150);
 /// How often the guest's shell must have answered while it was attacked.
@@ -83,6 +85,11 @@ fn attack(paths: &Paths) -> Result<Outcome, String> {
         let named = |line: &Line| line.who == who && names_culprit(&line.what);
         promise(machine.lines.iter().any(named), format!("{who} didn't name the intruder"));
     }
+    let flooded = machine.lines.iter().any(|line| line.who == "console" && line.what.starts_with(FLOODED));
+    promise(flooded, "console didn't name who flooded the log".into());
+    let whom = "refused accomplice: ";
+    let named = machine.lines.iter().any(|line| line.who == "supervisor" && line.what.starts_with(whom));
+    promise(named, "supervisor didn't name the accomplice".into());
     let ends = attempts().filter(|attempt| attempt.expect != Expect::Refused).count();
     let told = machine.lines.iter().filter(|line| line.who == "supervisor" && tells_of_end(&line.what)).count();
     promise(told == ends, format!("the supervisor told of {told} ends of the intruder and not of {ends}"));

@@ -80,7 +80,7 @@ fn exits_are_routed() {
     assert_eq!(exits::groups(code::IOIO, 0x14, 0), decode);
     assert_eq!(exits::groups(code::NPF, 0, 0), decode);
     assert_eq!(exits::groups(code::WRITE_CR0 + 8, 0, 0), decode);
-    assert_eq!(exits::groups(code::EXCEPTION + 6, 0, 0), decode | Groups::DEBUG);
+    assert_eq!(exits::groups(code::EXCEPTION + 6, 0, 0), decode | Groups::DEBUG | Groups::EVENTS);
     assert_eq!(exits::groups(code::MSR, 1, 0xc000_0080), Groups::CONTROL);
     assert!(exits::groups(code::MSR, 1, 0x1b).is_empty());
     assert_eq!(exits::groups(code::SHUTDOWN, 0, 0), Groups::all());

@@ -99,6 +99,28 @@ fn an_event_waits_for_the_one_before() {
 }
 
 #[test]
+fn an_event_takes_the_place_of_one_that_waits() {
+    let (mut vmcb, mut extra, mut page) = vcpu();
+    (extra.event, vmcb.control.event) = (VALID | 0x20, VALID | 0x20);
+    save(&mut page, Groups::EVENTS, &mut vmcb, &mut extra);
+    assert_eq!(page.event, VALID | 0x20);
+    // What the page says of it counts for nothing.
+    page.event = VALID | 0x30;
+    load(&page, Groups::all() & !Groups::XCR0, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!((vmcb.control.event, extra.event), (VALID | 0x20, VALID | 0x20));
+    // Nothing takes no place, and what is no event doesn't either.
+    let mut reply = Resume { replace: true, ..Resume::at(0, 0) };
+    resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!((vmcb.control.event, extra.event, extra.fresh), (VALID | 0x20, VALID | 0x20, 0));
+    reply.inject = VALID | 1 << 12;
+    assert_eq!(resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS), Err(Status::Malformed));
+    assert_eq!(extra.event, VALID | 0x20);
+    reply.inject = VALID | 3 << 8 | 6;
+    resume(&page, &reply, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!((vmcb.control.event, extra.event, extra.fresh), (reply.inject, reply.inject, 1));
+}
+
+#[test]
 fn a_reply_moves_the_guest() {
     let (mut vmcb, mut extra, page) = vcpu();
     vmcb.control.shadow = 1;

@@ -31,13 +31,15 @@ fn an_idle_service_is_killed_at_once_and_started_anew() {
     let new = system.id(MEMORY);
     assert_eq!(system.ask(0, &ServiceKill { service: new }), Err(Status::State), "it is dead");
     assert_eq!(system.ask(0, &ServiceRestart { service: old }), Err(Status::Dead));
+    assert_eq!(system.ask(0, &ServiceRestart { service: new }), Err(Status::Busy), "a bell is on its way to the old");
+    assert!(!system.kernel.service(MEMORY).turn.is_taken());
+    assert_eq!(system.pick(1), At::Idle, "nobody hears it");
     assert_eq!(system.ask(0, &ServiceRestart { service: new }).unwrap().id, new);
     assert_eq!(system.ask(0, &ServiceRestart { service: new }), Err(Status::State), "it runs");
     assert_eq!(system.machine.reset.borrow().last(), Some(&MEMORY));
-    assert_eq!(system.pick(1), At::User(MEMORY));
-    assert_eq!(system.got(1).sender, sender::START, "and not the bell that rang for its predecessor");
-    assert_eq!(system.frames[1].rip, caisson_proto::layout::IMAGE);
-    assert_eq!(system.reply(1, Status::Ok, [0; 8]), At::Idle);
+    assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(MEMORY));
+    assert_eq!(system.got(0).sender, sender::START, "and not the bell that rang for its predecessor");
+    assert_eq!(system.frames[0].rip, caisson_proto::layout::IMAGE);
     assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(SUPERVISOR));
     assert_eq!(system.got(0).words, words(doorbell::SERVICE_DIED));
     assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::Idle);
@@ -193,6 +195,25 @@ fn a_supervisor_is_started_again_when_its_queue_has_heard_of_its_death() {
     assert_eq!(system.pick(1), At::User(SUPERVISOR));
     assert_eq!(system.got(1).sender, sender::START);
     assert_eq!(system.machine.off.get(), None);
+}
+
+#[test]
+fn a_supervisor_that_dies_in_a_call_is_started_again_by_the_last_in_its_queue() {
+    let mut system = System::new(2);
+    for caller in [MEMORY, NOTIFIER] {
+        system.kernel.service(caller).may_call.fetch_or(1 << SUPERVISOR, Ordering::Relaxed);
+    }
+    system.awake(0, MEMORY);
+    system.awake(1, NOTIFIER);
+    assert_eq!(system.call(0, SUPERVISOR, words(1)), At::User(SUPERVISOR));
+    assert_eq!(system.call(1, SUPERVISOR, words(1)), At::Idle, "it waits");
+    assert_eq!(system.exit(0, 4), At::User(MEMORY));
+    assert!(!system.kernel.service(SUPERVISOR).is_alive());
+    assert_eq!(system.pick(1), At::User(NOTIFIER));
+    assert_eq!(system.got(1).status, Status::Dead);
+    assert!(system.kernel.service(SUPERVISOR).is_alive());
+    assert_eq!(system.reply(1, Status::Ok, [0; 8]), At::User(SUPERVISOR));
+    assert_eq!(system.got(1).sender, sender::START);
 }
 
 #[test]

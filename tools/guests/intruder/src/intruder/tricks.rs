@@ -55,6 +55,9 @@ pub fn play(trick: Trick) -> Report {
         Trick::SpinRings => loop {
             let _ = ring_doorbell(slot("console"), u64::MAX);
         },
+        Trick::SpinLog => loop {
+            defmt::info!("a flood");
+        },
         Trick::Recurse => Report { got: recurse(1), ..Report::default() },
         Trick::Panic => panic!("as told"),
     }
