@@ -82,6 +82,11 @@ commands! {
     SNP_LAUNCH_FINISH = 0xa2, 64, [(0, Context), (8, Data(Bytes(96))), (16, Data(Bytes(4096)))];
 }
 
+/// Whether a command forgets all guests.
+pub const fn ends_all(command: u16) -> bool {
+    matches!(command, SHUTDOWN | SNP_SHUTDOWN_EX)
+}
+
 /// Bytes of data that a command can have.
 pub const DATA_BYTES: u64 = 8 * crate::addr::PAGE_SIZE;
 /// Bytes of the longest buffer.
