@@ -66,107 +66,45 @@ bitflags::bitflags! {
 wire_flags!(Features);
 
 wire_enum! {
-    /// What a frame is. DESIGN's invariant 1.
-    pub enum FrameState {
-        /// Nobody's.
-        Free = 0,
-        /// The kernel's: its image, tables, VMCBs, nested page tables.
-        Kernel = 1,
-        /// A service's or a VM's, shared with the host.
-        Owned = 2,
-        /// A VM's, mapped nowhere in the host.
-        Private = 3,
-        /// The secure processor's.
-        Firmware = 4,
-        /// Taken from its owner, waiting for its batch to be paid.
-        Quarantined = 5,
-        /// Never to be used again.
-        Leaked = 6,
-    }
+    /// What a frame is (DESIGN's invariant 1): nobody's; the kernel's (its image, tables, VMCBs, nested page tables); a service's
+    /// or a VM's, shared with the host; a VM's, mapped nowhere in the host; the secure processor's; taken from its owner,
+    /// waiting for its batch to be paid; never to be used again.
+    pub enum FrameState { Free = 0, Kernel = 1, Owned = 2, Private = 3, Firmware = 4, Quarantined = 5, Leaked = 6 }
 }
 
 wire_enum! {
-    /// What a VM is, and so what its reclaim owes.
-    pub enum VmKind {
-        /// No encryption.
-        Plain = 0,
-        /// SEV.
-        Sev = 1,
-        /// SEV-ES.
-        SevEs = 2,
-        /// SEV-SNP.
-        SevSnp = 3,
-    }
+    /// What a VM is, and so what its reclaim owes: not encrypted, SEV, SEV-ES, SEV-SNP.
+    pub enum VmKind { Plain = 0, Sev = 1, SevEs = 2, SevSnp = 3 }
 }
 
 wire_enum! {
-    /// What an ASID is. DESIGN's invariant 2.
-    pub enum AsidState {
-        /// It may be bound.
-        Free = 0,
-        /// A VM's, which the firmware knows nothing of yet.
-        Bound = 1,
-        /// A VM's, and active in the firmware.
-        Active = 2,
-        /// Deactivated, or its VM is gone: lines of it may be in any cache.
-        Dirty = 3,
-        /// Every CPU completed a WBINVD since: DF_FLUSH is owed.
-        Flushed = 4,
-    }
+    /// What an ASID is (DESIGN's invariant 2): it may be bound; a VM's, which the firmware knows nothing of yet; a VM's, and active
+    /// in the firmware; deactivated, or its VM is gone, so that lines of it may be in any cache; every CPU completed a WBINVD
+    /// since, and DF_FLUSH is owed.
+    pub enum AsidState { Free = 0, Bound = 1, Active = 2, Dirty = 3, Flushed = 4 }
 }
 
 wire_enum! {
-    /// How the secure processor's mailbox stands.
-    pub enum MailboxState {
-        /// No command was rung since its last result was taken.
-        Idle = 0,
-        /// A command is under way.
-        Busy = 1,
-        /// A command has ended.
-        Done = 2,
-    }
+    /// How the secure processor's mailbox stands: no command was rung since its last result was taken; one is under way; one
+    /// has ended.
+    pub enum MailboxState { Idle = 0, Busy = 1, Done = 2 }
 }
 
 wire_enum! {
-    /// Life of a service.
-    pub enum ServiceState {
-        /// Never started.
-        Unstarted = 0,
-        /// Runs.
-        Running = 1,
-        /// Faulted; see the epitaph.
-        Faulted = 2,
-        /// Ended itself.
-        Exited = 3,
-        /// Killed by the supervisor.
-        Killed = 4,
-    }
+    /// Life of a service: never started, runs, faulted (see the epitaph), ended itself, killed by the supervisor.
+    pub enum ServiceState { Unstarted = 0, Running = 1, Faulted = 2, Exited = 3, Killed = 4 }
 }
 
 wire_enum! {
-    /// Life of a VM.
-    pub enum VmState {
-        /// Its vCPUs may run.
-        Alive = 0,
-        /// Its handler died or it was destroyed; its frames are to be taken back.
-        Dying = 1,
-    }
+    /// Life of a VM: its vCPUs may run; or its handler died or it was destroyed, and its frames are to be taken back.
+    pub enum VmState { Alive = 0, Dying = 1 }
 }
 
 wire_enum! {
-    /// Where a fault came from.
-    pub enum FaultKind {
-        /// No fault.
-        None = 0,
-        /// A CPU exception: `code` is vector << 32 | error code.
-        Exception = 1,
-        /// A malformed or forbidden message: `code` is word 0 of it.
-        Protocol = 2,
-        /// Ran too long for one request: `code` is the budget in milliseconds.
-        Overrun = 3,
-        /// A panic that the service reported itself.
-        Panic = 4,
-    }
+    /// Where a fault came from: no fault; a CPU exception (`code` is vector << 32 | error code); a malformed or forbidden message (`code`
+    /// is word 0 of it); it ran too long for one request (`code` is the budget in milliseconds); a panic that the service
+    /// reported itself.
+    pub enum FaultKind { None = 0, Exception = 1, Protocol = 2, Overrun = 3, Panic = 4 }
 }
 
 replies! {

@@ -127,15 +127,9 @@ packed! {
 const _: () = assert!(crate::abi::MAX_VCPUS == 1 << 3 && crate::abi::MAX_VIEWS == 1 << 2);
 
 wire_enum! {
-    /// What becomes of the vCPU.
-    pub enum Action {
-        /// Enter the guest again.
-        Run = 0,
-        /// Wait for a kick or the deadline; then exit with KICK or TIMER.
-        Park = 1,
-        /// Don't run until `VcpuRun`.
-        Stop = 2,
-    }
+    /// What becomes of the vCPU: it enters the guest again; it waits for a kick or the deadline, and exits then with KICK or
+    /// TIMER; it doesn't run until `VcpuRun`.
+    pub enum Action { Run = 0, Park = 1, Stop = 2 }
 }
 
 packed! {

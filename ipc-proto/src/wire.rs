@@ -86,13 +86,14 @@ impl Field for bool {
     }
 }
 
-/// Makes a C-like enum a [`Field`]; its numbers are its wire form.
+/// Makes a C-like enum a [`Field`]; its numbers are its wire form. What isn't said of a variant, its enum's text says.
 #[macro_export]
 macro_rules! wire_enum {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[cfg_attr(target_os = "none", derive(defmt::Format))]
+        #[allow(missing_docs)]
         #[repr(u8)]
         pub enum $name { $($(#[$vmeta])* $variant = $value),+ }
 

@@ -46,15 +46,9 @@ pub const fn plain(id: ServiceId, state: ServiceState) -> ServiceReport {
 }
 
 caisson_proto::wire_enum! {
-    /// Whether a service runs.
-    pub enum Life {
-        /// It doesn't.
-        Dead = 0,
-        /// It does.
-        Alive = 1,
-        /// It does, and is to die as soon as the chain that it is in comes back to it.
-        Doomed = 2,
-    }
+    /// Whether a service runs: it doesn't; it does; it does, and is to die as soon as the chain that it is in comes back to
+    /// it.
+    pub enum Life { Dead = 0, Alive = 1, Doomed = 2 }
 }
 
 initial! {
