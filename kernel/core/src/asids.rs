@@ -34,7 +34,6 @@ impl Asid {
 }
 
 /// The table.
-#[derive(Debug)]
 pub struct Asids([Asid; MAX_ASIDS]);
 
 impl Asids {

@@ -53,7 +53,6 @@ pub struct Open {
 }
 
 /// The table.
-#[derive(Debug)]
 pub struct Batches {
     slots: [Batch; MAX_BATCHES],
 }

@@ -70,7 +70,6 @@ pub fn members(index: usize, mut word: u64) -> impl Iterator<Item = Context> {
 }
 
 /// A set of contexts that only one CPU touches.
-#[derive(Debug)]
 pub struct Set {
     words: [Cell<u64>; WORDS],
     /// Which words aren't 0, a bit each.

@@ -6,7 +6,6 @@ use crate::prelude::*;
 pub const LOW_END: u64 = 0x10_0000 / PAGE_SIZE;
 
 /// The allocator: the next frame, and one past the last.
-#[derive(Debug)]
 pub struct Frames {
     first: u64,
     next: u64,

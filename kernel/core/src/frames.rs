@@ -64,7 +64,6 @@ impl Frames {
 }
 
 /// The table. Entries that are zero are [`FrameState::Leaked`]: what nobody declared to be memory is never handed out.
-#[derive(Debug)]
 pub struct FrameTable {
     entries: &'static [AtomicU64],
     counts: [AtomicU64; STATES],

@@ -4,7 +4,7 @@ use crate::prelude::*;
 use spin::MutexGuard;
 
 /// Where the kernel runs now. Everything that happens in it is a method of this.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Here<'a, M: Machine> {
     /// The shared tables.
     pub kernel: &'a Kernel,

@@ -51,7 +51,6 @@ pub struct Mapping {
 }
 
 /// The secure processor's mailbox (55766, chapter 4).
-#[derive(Debug)]
 pub struct Mailbox {
     /// Command and response; low and high half of the buffer's address.
     pub registers: [&'static AtomicU32; 3],

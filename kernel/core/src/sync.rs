@@ -16,7 +16,6 @@ macro_rules! initial {
         $($(#[$field_meta:meta])* $field_vis:vis $field:ident: $type:ty = $value:expr,)+
     })+) => { $(
         $(#[$meta])*
-        #[derive(Debug)]
         $vis struct $name { $($(#[$field_meta])* $field_vis $field: $type,)+ }
 
         impl $name {
@@ -53,7 +52,6 @@ pub fn settled() {
 }
 
 /// A value that CPUs share, as its word. What another CPU did before it set it is seen by who gets it.
-#[derive(Debug)]
 pub struct Atomic<T>(AtomicU64, PhantomData<T>);
 
 impl<T: Field + Default> Atomic<T> {

@@ -184,7 +184,6 @@ pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
 }
 
 /// Memory between [`init`] and the kernel's own accounting.
-#[derive(Debug)]
 pub struct Early {
     frames: Frames,
     count: u64,

@@ -20,7 +20,6 @@ pub struct Writable {
 }
 
 /// A service's space and how to make it pristine.
-#[derive(Debug)]
 pub struct Home {
     /// The space.
     pub space: Space,

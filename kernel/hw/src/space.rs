@@ -6,7 +6,6 @@ use crate::prelude::*;
 
 /// The space. Its PDPT is entered in the PML4 of the CPU where the service runs. All its tables are mapped kernel
 /// frames. Changes to one space are the caller's to keep apart.
-#[derive(Debug)]
 pub struct Space {
     root: Frame,
     /// What slot 0 of a PML4 has while it is loaded.
