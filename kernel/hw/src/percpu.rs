@@ -18,6 +18,8 @@ pub(crate) struct PerCpu {
     pub ports_owner: Cell<u16>,
     /// Global descriptor table.
     pub gdt: [Cell<u64>; 7],
+    /// Task state and I/O permission map.
+    pub task: UnsafeCell<Task>,
     /// What guests can be given.
     pub svm: Features,
     /// Where the CPU keeps the host's registers while a guest runs, and where those are that only VMLOAD restores.
@@ -40,7 +42,8 @@ impl PerCpu {
             loaded: Cell::new(0),
             timer: Cell::new(NEVER),
             ports_owner: Cell::new(NO_SERVICE),
-            gdt: crate::segments::gdt(),
+            gdt: gdt(),
+            task: UnsafeCell::new(Task::new()),
             svm: features,
             save_area: svm[0].spa(),
             host: svm[1].spa(),

@@ -10,11 +10,11 @@ pub(crate) fn zero(first: Frame, pages: u64) {
         // SAFETY: the slot is this CPU's own and maps the window for nobody but this function, which runs with
         // interrupts off and doesn't nest; the frames are nobody's that Rust knows of.
         unsafe {
-            SLOT.write_volatile(entry(frame, Bits::DATA));
+            SLOT.write_volatile(npt::entry(frame, DATA));
             asm!("rep stosq", inout("rdi") WINDOW => _, inout("rcx") PAGE_SIZE / 8 => _, in("rax") 0,
                 options(nostack, preserves_flags));
             SLOT.write_volatile(0);
         }
-        cpu::flush_page(WINDOW);
+        tlb::flush(VirtAddr::new_truncate(WINDOW));
     }
 }

@@ -22,7 +22,7 @@ mod start;
 /// Names the kernel's main function: a `fn(&BootInfo) -> !`.
 ///
 /// It is called once, on the boot CPU, with interrupts off, on a stack of 64 KiB, with the first 512 GiB of
-/// physical memory mapped at their own addresses.
+/// physical memory mapped at their own addresses, and from `caisson_hw::layout::FRAMES_MAP` on.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {

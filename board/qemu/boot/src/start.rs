@@ -13,8 +13,8 @@ unsafe extern "Rust" {
 }
 
 // PVH (Xen's public/elfnote.h): note type 18, XEN_ELFNOTE_PHYS32_ENTRY, has the physical entry point. The boot
-// tables map the first 512 GiB twice over by pages of 1 GiB: at their own addresses, and the first two also at
-// KERNEL_BASE. Long mode: APM volume 2, section 14.6; the kernel loads segments before it needs them.
+// tables map the first 512 GiB by pages of 1 GiB: at their own addresses, at the kernel's FRAMES_MAP, and the first two
+// also at KERNEL_BASE. Long mode: APM volume 2, section 14.6; the kernel loads segments before it needs them.
 core::arch::global_asm!(
     r#"
     .set BASE, 0xffffffff80000000
@@ -30,7 +30,9 @@ core::arch::global_asm!(
     .balign 4096
 boot_pml4:
     .quad boot_low - BASE + 3
-    .fill 510, 8, 0
+    .fill 255, 8, 0
+    .quad boot_low - BASE + 3
+    .fill 254, 8, 0
     .quad boot_high - BASE + 3
 boot_low:
     .set page, 0
