@@ -5,6 +5,5 @@ pub(crate) use core::{cell::Cell, mem::offset_of, ops::Deref};
 pub(crate) use caisson_proto::prelude::*;
 
 pub(crate) use crate::{batches::*, bells::*, boot::*, context::*, cpu::*, event::*, frames::*, machine::*};
-#[cfg(not(loom))]
 pub(crate) use crate::{here::*, ipc::*, kernel::*, svm::state::*, vms, vms::*};
 pub(crate) use crate::{invalidation::*, machine::Machine, service::*, sync::*, turn::*, woken::*};

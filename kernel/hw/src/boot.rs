@@ -35,28 +35,23 @@ pub struct Early {
 }
 
 impl Early {
-    /// Zeroed frames in a row.
-    fn take(&mut self, count: u64) -> Result<Frame, Lacking> {
-        self.take_frames(count).ok_or(NO_MEMORY)
-    }
-
     /// The table of this level for an address.
-    fn reach(&mut self, root: Frame, address: u64, level: u32) -> Result<Frame, Lacking> {
-        npt::reach(&mut Mapped, Tree::nested(root), page_of(address), level, self).or(Err(NO_MEMORY))
+    fn reach(&mut self, root: Frame, address: u64, level: u32) -> Option<Frame> {
+        npt::reach(&mut Mapped, Tree::nested(root), page_of(address), level, self).ok()
     }
 
     /// Maps frames in a row.
-    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: u64) -> Result<(), Lacking> {
+    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: u64) -> Option<()> {
         for page in 0..pages {
             let table = self.reach(root, address + page * PAGE_SIZE, 1)?;
             let index = page_of(address) + page;
             Mapped.write(table, index as usize, npt::entry(Frame(first.0 + page), bits));
         }
-        Ok(())
+        Some(())
     }
 
     /// The image: text is executed, data is written, the rest only read.
-    fn map_image(&mut self, root: Frame) -> Result<(), Lacking> {
+    fn map_image(&mut self, root: Frame) -> Option<()> {
         let symbols =
             [&raw const __kernel_start, &raw const __kernel_text, &raw const __kernel_data, &raw const __kernel_end];
         let [start, text, data, end] = symbols.map(|symbol| symbol as u64);
@@ -64,43 +59,43 @@ impl Early {
             let first = Frame((from - KERNEL_BASE) / PAGE_SIZE);
             self.map(root, from, first, (to - from) / PAGE_SIZE, bits)?;
         }
-        Ok(())
+        Some(())
     }
 
     /// A word for each frame in the table, and an entry for each in [`FRAMES_MAP`].
-    fn map_frames(&mut self, root: Frame) -> Result<(), Lacking> {
+    fn map_frames(&mut self, root: Frame) -> Option<()> {
         for page in 0..self.count.div_ceil(LARGE_PAGES) {
-            let words = self.take(1)?;
+            let words = self.take_frames(1)?;
             let entries = self.reach(root, FRAMES_MAP + page * LARGE_PAGES * PAGE_SIZE, 1)?;
             self.map(root, FRAME_TABLE + page * PAGE_SIZE, words, 1, DATA)?;
             self.map(root, FRAME_PTES + page * PAGE_SIZE, entries, 1, DATA)?;
         }
-        Ok(())
+        Some(())
     }
 
     /// A PML4 whose upper half all CPUs share: everything but [`PERCPU`].
-    fn shared(&mut self, boot: &BootInfo) -> Result<Frame, Lacking> {
-        let root = self.take(1)?;
+    fn shared(&mut self, boot: &BootInfo) -> Option<Frame> {
+        let root = self.take_frames(1)?;
         self.map_image(root)?;
         self.map_frames(root)?;
         self.map(root, LOCAL_APIC, boot.local_apic.frame(), 1, DEVICE)?;
         self.map(root, IO_APIC, boot.io_apic.frame(), 1, DEVICE)?;
         self.map(root, TRAMPOLINE, Frame(TRAMPOLINE / PAGE_SIZE), 1, npt::PRESENT | npt::ACCESSED)?;
-        let idt = self.take(1)?;
+        let idt = self.take_frames(1)?;
         traps::fill_idt(idt);
         self.map(root, IDT, idt, 1, READ)?;
-        Ok(root)
+        Some(root)
     }
 
     /// A CPU's PML4 and all that it has to itself.
-    fn cpu(&mut self, cpu: CpuId, root: Frame, shared: Frame, features: Features) -> Result<(), Lacking> {
+    fn cpu(&mut self, cpu: CpuId, root: Frame, shared: Frame, features: Features) -> Option<()> {
         (0..512).for_each(|index| Mapped.write(root, index, Mapped.read(shared, index)));
-        let [upper, image] = [self.take(1)?, self.reach(shared, KERNEL_BASE, 3)?];
+        let [upper, image] = [self.take_frames(1)?, self.reach(shared, KERNEL_BASE, 3)?];
         Mapped.write(root, 511, npt::entry(upper, npt::TABLE));
         Mapped.write(upper, 510, Mapped.read(image, 510));
         let own_pages = (size_of::<PerCpu>() as u64).div_ceil(PAGE_SIZE);
-        let own = self.take(own_pages)?;
-        let state = PerCpu::new(cpu, root, features, [self.take(1)?, self.take(1)?]);
+        let own = self.take_frames(own_pages)?;
+        let state = PerCpu::new(cpu, root, features, self.take_frames(2)?);
         // SAFETY: these frames were just taken and are mapped; they are as many as the structure takes.
         unsafe { (kmap::ptr(own) as *mut PerCpu).write(state) };
         self.map(root, PERCPU, own, own_pages, DATA)?;
@@ -109,10 +104,10 @@ impl Early {
         self.map(root, OWN_TABLE, table, 1, DATA)?;
         let ist = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP].map(|top| (top, IST_PAGES));
         for (top, pages) in [(STACK_TOP, STACK_PAGES)].into_iter().chain(ist) {
-            let stack = self.take(pages)?;
+            let stack = self.take_frames(pages)?;
             self.map(root, top - pages * PAGE_SIZE, stack, pages, DATA)?;
         }
-        Ok(())
+        Some(())
     }
 
     /// The bundle, as the boot loader put it there.
@@ -167,15 +162,15 @@ pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
         return Err("a view of so much memory");
     }
     let mut early = Early { frames: Frames::new(boot), count };
-    let shared = early.shared(boot)?;
-    let iopm = early.take(IOPM_FRAMES)?;
+    let shared = early.shared(boot).ok_or(NO_MEMORY)?;
+    let iopm = early.take_frames(IOPM_FRAMES).ok_or(NO_MEMORY)?;
     for word in 0..IOPM_FRAMES as usize * 512 {
         Mapped.write(Frame(iopm.0 + word as u64 / 512), word, u64::MAX);
     }
     let features = Features::detect(&boot.quirks, iopm);
-    let own = early.take(boot.cpus.len() as u64)?;
+    let own = early.take_frames(boot.cpus.len() as u64).ok_or(NO_MEMORY)?;
     for (number, root) in (0..boot.cpus.len() as u16).zip(own.0..) {
-        early.cpu(CpuId(number), Frame(root), shared, features)?;
+        early.cpu(CpuId(number), Frame(root), shared, features).ok_or(NO_MEMORY)?;
     }
     // SAFETY: the new tables map what runs now where it is: image, its data and with them the stack. Nothing below
     // uses the board's map of physical memory.

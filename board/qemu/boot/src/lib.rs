@@ -26,12 +26,9 @@ mod start;
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
-        const _: () = {
-            #[unsafe(no_mangle)]
-            fn caisson_kernel_main(boot: &$crate::BootInfo) -> ! {
-                let main: fn(&$crate::BootInfo) -> ! = $main;
-                main(boot)
-            }
-        };
+        #[unsafe(no_mangle)]
+        fn caisson_kernel_main(boot: &$crate::BootInfo) -> ! {
+            $main(boot)
+        }
     };
 }

@@ -86,7 +86,9 @@ boot_long:
     mov edi, edi
     mov rax, offset {start}
     call rax
-    ud2
+1:
+    hlt
+    jmp 1b
 "#,
     start = sym start,
 );
@@ -147,14 +149,10 @@ unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
     }
 }
 
-/// The first Rust code, on the boot stack.
-extern "C" fn start(start_info: u64) -> ! {
+/// The first Rust code, on the boot stack. It comes back if there is nobody to tell what is wrong.
+extern "C" fn start(start_info: u64) {
     // SAFETY: `start_info` is PVH's, and only the image's own memory has been written since.
-    match unsafe { boot_info(start_info) } {
-        Some(boot) => caisson_kernel_main(&boot),
-        None => loop {
-            // SAFETY: stops this CPU for good; there is nobody to tell.
-            unsafe { core::arch::asm!("cli", "hlt", options(nomem, nostack)) }
-        },
+    if let Some(boot) = unsafe { boot_info(start_info) } {
+        caisson_kernel_main(&boot)
     }
 }

@@ -3,7 +3,6 @@
 use super::exits::REFLECTED;
 use super::state::{ABSENT, Extra};
 use super::vmcb::{CR8, MASKING, NESTED_PAGING, Vmcb};
-use crate::prelude::*;
 use zerocopy::FromZeros;
 
 /// Machine checks are the host's.
@@ -30,31 +29,15 @@ pub fn fill_msr_map(map: &mut [u8; MSR_MAP]) {
     }
 }
 
-/// Where the parts of a vCPU lie.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    /// The I/O permission map: three frames of ones.
-    pub iopm: Frame,
-    /// The MSR permission map: two frames.
-    pub msrpm: Spa,
-    /// Its VM's ASID, not 0.
-    pub asid: u32,
-    /// Root of the view that it starts in.
-    pub root: Frame,
-}
-
-/// What the host wants of a new vCPU. Its registers are zero, which no CPU accepts: the vmm loads them all before it runs.
-pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra, setup: &Setup) {
+/// What the host wants of a new vCPU, but for where its parts lie and its ASID. Its registers are zero, which no CPU
+/// accepts: the vmm loads them all before it runs.
+pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra) {
     vmcb.zero();
     let control = &mut vmcb.control;
     control.cr = CR8 | CR8 << 16;
     control.exceptions = REFLECTED | MACHINE_CHECK;
-    control.iopm = setup.iopm.spa().0;
-    control.msrpm = setup.msrpm.0;
-    control.asid = setup.asid;
     control.interrupt = MASKING;
     control.nested = NESTED_PAGING;
-    control.n_cr3 = setup.root.spa().0;
     vmcb.set_intercepts();
     *extra = Extra { xcr0: 1, shadow_rip: u64::MAX, reload: ABSENT, ..Extra::default() };
 }

@@ -48,7 +48,7 @@ impl Features {
 pub(crate) fn enable() {
     // SAFETY: SVM exists and is on. Both frames are this CPU's own, for good.
     unsafe {
-        Msr::new(VM_HSAVE_PA).write(this().save_area.0);
+        Msr::new(VM_HSAVE_PA).write(this().host.0 + PAGE_SIZE);
         asm!("vmsave rax", in("rax") this().host.0, options(nostack, preserves_flags));
     }
 }
