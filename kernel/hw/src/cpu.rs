@@ -103,12 +103,6 @@ pub fn idle() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
 }
 
-/// Takes the interrupts that are pending now.
-pub(crate) fn poll_interrupts() {
-    interrupts::enable();
-    interrupts::disable();
-}
-
 /// Stops this CPU for good: with interrupts off only an NMI wakes it.
 pub(crate) fn halt() -> ! {
     loop {
