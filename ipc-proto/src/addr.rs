@@ -106,20 +106,16 @@ impl Field for VcpuId {
     }
 }
 
-macro_rules! page_of_address {
-    ($($page:ident $page_of:ident $address:ident $address_of:ident;)*) => { $(
-        impl $page {
-            /// The address of its first byte.
-            pub const fn $address_of(self) -> $address { $address(self.0 << 12) }
-        }
-
-        impl $address {
-            /// What this address lies in.
-            pub const fn $page_of(self) -> $page { $page(self.0 >> 12) }
-        }
-    )* };
+impl Frame {
+    /// The address of its first byte.
+    pub const fn spa(self) -> Spa {
+        Spa(self.0 << 12)
+    }
 }
 
-page_of_address! {
-    Frame frame Spa spa;
+impl Spa {
+    /// What this address lies in.
+    pub const fn frame(self) -> Frame {
+        Frame(self.0 >> 12)
+    }
 }

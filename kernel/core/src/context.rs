@@ -84,10 +84,9 @@ impl Set {
 
     fn change(&self, context: Context, change: impl FnOnce(u64, u64) -> u64) {
         let at = context.index() / 64;
-        if let Some(word) = self.words.get(at) {
-            word.set(change(word.get(), 1 << (context.index() % 64)));
-            self.used.set(self.used.get() & !(1 << at) | u64::from(word.get() != 0) << at);
-        }
+        let word = &self.words[at];
+        word.set(change(word.get(), 1 << (context.index() % 64)));
+        self.used.set(self.used.get() & !(1 << at) | u64::from(word.get() != 0) << at);
     }
 
     /// Puts a context in.

@@ -19,30 +19,21 @@ pub mod bundle;
 pub mod context;
 pub mod cpu;
 pub mod cpus;
+pub mod death;
 pub mod early;
 pub mod event;
 pub mod frames;
-#[cfg(not(loom))]
 pub mod here;
 pub mod invalidation;
+pub mod ipc;
+pub mod kernel;
 pub mod machine;
+mod ops;
 mod prelude;
+pub mod schedule;
 pub mod service;
-#[cfg(not(loom))]
 pub mod svm;
 pub mod sync;
 pub mod turn;
-#[cfg(not(loom))]
 pub mod vms;
 pub mod woken;
-
-#[cfg(not(loom))]
-pub mod death;
-#[cfg(not(loom))]
-pub mod ipc;
-#[cfg(not(loom))]
-pub mod kernel;
-#[cfg(not(loom))]
-mod ops;
-#[cfg(not(loom))]
-pub mod schedule;

@@ -7,6 +7,5 @@ pub(crate) use caisson_proto::prelude::*;
 pub(crate) use crate::{
     asids::*, batches::*, bells::*, boot::*, context::*, cpu::*, cpus::*, event::*, frames::*, machine::*,
 };
-#[cfg(not(loom))]
 pub(crate) use crate::{here::*, ipc::*, kernel::*, svm::state::*, vms, vms::*};
 pub(crate) use crate::{invalidation::*, machine::Machine, service::*, sync::*, turn::*, woken::*};

@@ -18,10 +18,8 @@ initial! {
 impl Woken {
     /// Puts a context here. Its CPU has to be interrupted after this.
     pub fn put(&self, context: Context) {
-        if let Some(word) = self.words.get(context.index() / 64) {
-            word.fetch_or(1 << (context.index() % 64), Ordering::SeqCst);
-            self.any.store(1, Ordering::SeqCst);
-        }
+        self.words[context.index() / 64].fetch_or(1 << (context.index() % 64), Ordering::SeqCst);
+        self.any.store(1, Ordering::SeqCst);
     }
 
     /// Takes all.

@@ -1,6 +1,6 @@
 //! The boot CPU builds the kernel's half of every address space, once, and moves into it.
 //!
-//! Until [`init`] switched tables, physical memory is reached at its own addresses, as the board mapped it.
+//! Until [`init`] switched tables, the board maps physical memory where the kernel maps its own frames afterwards.
 
 use caisson_core::frames::FrameTable;
 use caisson_core::{early::Frames, early::LOW_END, early::touched, frames};
@@ -21,175 +21,94 @@ unsafe extern "C" {
     static __kernel_end: u8;
 }
 
-const READ: Bits = Bits::PRESENT.union(Bits::ACCESSED).union(Bits::GLOBAL);
-const DATA: Bits = Bits::DATA.union(Bits::GLOBAL);
-const DEVICE: Bits = DATA.union(Bits::PCD).union(Bits::PWT);
-
-/// Makes tables through the board's identity map.
-struct Builder {
-    frames: Frames,
-    /// A PML4 whose upper half all CPUs share, but for [`PERCPU`].
-    shared: Frame,
-    iopm: Frame,
+/// The page of an address, in its tree.
+const fn page_of(address: u64) -> u64 {
+    address / PAGE_SIZE % Tree::nested(Frame(0)).end()
 }
 
-impl Builder {
-    /// Zeroed frames in a row.
-    fn take(&mut self, count: u64) -> Result<Frame, Lacking> {
-        let first = self.frames.take(count).ok_or(NO_MEMORY)?;
-        (first.0..first.0 + count).for_each(|frame| self.table(Frame(frame)).fill(0));
-        Ok(first)
-    }
-
-    /// A frame that this builder took, before the switch.
-    fn table(&mut self, frame: Frame) -> &mut [u64; 512] {
-        // SAFETY: the board maps RAM at its own addresses; nobody but the builder knows its frames, and it lends one
-        // at a time.
-        unsafe { &mut *(frame.spa().0 as *mut [u64; 512]) }
-    }
-
-    /// The slot of `address` in its table of level `target` below a root, with the tables on the way.
-    fn slot(&mut self, root: Frame, address: u64, target: u32) -> Result<&mut u64, Lacking> {
-        let index = |level: u32| (address >> (3 + 9 * level) & 511) as usize;
-        let mut table = root;
-        for level in (target + 1..=4).rev() {
-            if self.table(table)[index(level)] == 0 {
-                self.table(table)[index(level)] = entry(self.take(1)?, Bits::TABLE);
-            }
-            table = frame_of(self.table(table)[index(level)]);
-        }
-        Ok(&mut self.table(table)[index(target)])
-    }
-
-    /// Maps frames in a row.
-    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: Bits) -> Result<(), Lacking> {
-        for page in 0..pages {
-            *self.slot(root, address + page * PAGE_SIZE, 1)? = entry(Frame(first.0 + page), bits);
-        }
-        Ok(())
-    }
-
-    /// The image: text is executed, data is written, the rest only read.
-    fn map_image(&mut self) -> Result<(), Lacking> {
-        let symbols =
-            [&raw const __kernel_start, &raw const __kernel_text, &raw const __kernel_data, &raw const __kernel_end];
-        let [start, text, data, end] = symbols.map(|symbol| symbol as u64);
-        for (from, to, bits) in [(start, text, READ | Bits::NX), (text, data, READ), (data, end, DATA)] {
-            let first = Frame((from - KERNEL_BASE) / PAGE_SIZE);
-            self.map(self.shared, from, first, (to - from) / PAGE_SIZE, bits)?;
-        }
-        Ok(())
-    }
-
-    /// A word for each frame in the table, and an entry for each in [`FRAMES_MAP`].
-    fn map_frames(&mut self, frames: u64) -> Result<(), Lacking> {
-        for page in 0..frames.div_ceil(LARGE_PAGES) {
-            let [words, entries] = [self.take(1)?, self.take(1)?];
-            self.map(self.shared, FRAME_TABLE + page * PAGE_SIZE, words, 1, DATA)?;
-            self.map(self.shared, FRAME_PTES + page * PAGE_SIZE, entries, 1, DATA)?;
-            *self.slot(self.shared, FRAMES_MAP + page * LARGE_PAGES * PAGE_SIZE, 2)? = entry(entries, Bits::TABLE);
-        }
-        Ok(())
-    }
-
-    /// What all CPUs share: everything but [`PERCPU`].
-    fn share(&mut self, boot: &BootInfo, frames: u64) -> Result<(), Lacking> {
-        self.shared = self.take(1)?;
-        self.map_image()?;
-        self.map_frames(frames)?;
-        self.map(self.shared, LOCAL_APIC, boot.local_apic.frame(), 1, DEVICE)?;
-        self.map(self.shared, IO_APIC, boot.io_apic.frame(), 1, DEVICE)?;
-        self.map(self.shared, TRAMPOLINE, Frame(TRAMPOLINE / PAGE_SIZE), 1, READ.difference(Bits::GLOBAL))?;
-        let idt = self.take(1)?;
-        traps::fill_idt(self.table(idt));
-        self.map(self.shared, IDT, idt, 1, READ | Bits::NX)?;
-        self.iopm = self.take(IOPM_FRAMES)?;
-        (0..IOPM_FRAMES).for_each(|page| self.table(Frame(self.iopm.0 + page)).fill(u64::MAX));
-        Ok(())
-    }
-
-    /// A CPU's PML4 and all that it has to itself.
-    fn cpu(&mut self, cpu: CpuId, features: Features) -> Result<Frame, Lacking> {
-        let [root, upper] = [self.take(1)?, self.take(1)?];
-        let shared = *self.table(self.shared);
-        self.table(root).copy_from_slice(&shared);
-        self.table(root)[511] = entry(upper, Bits::TABLE);
-        self.table(upper)[510] = *self.slot(self.shared, KERNEL_BASE, 3)?;
-        let task = self.take(TSS_PAGES)?;
-        let own_pages = (size_of::<PerCpu>() as u64).div_ceil(PAGE_SIZE);
-        let own = self.take(own_pages)?;
-        let state = PerCpu::new(cpu, root, features, [self.take(1)?, self.take(1)?]);
-        // SAFETY: these frames are this builder's, zeroed, and mapped at their own addresses; they are as many as
-        // the structures take.
-        unsafe {
-            (own.spa().0 as *mut PerCpu).write(state);
-            segments::write_task_state(task.spa().0 as *mut u8);
-        }
-        self.map(root, PERCPU, own, own_pages, DATA)?;
-        self.map(root, TSS, task, TSS_PAGES, DATA)?;
-        for (address, level) in [(OWN_PML4, 4), (OWN_TABLE, 1)] {
-            let mut table = root;
-            for above in (level + 1..=4).rev() {
-                table = frame_of(*self.slot(root, PERCPU, above)?);
-            }
-            self.map(root, address, table, 1, DATA)?;
-        }
-        let ist = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP].map(|top| (top, IST_PAGES));
-        for (top, pages) in [(STACK_TOP, STACK_PAGES)].into_iter().chain(ist) {
-            let stack = self.take(pages)?;
-            self.map(root, top - pages * PAGE_SIZE, stack, pages, DATA)?;
-        }
-        Ok(root)
-    }
-}
-
-/// Builds the tables, moves the boot CPU into them, masks every interrupt and measures the clocks. On return the
-/// boot CPU is like any other, but for its stack, which is the board's until ring 3 is entered.
-///
-/// # Errors
-/// What this machine lacks.
-pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
-    clock::start();
-    BOARD.call_once(|| boot.clone());
-    cpu::detect(boot.quirks.assume_wbnoinvd)?;
-    if !boot.bundle.start.0.is_multiple_of(PAGE_SIZE) {
-        return Err("a bundle that is page-aligned");
-    }
-    let end = boot.memory.iter().map(|range| range.start.0 + range.bytes).max();
-    let count = end.ok_or(NO_MEMORY)? / PAGE_SIZE;
-    if count > MAX_FRAMES {
-        return Err("a view of so much memory");
-    }
-    let mut builder = Builder { frames: Frames::new(boot), shared: Frame(0), iopm: Frame(0) };
-    builder.share(boot, count)?;
-    let features = Features::detect(&boot.quirks, builder.iopm);
-    let mut roots = heapless::Vec::<Frame, MAX_CPUS>::new();
-    for number in 0..boot.cpus.len() as u16 {
-        roots.push(builder.cpu(CpuId(number), features)?).map_err(|_| "a place for so many CPUs")?;
-    }
-    let own = roots.first().ok_or("CPUs")?.spa().0;
-    // SAFETY: the new tables map what runs now where it is: image, its data and with them the stack. Nothing below
-    // uses the board's map of physical memory.
-    unsafe { core::arch::asm!("mov cr3, {}", in(reg) own, options(nostack)) };
-    smp::ready();
-    smp::ROOTS.call_once(|| roots);
-    kmap::init(count);
-    let (first, last) = builder.frames.taken();
-    (first..last).for_each(|number| kmap::map(Frame(number)));
-    let (first, last) = touched(&boot.bundle);
-    (first..last).for_each(|number| kmap::map_as(Frame(number), READ | Bits::NX));
-    ioapic::init();
-    let counts = clock::calibrate(boot.timer_khz);
-    if counts { Ok(Early { frames: builder.frames, count }) } else { Err("an APIC timer that counts") }
-}
-
-/// Memory between [`init`] and the kernel's own accounting.
+/// Memory before the kernel's own accounting: what [`init`] maps, and what is taken until [`Early::finish`].
 pub struct Early {
     frames: Frames,
+    /// So many frames there are.
     count: u64,
 }
 
 impl Early {
+    /// The table of this level for an address.
+    fn reach(&mut self, root: Frame, address: u64, level: u32) -> Option<Frame> {
+        npt::reach(&mut Mapped, Tree::nested(root), page_of(address), level, self).ok()
+    }
+
+    /// Maps frames in a row.
+    fn map(&mut self, root: Frame, address: u64, first: Frame, pages: u64, bits: u64) -> Option<()> {
+        for page in 0..pages {
+            let table = self.reach(root, address + page * PAGE_SIZE, 1)?;
+            let index = page_of(address) + page;
+            Mapped.write(table, index as usize, npt::entry(Frame(first.0 + page), bits));
+        }
+        Some(())
+    }
+
+    /// The image: text is executed, data is written, the rest only read.
+    fn map_image(&mut self, root: Frame) -> Option<()> {
+        let symbols =
+            [&raw const __kernel_start, &raw const __kernel_text, &raw const __kernel_data, &raw const __kernel_end];
+        let [start, text, data, end] = symbols.map(|symbol| symbol as u64);
+        for (from, to, bits) in [(start, text, READ), (text, data, CODE), (data, end, DATA)] {
+            let first = Frame((from - KERNEL_BASE) / PAGE_SIZE);
+            self.map(root, from, first, (to - from) / PAGE_SIZE, bits)?;
+        }
+        Some(())
+    }
+
+    /// A word for each frame in the table, and an entry for each in [`FRAMES_MAP`].
+    fn map_frames(&mut self, root: Frame) -> Option<()> {
+        for page in 0..self.count.div_ceil(LARGE_PAGES) {
+            let words = self.take_frames(1)?;
+            let entries = self.reach(root, FRAMES_MAP + page * LARGE_PAGES * PAGE_SIZE, 1)?;
+            self.map(root, FRAME_TABLE + page * PAGE_SIZE, words, 1, DATA)?;
+            self.map(root, FRAME_PTES + page * PAGE_SIZE, entries, 1, DATA)?;
+        }
+        Some(())
+    }
+
+    /// A PML4 whose upper half all CPUs share: everything but [`PERCPU`].
+    fn shared(&mut self, boot: &BootInfo) -> Option<Frame> {
+        let root = self.take_frames(1)?;
+        self.map_image(root)?;
+        self.map_frames(root)?;
+        self.map(root, LOCAL_APIC, boot.local_apic.frame(), 1, DEVICE)?;
+        self.map(root, IO_APIC, boot.io_apic.frame(), 1, DEVICE)?;
+        self.map(root, TRAMPOLINE, Frame(TRAMPOLINE / PAGE_SIZE), 1, npt::PRESENT | npt::ACCESSED)?;
+        let idt = self.take_frames(1)?;
+        traps::fill_idt(idt);
+        self.map(root, IDT, idt, 1, READ)?;
+        Some(root)
+    }
+
+    /// A CPU's PML4 and all that it has to itself.
+    fn cpu(&mut self, cpu: CpuId, root: Frame, shared: Frame, features: Features) -> Option<()> {
+        (0..512).for_each(|index| Mapped.write(root, index, Mapped.read(shared, index)));
+        let [upper, image] = [self.take_frames(1)?, self.reach(shared, KERNEL_BASE, 3)?];
+        Mapped.write(root, 511, npt::entry(upper, npt::TABLE));
+        Mapped.write(upper, 510, Mapped.read(image, 510));
+        let own_pages = (size_of::<PerCpu>() as u64).div_ceil(PAGE_SIZE);
+        let own = self.take_frames(own_pages)?;
+        let state = PerCpu::new(cpu, root, features, self.take_frames(2)?);
+        // SAFETY: these frames were just taken and are mapped; they are as many as the structure takes.
+        unsafe { (kmap::ptr(own) as *mut PerCpu).write(state) };
+        self.map(root, PERCPU, own, own_pages, DATA)?;
+        self.map(root, OWN_PML4, root, 1, DATA)?;
+        let table = self.reach(root, OWN_TABLE, 1)?;
+        self.map(root, OWN_TABLE, table, 1, DATA)?;
+        let ist = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP].map(|top| (top, IST_PAGES));
+        for (top, pages) in [(STACK_TOP, STACK_PAGES)].into_iter().chain(ist) {
+            let stack = self.take_frames(pages)?;
+            self.map(root, top - pages * PAGE_SIZE, stack, pages, DATA)?;
+        }
+        Some(())
+    }
+
     /// The bundle, as the boot loader put it there.
     pub fn bundle(&self, at: &Range) -> &'static [u8] {
         // SAFETY: `init` mapped its frames read-only; they are the kernel's for good and never written.
@@ -222,6 +141,47 @@ impl Early {
         }
         table
     }
+}
+
+/// Builds the tables, moves the boot CPU into them, masks every interrupt and measures the clocks. On return the
+/// boot CPU is like any other, but for its stack, which is the board's until ring 3 is entered.
+///
+/// # Errors
+/// What this machine lacks.
+pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
+    clock::start();
+    BOARD.call_once(|| boot.clone());
+    cpu::detect(boot.quirks.assume_wbnoinvd)?;
+    if !boot.bundle.start.0.is_multiple_of(PAGE_SIZE) {
+        return Err("a bundle that is page-aligned");
+    }
+    let end = boot.memory.iter().map(|range| range.start.0 + range.bytes).max();
+    let count = end.ok_or(NO_MEMORY)? / PAGE_SIZE;
+    if count > MAX_FRAMES {
+        return Err("a view of so much memory");
+    }
+    let mut early = Early { frames: Frames::new(boot), count };
+    let shared = early.shared(boot).ok_or(NO_MEMORY)?;
+    let iopm = early.take_frames(IOPM_FRAMES).ok_or(NO_MEMORY)?;
+    for word in 0..IOPM_FRAMES as usize * 512 {
+        Mapped.write(Frame(iopm.0 + word as u64 / 512), word, u64::MAX);
+    }
+    let features = Features::detect(&boot.quirks, iopm);
+    let own = early.take_frames(boot.cpus.len() as u64).ok_or(NO_MEMORY)?;
+    for (number, root) in (0..boot.cpus.len() as u16).zip(own.0..) {
+        early.cpu(CpuId(number), Frame(root), shared, features).ok_or(NO_MEMORY)?;
+    }
+    // SAFETY: the new tables map what runs now where it is: image, its data and with them the stack. Nothing below
+    // uses the board's map of physical memory.
+    unsafe { asm!("mov cr3, {}", in(reg) own.spa().0, options(nostack)) };
+    smp::ready();
+    kmap::init(count);
+    let (first, last) = early.frames.taken();
+    (first..last).for_each(|number| kmap::map(Frame(number)));
+    let (first, last) = touched(&boot.bundle);
+    (first..last).for_each(|number| kmap::map_as(Frame(number), READ));
+    ioapic::init();
+    if clock::calibrate(boot.timer_khz) { Ok(early) } else { Err("an APIC timer that counts") }
 }
 
 impl TablePool for Early {

@@ -1,35 +1,18 @@
 //! The processor: features, control registers, caches and translations of this CPU.
 
-use core::{
-    arch::asm, arch::x86_64::__cpuid_count, arch::x86_64::CpuidResult, sync::atomic::AtomicBool, sync::atomic::Ordering,
-};
+use crate::prelude::*;
+use core::arch::x86_64::{__cpuid_count, CpuidResult};
+use x86_64::instructions::{hlt, interrupts};
+use x86_64::registers::{control::Cr4, control::Cr4Flags, model_specific::Efer, model_specific::Msr};
 
-/// Model-specific registers (APM volume 2, appendix A).
-pub(crate) mod msr {
-    /// Extended features.
-    pub const EFER: u32 = 0xc000_0080;
-    /// Selectors of SYSCALL and SYSRET.
-    pub const STAR: u32 = 0xc000_0081;
-    /// Entry of SYSCALL.
-    pub const LSTAR: u32 = 0xc000_0082;
-    /// Flags that SYSCALL clears.
-    pub const SFMASK: u32 = 0xc000_0084;
-    /// What RDTSCP and RDPID tell.
-    pub const TSC_AUX: u32 = 0xc000_0103;
-    /// SEV: flushes a guest's page: its address in the host, and the ASID in bits 11:0 (section 15.34.9).
-    pub const VM_PAGE_FLUSH: u32 = 0xc001_011e;
-    /// SVM: bit 4 says that the firmware disabled it (section 15.30.1).
-    pub const VM_CR: u32 = 0xc001_0114;
-    /// SVM: where the CPU keeps the host's registers while a guest runs.
-    pub const VM_HSAVE_PA: u32 = 0xc001_0117;
-}
+/// SVM: bit 4 says that the firmware disabled it (APM volume 2, section 15.30.1).
+const VM_CR: Msr = Msr::new(0xc001_0114);
 
 /// CR0: protected mode, x87 present, its errors are exceptions, supervisor respects read-only, paging, and TS: FPU
 /// instructions fault. APM volume 2, section 3.1.1.
 pub(crate) const CR0: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
 /// CR4: DE, PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, OSXSAVE, SMEP, SMAP. APM volume 2, section 3.1.3.
-const CR4: u64 = 1 << 3 | 1 << 5 | 1 << 6 | PAGE_GLOBAL | 1 << 9 | 1 << 10 | 1 << 18 | 1 << 20 | 1 << 21;
-const PAGE_GLOBAL: u64 = 1 << 7;
+const CR4: u64 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18 | 1 << 20 | 1 << 21;
 /// EFER: SCE, LME, LMA, NXE, SVME.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12;
 
@@ -62,7 +45,7 @@ pub(crate) fn detect(assume_wbnoinvd: bool) -> Result<(), &'static str> {
         return Err(name);
     }
     // SAFETY: CPUs with SVM have this MSR.
-    if unsafe { rdmsr(msr::VM_CR) } & 1 << 4 != 0 {
+    if unsafe { VM_CR.read() } & 1 << 4 != 0 {
         return Err("SVM, which the firmware disabled");
     }
     WBNOINVD.store(assume_wbnoinvd || cpuid(0x8000_0008, 0).ebx & 1 << 9 != 0, Ordering::Relaxed);
@@ -76,8 +59,9 @@ pub(crate) fn enable() {
     // SAFETY: every bit was checked by `detect`, which also holds for CPUs of the same machine; the values keep
     // long mode and the tables that are loaded, which use no-execute bits.
     unsafe {
-        wrmsr(msr::EFER, EFER);
-        asm!("mov cr4, {}", "mov cr0, {}", in(reg) CR4 | umip, in(reg) CR0, options(nostack));
+        Efer::write_raw(EFER);
+        Cr4::write_raw(CR4 | umip);
+        Cr0::write_raw(CR0);
     }
 }
 
@@ -97,18 +81,12 @@ pub(crate) fn write_back(invalidate: bool) {
     }
 }
 
-/// Forgets this CPU's translation of one page, a global one too.
-pub(crate) fn flush_page(address: u64) {
-    // SAFETY: a lost translation is found again by a walk.
-    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack)) }
-}
-
 /// Forgets every translation of this CPU, the global ones too.
 pub(crate) fn flush_tlb() {
     // SAFETY: turns CR4.PGE off and on, which flushes all (APM volume 2, section 5.5.3).
     unsafe {
-        asm!("mov {0}, cr4", "mov {1}, {0}", "and {0}, {2}", "mov cr4, {0}", "mov cr4, {1}",
-            out(reg) _, out(reg) _, const !PAGE_GLOBAL as i32, options(nostack));
+        Cr4::update(|flags| flags.remove(Cr4Flags::PAGE_GLOBAL));
+        Cr4::update(|flags| flags.insert(Cr4Flags::PAGE_GLOBAL));
     }
 }
 
@@ -118,36 +96,6 @@ pub(crate) fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// The address of the last page fault.
-pub(crate) fn fault_address() -> u64 {
-    let address;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };
-    address
-}
-
-/// Reads a model-specific register.
-///
-/// # Safety
-/// This CPU has it.
-unsafe fn rdmsr(register: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: as the caller says.
-    unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack)) };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// Writes a model-specific register.
-///
-/// # Safety
-/// This CPU has it, accepts the value, and nothing that Rust relies on changes by it.
-pub(crate) unsafe fn wrmsr(register: u32, value: u64) {
-    // SAFETY: as the caller says.
-    unsafe {
-        asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
-    }
-}
-
 /// Waits for an interrupt, takes it, and returns with interrupts off. What came before since they were off isn't
 /// missed: STI holds interrupts off until HLT executes (APM volume 3, STI).
 pub fn idle() {
@@ -155,30 +103,10 @@ pub fn idle() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
 }
 
-/// Takes the interrupts that are pending now.
-pub(crate) fn poll_interrupts() {
-    // SAFETY: as in `idle`.
-    unsafe { asm!("sti", "nop", "cli", options(nostack)) }
-}
-
-/// Stops this CPU for good.
+/// Stops this CPU for good: with interrupts off only an NMI wakes it.
 pub(crate) fn halt() -> ! {
     loop {
-        // SAFETY: with interrupts off only an NMI wakes it, which is harmless.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
-    }
-}
-
-/// I/O ports.
-pub(crate) mod port {
-    use core::arch::asm;
-
-    /// Writes a byte.
-    ///
-    /// # Safety
-    /// What the device does with it harms nothing that Rust relies on.
-    pub unsafe fn write(port: u16, value: u8) {
-        // SAFETY: as the caller says.
-        unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
+        interrupts::disable();
+        hlt();
     }
 }

@@ -6,7 +6,7 @@ use crate::prelude::*;
 pub fn power_off(status: u8) -> ! {
     if let Some(exit) = boot::BOARD.get().and_then(|board| board.power_off) {
         // SAFETY: the board says that this port ends the machine.
-        unsafe { port::write(exit, status) }
+        unsafe { u8::write_to_port(exit, status) }
     }
     cpu::halt()
 }

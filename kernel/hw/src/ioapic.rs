@@ -25,8 +25,8 @@ fn write(register: u8, value: u32) {
 pub(crate) fn init() {
     // SAFETY: these are the mask registers of the 8259s, which make no device touch memory; then as in `select`.
     let version = unsafe {
-        port::write(0x21, 0xff);
-        port::write(0xa1, 0xff);
+        u8::write_to_port(0x21, 0xff);
+        u8::write_to_port(0xa1, 0xff);
         select(VERSION).read_volatile()
     };
     let last = (version >> 16 & 0xff) as u8;

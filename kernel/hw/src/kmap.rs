@@ -22,12 +22,12 @@ fn pte(frame: Frame) -> Option<&'static AtomicU64> {
 
 /// Makes a frame visible to the kernel. The frame table says that it is the kernel's.
 pub(crate) fn map(frame: Frame) {
-    map_as(frame, Bits::DATA | Bits::GLOBAL);
+    map_as(frame, DATA);
 }
 
-pub(crate) fn map_as(frame: Frame, bits: Bits) {
+pub(crate) fn map_as(frame: Frame, bits: u64) {
     if let Some(pte) = pte(frame) {
-        pte.store(entry(frame, bits), Ordering::Release);
+        pte.store(npt::entry(frame, bits), Ordering::Release);
     }
 }
 
@@ -36,13 +36,13 @@ pub(crate) fn map_as(frame: Frame, bits: Bits) {
 pub(crate) fn unmap(frame: Frame) {
     if let Some(pte) = pte(frame) {
         pte.store(0, Ordering::Release);
-        cpu::flush_page(ptr(frame) as u64);
+        tlb::flush(VirtAddr::new_truncate(ptr(frame) as u64));
     }
 }
 
-/// Whether the kernel sees a frame.
+/// Whether the kernel sees a frame; on the board's tables, before `init`, it sees all.
 fn is_mapped(frame: Frame) -> bool {
-    pte(frame).is_some_and(|pte| pte.load(Ordering::Acquire) != 0)
+    FRAMES.load(Ordering::Relaxed) == 0 || pte(frame).is_some_and(|pte| pte.load(Ordering::Acquire) != 0)
 }
 
 /// Where a frame is, if it is mapped.

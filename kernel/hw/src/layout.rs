@@ -39,10 +39,6 @@ pub const PERCPU_PAGES: u64 = 16;
 pub const OWN_PML4: u64 = PERCPU + 16 * PAGE_SIZE;
 /// The page table of this CPU's area.
 pub const OWN_TABLE: u64 = PERCPU + 18 * PAGE_SIZE;
-/// Task state with the I/O permission map; [`TSS_PAGES`] pages.
-pub const TSS: u64 = PERCPU + 20 * PAGE_SIZE;
-/// Pages of the task state.
-pub const TSS_PAGES: u64 = 3;
 /// Just above the kernel stack.
 pub const STACK_TOP: u64 = PERCPU + 48 * PAGE_SIZE;
 /// Pages of the kernel stack; nothing is mapped below it.

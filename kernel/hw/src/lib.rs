@@ -4,9 +4,9 @@
 //! kernel's own tables and returns [`Early`], which gives zeroed frames (it is a `TablePool` too) until
 //! [`Early::finish`] tells what every frame is. [`start_cpus`] starts the others; [`run::start`] the first service.
 //!
-//! **Running.** Interrupts are off in the kernel but in [`cpu::idle`] and `cpu::poll_interrupts`. Each CPU has one
-//! kernel stack. A system call stores the registers in this CPU's `UserFrame` and calls [`run`]; what the frame says
-//! on return is entered.
+//! **Running.** Interrupts are off in the kernel but in [`cpu::idle`] and between two entries of a guest. Each CPU has
+//! one kernel stack. A system call stores the registers in this CPU's `UserFrame` and calls [`run`]; what the frame
+//! says on return is entered.
 //!
 //! **Memory.** The kernel sees its own frames through [`kmap`] and no other; `window` reaches a frame for the length
 //! of one function; `user` copies from the service that is loaded.

@@ -2,32 +2,29 @@
 //! the first instruction to the epitaph. For cold paths only.
 
 use crate::prelude::*;
+use spin::mutex::SpinMutex;
 
-struct Guarded(UnsafeCell<defmt::Encoder>);
-
-// SAFETY: the encoder is used between `acquire` and `release` only.
-unsafe impl Sync for Guarded {}
-
-static ENCODER: Guarded = Guarded(UnsafeCell::new(defmt::Encoder::new()));
-static LOCKED: AtomicBool = AtomicBool::new(false);
+/// Locked from `acquire` to `release`.
+static ENCODER: SpinMutex<defmt::Encoder> = SpinMutex::new(defmt::Encoder::new());
 
 fn put(bytes: &[u8]) {
     let to = boot::BOARD.get().map_or(0, |board| board.log_port);
     for byte in bytes.iter().filter(|_| to != 0) {
         // SAFETY: the board says that this port takes log bytes.
-        unsafe { port::write(to, *byte) }
+        unsafe { u8::write_to_port(to, *byte) }
     }
 }
 
 /// The machine ends: takes the log from whoever was writing. What it wrote ends here, as a frame that can't be decoded.
 pub fn epitaph() {
-    LOCKED.store(false, Ordering::SeqCst);
+    // SAFETY: whoever holds it is stopped soon or has faulted; the encoder is plain numbers, whatever it was amid.
+    unsafe { ENCODER.force_unlock() };
     put(&[0]);
 }
 
 fn encode(run: impl FnOnce(&mut defmt::Encoder)) {
     // SAFETY: whoever calls this has the lock, or ends the machine.
-    run(unsafe { &mut *ENCODER.0.get() });
+    run(unsafe { &mut *ENCODER.as_mut_ptr() });
 }
 
 #[defmt::global_logger]
@@ -36,9 +33,7 @@ struct Log;
 // SAFETY: one CPU at a time is between `acquire` and `release`, and interrupts are off in the kernel.
 unsafe impl defmt::Logger for Log {
     fn acquire() {
-        while LOCKED.swap(true, Ordering::Acquire) {
-            core::hint::spin_loop();
-        }
+        core::mem::forget(ENCODER.lock());
         encode(|encoder| encoder.start_frame(put));
     }
 
@@ -50,7 +45,8 @@ unsafe impl defmt::Logger for Log {
 
     unsafe fn release() {
         encode(|encoder| encoder.end_frame(put));
-        LOCKED.store(false, Ordering::Release);
+        // SAFETY: `acquire` locked it.
+        unsafe { ENCODER.force_unlock() };
     }
 }
 

@@ -18,10 +18,12 @@ pub(crate) struct PerCpu {
     pub ports_owner: Cell<u16>,
     /// Global descriptor table.
     pub gdt: [Cell<u64>; 7],
+    /// Task state and I/O permission map.
+    pub task: UnsafeCell<Task>,
     /// What guests can be given.
     pub svm: Features,
-    /// Where the CPU keeps the host's registers while a guest runs, and where those are that only VMLOAD restores.
-    pub save_area: Spa,
+    /// Where the host's registers are that only VMLOAD restores. In the frame that follows the CPU keeps the others while
+    /// a guest runs.
     pub host: Spa,
     /// The vCPU whose registers came to this CPU last.
     pub resident: Cell<Option<Context>>,
@@ -32,18 +34,18 @@ pub(crate) struct PerCpu {
 const _: () = assert!(size_of::<PerCpu>() as u64 <= PERCPU_PAGES * PAGE_SIZE);
 
 impl PerCpu {
-    /// `svm` are two frames for the host's registers.
-    pub fn new(cpu: CpuId, root: Frame, features: Features, svm: [Frame; 2]) -> Self {
+    /// `host` are two frames for the host's registers.
+    pub fn new(cpu: CpuId, root: Frame, features: Features, host: Frame) -> Self {
         Self {
             frame: UnsafeCell::new(UserFrame::default()),
             cr3: root.spa().0,
             loaded: Cell::new(0),
             timer: Cell::new(NEVER),
             ports_owner: Cell::new(NO_SERVICE),
-            gdt: crate::segments::gdt(),
+            gdt: gdt(),
+            task: UnsafeCell::new(Task::new()),
             svm: features,
-            save_area: svm[0].spa(),
-            host: svm[1].spa(),
+            host: host.spa(),
             resident: Cell::new(None),
             local: Local::new(cpu),
         }

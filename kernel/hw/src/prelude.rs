@@ -8,7 +8,9 @@ pub(crate) use caisson_core::{ipc::Next, kernel::Kernel, machine::Machine, machi
 pub(crate) use caisson_proto::prelude::*;
 pub(crate) use spin::Once;
 
-pub(crate) use crate::cpu::{CR0, cpuid, msr, port, wrmsr};
+pub(crate) use x86_64::{VirtAddr, instructions::tlb, registers::control::*, structures::port::PortWrite};
+
+pub(crate) use crate::cpu::{CR0, cpuid};
 pub(crate) use crate::svm::{features, features::Features, vcpu, vcpu::vcpu};
 pub(crate) use crate::{
     apic, boot, clock, cpu, epitaph, ioapic, kmap, log, mailbox, run, smp, translations, traps, user, window,

@@ -1,6 +1,7 @@
 //! The kernel's life on a CPU: what enters it, and the loop that decides what runs next.
 
 use crate::prelude::*;
+use x86_64::instructions::interrupts;
 
 /// Says who gets which interrupt.
 static BUNDLE: Once<Bundle<'static>> = Once::new();
@@ -44,7 +45,9 @@ fn run_guest(here: Here<'static, Silicon>, context: Context, frame: &mut UserFra
     here.left(context);
     match left {
         None => {
-            cpu::poll_interrupts();
+            // Takes those that are pending.
+            interrupts::enable();
+            interrupts::disable();
             Next::Pick
         }
         Some(code) => here.vm_exit(frame, context, &vcpu::exit(context, vcpu, code)),
@@ -62,11 +65,10 @@ pub fn start(bundle: Bundle<'static>) -> ! {
 
 /// Runs this CPU from now on.
 pub(crate) fn forever() -> ! {
-    let mut frame = UserFrame::default();
-    let here = here();
-    here.tick();
-    go_on(here, &mut frame);
-    syscall::enter_user(&frame)
+    here().tick();
+    // SAFETY: ring 3 never ran here, so nobody else uses the frame.
+    go_on(here(), unsafe { &mut *this().frame.get() });
+    syscall::leave()
 }
 
 /// A system call. This CPU's frame says what ring 3 goes on with, perhaps another service.
@@ -78,7 +80,7 @@ pub(crate) extern "C" fn syscall() -> ! {
     syscall::leave()
 }
 
-/// An interrupt that was acknowledged: from ring 3 (`user` is there), in [`cpu::idle`] or in [`cpu::poll_interrupts`].
+/// An interrupt that was acknowledged: from ring 3 (`user` is there), in [`cpu::idle`] or in [`run_guest`].
 /// `true` if what ring 3 did is to be abandoned for `next`.
 pub(crate) fn interrupt(number: u8, user: Option<&Trap>, next: &mut UserFrame) -> bool {
     let here = here();

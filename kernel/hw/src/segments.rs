@@ -3,6 +3,9 @@
 //! APM volume 2, sections 4.8 (descriptors), 12.2.5 (task state) and 12.2.4 (I/O permission map).
 
 use crate::prelude::*;
+use x86_64::instructions::{segmentation::CS, segmentation::SS, segmentation::Segment, tables::*};
+use x86_64::registers::{model_specific::LStar, model_specific::SFMask, model_specific::Star, rflags::RFlags};
+use x86_64::structures::{DescriptorTablePointer, gdt::SegmentSelector, tss::TaskStateSegment};
 
 /// Kernel code; its data segment follows.
 pub(crate) const KERNEL_CODE: u16 = 0x08;
@@ -15,110 +18,81 @@ pub(crate) const IST_DOUBLE_FAULT: u8 = 1;
 pub(crate) const IST_NMI: u8 = 2;
 pub(crate) const IST_MACHINE_CHECK: u8 = 3;
 
-/// Offsets in the task state: stack of ring 0, the first of the interrupt stacks, where the permission map begins, and
-/// the map, just behind.
-const STACK_AT: usize = 4;
-const INTERRUPT_STACKS_AT: usize = 36;
-const MAP_OFFSET_AT: usize = 102;
-const PORTS_AT: u16 = 104;
-/// Bytes of the map, and one of ones that must follow.
-const MAP_BYTES: usize = 8192;
-/// The task state's limit, with the map.
-const LIMIT: u64 = PORTS_AT as u64 + MAP_BYTES as u64;
+/// Where the permission map lies in the task state: just behind.
+const PORTS_AT: u16 = size_of::<TaskStateSegment>() as u16;
+/// Bytes of the map, with one of ones that must follow.
+const MAP_BYTES: usize = 8192 + 1;
 /// An offset past the limit: no port is allowed.
 const NO_PORTS: u16 = u16::MAX;
+
+/// A CPU's task state and its I/O permission map. The alignment keeps the former within a page.
+#[repr(C, align(128))]
+pub(crate) struct Task {
+    state: TaskStateSegment,
+    map: [u8; MAP_BYTES],
+}
+
+impl Task {
+    /// With the CPU's stacks, and no port.
+    pub fn new() -> Self {
+        let mut state = TaskStateSegment::new();
+        state.privilege_stack_table[0] = VirtAddr::new_truncate(STACK_TOP);
+        state.interrupt_stack_table =
+            [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP, 0, 0, 0, 0].map(VirtAddr::new_truncate);
+        state.iomap_base = NO_PORTS;
+        Self { state, map: [0xff; MAP_BYTES] }
+    }
+}
 
 /// The descriptors of every CPU: null, kernel code and data, user data and code, task state.
 pub(crate) fn gdt() -> [Cell<u64>; 7] {
     let [code, data] = [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     let user = 3 << 45;
-    let task = 0x89 << 40 | (TSS & 0xff_ffff) << 16 | (TSS >> 24 & 0xff) << 56 | LIMIT;
-    [0, code, data, data | user, code | user, task, TSS >> 32].map(Cell::new)
+    let (at, limit) = (PERCPU + offset_of!(PerCpu, task) as u64, u64::from(PORTS_AT) + MAP_BYTES as u64 - 1);
+    let task = 0x89 << 40 | (at & 0xff_ffff) << 16 | (at >> 24 & 0xff) << 56 | limit;
+    [0, code, data, data | user, code | user, task, at >> 32].map(Cell::new)
 }
-
-/// Writes a CPU's task state.
-///
-/// # Safety
-/// `at` is where the zeroed pages of a task state are mapped now, and nobody else uses them.
-pub(crate) unsafe fn write_task_state(at: *mut u8) {
-    let stacks = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP];
-    // SAFETY: as the caller says; the three pages have room for structure, map and last byte.
-    unsafe {
-        at.add(STACK_AT).cast::<u64>().write_unaligned(STACK_TOP);
-        at.add(INTERRUPT_STACKS_AT).cast::<[u64; 3]>().write_unaligned(stacks);
-        at.add(MAP_OFFSET_AT).cast::<u16>().write(NO_PORTS);
-        at.add(usize::from(PORTS_AT)).write_bytes(0xff, MAP_BYTES + 1);
-    }
-}
-
-#[repr(C, packed)]
-struct TablePointer(u16, u64);
 
 /// Loads this CPU's tables and prepares SYSCALL.
 pub(crate) fn load() {
-    let gdt = TablePointer(8 * 7 - 1, PERCPU + core::mem::offset_of!(PerCpu, gdt) as u64);
-    let idt = TablePointer(4095, IDT);
+    let table = |limit, base| DescriptorTablePointer { limit, base: VirtAddr::new_truncate(base) };
     // SAFETY: both tables are mapped for good and have what the selectors name; the segments are flat, so no address
     // changes its meaning. The MSRs exist on every CPU with long mode.
     unsafe {
-        core::arch::asm!(
-            "lgdt [{gdt}]",
-            "lidt [{idt}]",
-            "push {code}",
-            "lea {scratch}, [rip + 2f]",
-            "push {scratch}",
-            "retfq",
-            "2:",
-            "mov ss, {data:e}",
-            ".irp segment, ds, es, fs, gs",
-            "mov \\segment, {zero:e}",
-            ".endr",
-            "lldt {zero:x}",
-            "ltr {task:x}",
-            gdt = in(reg) &gdt,
-            idt = in(reg) &idt,
-            code = const KERNEL_CODE,
-            data = in(reg) u32::from(KERNEL_DATA),
-            zero = in(reg) 0,
-            task = in(reg) TASK,
-            scratch = out(reg) _,
-        );
-        cpu::wrmsr(msr::STAR, u64::from(SYSRET_BASE) << 48 | u64::from(KERNEL_CODE) << 32);
-        cpu::wrmsr(msr::LSTAR, syscall::entry());
-        cpu::wrmsr(msr::SFMASK, syscall::FLAGS_CLEARED);
+        lgdt(&table(8 * 7 - 1, PERCPU + offset_of!(PerCpu, gdt) as u64));
+        lidt(&table(4095, IDT));
+        CS::set_reg(SegmentSelector(KERNEL_CODE));
+        SS::set_reg(SegmentSelector(KERNEL_DATA));
+        asm!(".irp segment, ds, es, fs, gs", "mov \\segment, {0:e}", ".endr", "lldt {0:x}", in(reg) 0, options(nostack));
+        load_tss(SegmentSelector(TASK));
+        Star::write_raw(SYSRET_BASE, KERNEL_CODE);
     }
+    LStar::write(VirtAddr::new_truncate(syscall::entry()));
+    SFMask::write(RFlags::from_bits_truncate(syscall::FLAGS_CLEARED));
 }
 
 /// Gives the service in `slot`, which is to run here next, its ports and no others; an empty range ends the list.
 /// One store unless it has ports, and then the map is written only if another service had it before.
 #[inline(always)]
 pub(crate) fn load_ports(slot: u16, ranges: &[PortRange; MAX_PORT_RANGES]) {
-    if ranges[0].count != 0 { allow(slot, ranges) } else { set_map_offset(NO_PORTS) }
-}
-
-fn set_map_offset(offset: u16) {
-    // SAFETY: the task state of this CPU is mapped here; only the CPU itself reads it, at the next I/O instruction.
-    unsafe { ((TSS + MAP_OFFSET_AT as u64) as *mut u16).write_volatile(offset) }
+    if ranges[0].count != 0 {
+        return allow(slot, ranges);
+    }
+    // SAFETY: only this CPU uses its task state, and no reference into it is alive.
+    unsafe { (*this().task.get()).state.iomap_base = NO_PORTS };
 }
 
 #[cold]
-fn allow(slot: u16, ranges: &[PortRange; MAX_PORT_RANGES]) {
+fn allow(slot: u16, ranges: &[PortRange]) {
+    // SAFETY: as in `load_ports`.
+    let task = unsafe { &mut *this().task.get() };
     if this().ports_owner.replace(slot) != slot {
-        write_map(ranges);
-    }
-    set_map_offset(PORTS_AT);
-}
-
-fn write_map(ranges: &[PortRange]) {
-    let map = (TSS + u64::from(PORTS_AT)) as *mut u8;
-    // SAFETY: the map lies there, for this CPU alone; a port's byte is within its 8192.
-    unsafe {
-        map.write_bytes(0xff, MAP_BYTES);
+        task.map.fill(0xff);
         for range in ranges.iter().take_while(|range| range.count != 0) {
-            for port in (u32::from(range.first)..0x1_0000).take(range.count.into()) {
-                let byte = map.add(port as usize / 8);
-                byte.write(byte.read() & !(1 << (port % 8)));
+            for port in (range.first..=u16::MAX).take(range.count.into()) {
+                task.map[usize::from(port / 8)] &= !(1 << (port % 8));
             }
         }
     }
+    task.state.iomap_base = PORTS_AT;
 }

@@ -2,8 +2,6 @@
 
 use crate::prelude::*;
 
-/// PML4 of each CPU.
-pub(crate) static ROOTS: Once<heapless::Vec<Frame, MAX_CPUS>> = Once::new();
 /// CPUs that run.
 static RUNNING: AtomicUsize = AtomicUsize::new(1);
 
@@ -90,7 +88,8 @@ pub fn start_cpus(boot: &BootInfo) -> Result<(), CpuId> {
     kmap::map(page);
     for (number, id) in boot.cpus.iter().enumerate().skip(1) {
         let cpu = CpuId(number as u16);
-        let root = ROOTS.get().and_then(|roots| u32::try_from(roots.get(number)?.spa().0).ok()).ok_or(cpu)?;
+        // The PML4s are in a row, and this CPU's is the first.
+        let root = u32::try_from(this().cr3 + number as u64 * PAGE_SIZE).map_err(|_| cpu)?;
         if !is_ram || *id >= apic::BROADCAST {
             return Err(cpu);
         }

@@ -20,7 +20,6 @@ pub struct Space {
 /// The last version that a space was given; 0 is none's.
 static VERSIONS: AtomicU64 = AtomicU64::new(0);
 
-const TABLE: Bits = Bits::PRESENT.union(Bits::WRITE).union(Bits::USER);
 /// Pages that an entry of the PDPT spans.
 const GIB_PAGES: u64 = 1 << 18;
 const LEASE_PAGE: u64 = LEASE / PAGE_SIZE;
@@ -32,11 +31,10 @@ const _: () = assert!(GUEST.is_multiple_of(GIB_PAGES * PAGE_SIZE));
 impl Space {
     /// An empty space, with three tables from the pool; `None` without.
     pub fn new(pool: Pool) -> Option<Self> {
-        let [root, directory, lease_table] = [pool.take()?, pool.take()?, pool.take()?];
-        Mapped.write(directory, (LEASE_PAGE >> 9) as usize % 512, entry(lease_table, TABLE));
-        Mapped.write(root, (LEASE_PAGE >> 18) as usize, entry(directory, TABLE));
-        let space =
-            Self { root, top: entry(root, TABLE), lease_table, version: AtomicU64::new(0), lent: AtomicU64::new(0) };
+        let root = pool.take()?;
+        let lease_table = npt::reach(&mut Mapped, Tree { root, levels: 3 }, LEASE_PAGE, 1, pool).ok()?;
+        let [top, version, lent] = [npt::entry(root, npt::TABLE), 0, 0];
+        let space = Self { root, top, lease_table, version: version.into(), lent: lent.into() };
         space.changed();
         Some(space)
     }
@@ -85,7 +83,7 @@ impl Space {
             let value = Mapped.read(self.root, at);
             if value != 0 {
                 Mapped.write(self.root, at, 0);
-                npt::drop_all(&mut Mapped, Tree { root: frame_of(value), levels: 2 }, pool);
+                npt::drop_all(&mut Mapped, Tree { root: npt::target(value), levels: 2 }, pool);
             }
         }
         self.changed();
@@ -98,16 +96,15 @@ impl Space {
     /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable. Nothing is mapped then.
     pub(crate) fn lend(&self, lender: &Self, lease: Lease) -> Result<Lease, Status> {
         let pages = lease.pages.min(MAX_LEASE_PAGES);
-        let mut bits = Bits::PRESENT | Bits::USER | Bits::NX | Bits::ACCESSED;
-        bits.set(Bits::WRITE | Bits::DIRTY, lease.write);
+        let access = if lease.write { Access::READ | Access::WRITE } else { Access::READ };
         self.lent.store(pages, Ordering::Relaxed);
         for number in 0..pages {
             let lent = npt::look_up(&Mapped, lender.tree(), Gfn(lease.page.0 + number));
-            let Some(lent) = lent.filter(|lent| !lease.write || lent.access.contains(Access::WRITE)) else {
+            let Some(lent) = lent.filter(|lent| lent.access.contains(access)) else {
                 self.take_back();
                 return Err(Status::BadLease);
             };
-            Mapped.write(self.lease_table, LEASE_INDEX + number as usize, entry(lent.frame, bits));
+            Mapped.write(self.lease_table, LEASE_INDEX + number as usize, npt::entry(lent.frame, npt::leaf(access)));
         }
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
     }

@@ -69,14 +69,7 @@ pub(crate) fn entry() -> u64 {
     caisson_syscall as *const () as u64
 }
 
-/// Enters ring 3 with `frame` and forgets the stack. The kernel is entered again by a trap only.
-pub(crate) fn enter_user(frame: &UserFrame) -> ! {
-    // SAFETY: the frame is this CPU's, and no reference to it is alive but those of callers that never run again.
-    unsafe { this().frame.get().write(*frame) };
-    leave()
-}
-
-/// Enters ring 3 with this CPU's frame.
+/// Enters ring 3 with this CPU's frame and forgets the stack. The kernel is entered again by a trap only.
 #[inline(always)]
 pub(crate) fn leave() -> ! {
     // SAFETY: whoever calls this is never run again, nor are its callers. Ring 3 sees only what its own space maps.

@@ -47,7 +47,7 @@ impl Trap {
 
     /// The address of a page fault, 0 for another exception. Before the next fault only.
     pub fn address(&self) -> u64 {
-        if self.vector == PAGE_FAULT { cpu::fault_address() } else { 0 }
+        if self.vector == PAGE_FAULT { Cr2::read_raw() } else { 0 }
     }
 }
 
@@ -127,8 +127,8 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
 }
 
 /// Fills the interrupt descriptor table (APM volume 2, section 4.8.4): interrupt gates, for ring 0 only.
-pub(crate) fn fill_idt(table: &mut [u64; 512]) {
-    for (number, gate) in (0..=255).zip(table.as_chunks_mut::<2>().0) {
+pub(crate) fn fill_idt(table: Frame) {
+    for number in 0..=255 {
         let stub = &raw const caisson_stubs as u64 + u64::from(number) * STUB_BYTES;
         let stack = match number {
             NMI => IST_NMI,
@@ -137,6 +137,8 @@ pub(crate) fn fill_idt(table: &mut [u64; 512]) {
             _ => 0,
         };
         let place = stub & 0xffff | (stub >> 16 & 0xffff) << 48;
-        *gate = [place | u64::from(KERNEL_CODE) << 16 | u64::from(stack) << 32 | 0x8e << 40, stub >> 32];
+        let gate = place | u64::from(KERNEL_CODE) << 16 | u64::from(stack) << 32 | 0x8e << 40;
+        Mapped.write(table, 2 * usize::from(number), gate);
+        Mapped.write(table, 2 * usize::from(number) + 1, stub >> 32);
     }
 }

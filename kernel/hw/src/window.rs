@@ -3,8 +3,12 @@
 
 use core::arch::x86_64::_mm_clflush;
 
+use x86_64::registers::model_specific::Msr;
+
 use crate::prelude::*;
 
+/// Takes a page's address in the host, and an ASID in bits 11:0 (APM volume 2, section 15.34.9).
+const VM_PAGE_FLUSH: u32 = 0xc001_011e;
 /// Bytes of a cache line at the least: more flushes than lines do no harm.
 const LINE: usize = 64;
 
@@ -14,11 +18,11 @@ const SLOT: *mut u64 = (OWN_TABLE + (WINDOW - PERCPU) / PAGE_SIZE * 8) as *mut u
 pub(crate) fn with<R>(frame: Frame, act: impl FnOnce(*mut u8) -> R) -> R {
     // SAFETY: the slot is this CPU's own and maps the window for nobody but this function, which runs with
     // interrupts off and doesn't nest.
-    unsafe { SLOT.write_volatile(entry(frame, Bits::DATA)) };
+    unsafe { SLOT.write_volatile(npt::entry(frame, DATA)) };
     let result = act(WINDOW as *mut u8);
     // SAFETY: as above.
     unsafe { SLOT.write_volatile(0) };
-    cpu::flush_page(WINDOW);
+    tlb::flush(VirtAddr::new_truncate(WINDOW));
     result
 }
 
@@ -41,7 +45,7 @@ pub(crate) fn flush_lines(first: Frame, pages: u64, asid: u32) {
         // SAFETY: flushing changes no memory; the MSR exists and takes the page's address and the ASID.
         with(frame, |at| unsafe {
             match by_msr {
-                true => wrmsr(msr::VM_PAGE_FLUSH, at as u64 | u64::from(asid)),
+                true => Msr::new(VM_PAGE_FLUSH).write(at as u64 | u64::from(asid)),
                 false => (0..PAGE_SIZE).step_by(LINE).for_each(|offset| _mm_clflush(at.add(offset as usize))),
             }
         });

@@ -1,8 +1,8 @@
 //! The services' homes, built once at boot as the bundle lays them out.
 
 use caisson_core::{boot::BootInfo, bundle::Bundle};
-use caisson_hw::{Early, home::Home, home::Writable, home::settle, mailbox, space::Space};
-use caisson_proto::{layout::INFO, layout::MAILBOX, layout::RINGS, prelude::*};
+use caisson_hw::{Early, home::Home, home::settle, mailbox, space::Space};
+use caisson_proto::{layout::MAILBOX, layout::RINGS, prelude::*};
 
 /// Builds every service's home.
 ///
@@ -12,23 +12,16 @@ pub fn build(bundle: &Bundle<'static>, boot: &BootInfo, early: &mut Early) -> Re
     let rings = early.take_frames(bundle.rings.len() as u64).ok_or(Status::Exhausted)?;
     for (slot, service) in bundle.services.iter().enumerate() {
         let space = Space::new(early).ok_or(Status::Exhausted)?;
-        let (ports, entry, writable) = (service.ports, service.entry, heapless::Vec::new());
-        let mut home = Home { space, ports, entry, info: Frame(0), writable };
-        for map in service.maps.iter().filter(|map| map.pages != 0) {
+        let frames = [Frame(0); MAX_MAPS];
+        let mut home = Home { space, ports: service.ports, record: service, bundle: bundle.bytes, frames };
+        for (map, first) in service.maps.iter().zip(&mut home.frames).filter(|(map, _)| map.pages != 0) {
             let access = Access::from_bits(map.access as u8).ok_or(Status::Range)?;
-            let mut first = Frame(boot.bundle.start.frame().0 + map.bundle_page);
+            *first = Frame(boot.bundle.start.frame().0 + map.bundle_page);
             if map.own == 1 {
-                first = early.take_frames(map.pages.into()).ok_or(Status::Exhausted)?;
-                let [start, bytes] = [map.bundle_page, map.file_pages.into()].map(|pages| (pages * PAGE_SIZE) as usize);
-                let contents = bundle.bytes.get(start..start + bytes).ok_or(Status::Range)?;
-                let own = Writable { first, pages: map.pages.into(), contents };
-                home.writable.push(own).map_err(|_| Status::Exhausted)?;
-            }
-            if map.page == INFO / PAGE_SIZE {
-                home.info = first;
+                *first = early.take_frames(map.pages.into()).ok_or(Status::Exhausted)?;
             }
             if map.page == MAILBOX / PAGE_SIZE {
-                mailbox::settle(first);
+                mailbox::settle(*first);
             }
             for page in 0..map.pages.into() {
                 home.space.map(VPage(map.page + page), Frame(first.0 + page), 1, access, early)?;

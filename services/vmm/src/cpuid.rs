@@ -24,8 +24,8 @@ mod allowed {
         | 1 << 28
         | 1 << 29
         | 1 << 30;
-    /// Leaf 1 edx: all but MCE, MCA, DS, ACPI, SS, HTT, TM, IA-64 and PBE.
-    pub const BASIC_EDX: u32 = 0x0783_fbff & !(1 << 7 | 1 << 14);
+    /// Leaf 1 edx: all but MCE, MCA, PSN, DS, ACPI, SS, HTT, TM, IA-64 and PBE.
+    pub const BASIC_EDX: u32 = 0x078b_fbff & !(1 << 7 | 1 << 14);
     /// Leaf 7 ebx: FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB SHA.
     pub const SEVEN_EBX: u32 =
         1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24 | 1 << 29;

@@ -154,8 +154,10 @@ impl<P: Platform> Vmm<P> {
         }
         self.current = at;
         let lost = self.begin(at, exit);
-        let resume = self.dispatch(at, exit, state);
-        let mut resume = self.raise(at, exit, state, resume);
+        let mut resume = self.dispatch(at, exit, state);
+        if resume.inject != 0 {
+            resume = self.raise(at, exit, state, resume);
+        }
         // What ends the shadow ended its instruction.
         if exit.flags.contains(ExitFlags::TRAP) && resume.clear_shadow && resume.inject == 0 {
             resume = self.owe_trap(at, exit, state, resume);

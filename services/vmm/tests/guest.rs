@@ -212,6 +212,7 @@ fn cpuid_shows_a_kvm_guest() {
     assert_eq!(ecx >> 31 & ecx >> 24 & ecx >> 21 & 1, 1, "hypervisor, TSC-deadline, x2APIC");
     assert_eq!(ecx & (1 << 3 | 1 << 5 | 1 << 17 | 1 << 27), 0, "no MONITOR, VMX, PCID, OSXSAVE");
     assert_eq!((edx >> 28 & 1, edx >> 7 & 1), (1, 0), "threads, no machine check");
+    assert_eq!(edx & (1 << 18 | 1 << 19), 1 << 19, "CLFLUSH, no serial number");
     assert_eq!(get(7, 0)[2] & (1 << 4 | 1 << 16 | 1 << 31), 0, "no 5-level paging, no keys for supervisors");
     assert_eq!(get(0x8000_0001, 0)[2] & (1 << 2 | 1 << 22), 0, "no SVM, no topology extensions");
     assert_eq!(get(0x8000_0007, 0), [0, 0, 0, 1 << 8]);

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold, step by step, each timed and reported in a line.
 
+mod guest;
 mod hostile;
 mod judges;
 mod kill;
@@ -75,6 +76,11 @@ const STEPS: &[Step] = &[
         name: "hostile-service",
         about: "a service that tries everything that it mustn't: each attempt is refused or bounded, and it is named",
         run: hostile::run,
+    },
+    Step {
+        name: "hostile-guest",
+        about: "a guest that tries everything: it gets what the bare machine gives, and nobody else notices",
+        run: guest::run,
     },
     Step {
         name: "kill-services",

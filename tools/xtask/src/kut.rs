@@ -1,7 +1,7 @@
 //! `cargo xtask kut`: kvm-unit-tests as guests, and bare in the same QEMU with the same machine.
 
 mod list;
-mod outcome;
+pub mod outcome;
 
 use std::path::Path;
 

@@ -22,16 +22,13 @@ mod start;
 /// Names the kernel's main function: a `fn(&BootInfo) -> !`.
 ///
 /// It is called once, on the boot CPU, with interrupts off, on a stack of 64 KiB, with the first 512 GiB of
-/// physical memory mapped at their own addresses.
+/// physical memory mapped at their own addresses, and from `caisson_hw::layout::FRAMES_MAP` on.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
-        const _: () = {
-            #[unsafe(no_mangle)]
-            fn caisson_kernel_main(boot: &$crate::BootInfo) -> ! {
-                let main: fn(&$crate::BootInfo) -> ! = $main;
-                main(boot)
-            }
-        };
+        #[unsafe(no_mangle)]
+        fn caisson_kernel_main(boot: &$crate::BootInfo) -> ! {
+            $main(boot)
+        }
     };
 }

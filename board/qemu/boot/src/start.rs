@@ -13,8 +13,8 @@ unsafe extern "Rust" {
 }
 
 // PVH (Xen's public/elfnote.h): note type 18, XEN_ELFNOTE_PHYS32_ENTRY, has the physical entry point. The boot
-// tables map the first 512 GiB twice over by pages of 1 GiB: at their own addresses, and the first two also at
-// KERNEL_BASE. Long mode: APM volume 2, section 14.6; the kernel loads segments before it needs them.
+// tables map the first 512 GiB by pages of 1 GiB: at their own addresses, at the kernel's FRAMES_MAP, and the first two
+// also at KERNEL_BASE. Long mode: APM volume 2, section 14.6; the kernel loads segments before it needs them.
 core::arch::global_asm!(
     r#"
     .set BASE, 0xffffffff80000000
@@ -30,7 +30,9 @@ core::arch::global_asm!(
     .balign 4096
 boot_pml4:
     .quad boot_low - BASE + 3
-    .fill 510, 8, 0
+    .fill 255, 8, 0
+    .quad boot_low - BASE + 3
+    .fill 254, 8, 0
     .quad boot_high - BASE + 3
 boot_low:
     .set page, 0
@@ -84,7 +86,9 @@ boot_long:
     mov edi, edi
     mov rax, offset {start}
     call rax
-    ud2
+1:
+    hlt
+    jmp 1b
 "#,
     start = sym start,
 );
@@ -145,14 +149,10 @@ unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
     }
 }
 
-/// The first Rust code, on the boot stack.
-extern "C" fn start(start_info: u64) -> ! {
+/// The first Rust code, on the boot stack. It comes back if there is nobody to tell what is wrong.
+extern "C" fn start(start_info: u64) {
     // SAFETY: `start_info` is PVH's, and only the image's own memory has been written since.
-    match unsafe { boot_info(start_info) } {
-        Some(boot) => caisson_kernel_main(&boot),
-        None => loop {
-            // SAFETY: stops this CPU for good; there is nobody to tell.
-            unsafe { core::arch::asm!("cli", "hlt", options(nomem, nostack)) }
-        },
+    if let Some(boot) = unsafe { boot_info(start_info) } {
+        caisson_kernel_main(&boot)
     }
 }

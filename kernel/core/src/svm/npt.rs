@@ -5,13 +5,20 @@
 pub use crate::machine::Mapping;
 use crate::prelude::*;
 
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
+/// The entry counts.
+pub const PRESENT: u64 = 1 << 0;
+/// Writes are allowed.
+pub const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
+/// It was used.
+pub const ACCESSED: u64 = 1 << 5;
+/// It was written.
+pub const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
+/// No instruction fetches.
+pub const NO_EXECUTE: u64 = 1 << 63;
+/// Bits of an entry that leads to a table.
+pub const TABLE: u64 = PRESENT | WRITE | USER | ACCESSED;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
@@ -56,7 +63,13 @@ const fn index(page: u64, level: u32) -> usize {
     (page >> (9 * (level - 1))) as usize % ENTRIES
 }
 
-const fn target(entry: u64) -> Frame {
+/// An entry.
+pub const fn entry(frame: Frame, bits: u64) -> u64 {
+    frame.0 << 12 | bits
+}
+
+/// The frame in an entry.
+pub const fn target(entry: u64) -> Frame {
     Frame((entry & ADDRESS) >> 12)
 }
 
@@ -64,22 +77,11 @@ const fn is_leaf(entry: u64, level: u32) -> bool {
     level == 1 || level == LARGE_LEVEL && entry & LARGE != 0
 }
 
-const fn table_entry(table: Frame) -> u64 {
-    table.0 << 12 | PRESENT | WRITE | USER | ACCESSED
-}
-
-const fn leaf_entry(frame: Frame, access: Access, level: u32) -> u64 {
-    let mut entry = frame.0 << 12 | PRESENT | USER | ACCESSED;
-    if access.contains(Access::WRITE) {
-        entry |= WRITE | DIRTY;
-    }
-    if !access.contains(Access::EXECUTE) {
-        entry |= NO_EXECUTE;
-    }
-    if level == LARGE_LEVEL {
-        entry |= LARGE;
-    }
-    entry
+/// Bits of an entry that maps a small page.
+pub const fn leaf(access: Access) -> u64 {
+    let write = if access.contains(Access::WRITE) { WRITE | DIRTY } else { 0 };
+    let no_execute = if access.contains(Access::EXECUTE) { 0 } else { NO_EXECUTE };
+    PRESENT | USER | ACCESSED | write | no_execute
 }
 
 fn access(entry: u64) -> Access {
@@ -90,18 +92,21 @@ fn access(entry: u64) -> Access {
 }
 
 /// The table at `level` for a page; what lacks on the way is made from the pool.
-fn reach<T: Tables>(tables: &mut T, tree: Tree, page: u64, level: u32, pool: Pool) -> Result<Frame, Status> {
+///
+/// # Errors
+/// [`Status::State`] if a large page is mapped there, [`Status::Exhausted`] without tables.
+pub fn reach<T: Tables>(tables: &mut T, tree: Tree, page: u64, level: u32, pool: Pool) -> Result<Frame, Status> {
     let mut table = tree.root;
     for at in (level + 1..=tree.levels).rev() {
-        let entry = tables.read(table, index(page, at));
-        table = if entry & PRESENT == 0 {
+        let found = tables.read(table, index(page, at));
+        table = if found & PRESENT == 0 {
             let new = pool.take().ok_or(Status::Exhausted)?;
-            tables.write(table, index(page, at), table_entry(new));
+            tables.write(table, index(page, at), entry(new, TABLE));
             new
-        } else if is_leaf(entry, at) {
+        } else if is_leaf(found, at) {
             return Err(Status::State);
         } else {
-            target(entry)
+            target(found)
         };
     }
     Ok(table)
@@ -124,7 +129,7 @@ pub fn map<T: Tables>(
         let table = reach(tables, tree, gfn.0, LARGE_LEVEL, pool)?;
         let at = index(gfn.0, LARGE_LEVEL);
         if tables.read(table, at) & PRESENT == 0 {
-            tables.write(table, at, leaf_entry(frame, access, LARGE_LEVEL));
+            tables.write(table, at, entry(frame, leaf(access) | LARGE));
             return Ok(());
         }
     }
@@ -137,7 +142,7 @@ pub fn map<T: Tables>(
         return Err(Status::State);
     }
     for (page, frame) in (gfn.0..end).zip(frame.0..) {
-        tables.write(table(page), index(page, 1), leaf_entry(Frame(frame), access, 1));
+        tables.write(table(page), index(page, 1), entry(Frame(frame), leaf(access)));
     }
     Ok(())
 }
@@ -155,21 +160,21 @@ pub fn unmap<T: Tables>(
     let (mut table, mut level) = (tree.root, tree.levels);
     while page < end {
         let at = index(page, level);
-        let entry = tables.read(table, at);
-        if entry & PRESENT == 0 {
+        let found = tables.read(table, at);
+        if found & PRESENT == 0 {
             page = (page | (span(level) - 1)) + 1;
             (table, level) = (tree.root, tree.levels);
-        } else if !is_leaf(entry, level) {
-            (table, level) = (target(entry), level - 1);
+        } else if !is_leaf(found, level) {
+            (table, level) = (target(found), level - 1);
         } else if page.is_multiple_of(span(level)) && page + span(level) <= end {
             tables.write(table, at, 0);
-            return Ok(Some(Removed { gfn: Gfn(page), frame: target(entry), pages: span(level) }));
+            return Ok(Some(Removed { gfn: Gfn(page), frame: target(found), pages: span(level) }));
         } else {
             let small = pool.take().ok_or(Status::Exhausted)?;
-            for (at, frame) in (0..ENTRIES).zip(target(entry).0..) {
-                tables.write(small, at, leaf_entry(Frame(frame), access(entry), 1));
+            for (at, frame) in (0..ENTRIES).zip(target(found).0..) {
+                tables.write(small, at, found & !(ADDRESS | LARGE) | frame << 12);
             }
-            tables.write(table, at, table_entry(small));
+            tables.write(table, at, entry(small, TABLE));
         }
     }
     Ok(None)
@@ -193,22 +198,14 @@ pub fn look_up<T: Tables>(tables: &T, tree: Tree, gfn: Gfn) -> Option<Mapping> {
     None
 }
 
-/// Gives every table to the pool, the root too, empty. Nothing is mapped in them any more.
-pub fn drop_all<T: Tables>(tables: &mut T, tree: Tree, pool: Pool) {
-    drop_level(tables, tree.root, tree.levels, pool);
-}
-
-/// At most four calls deep.
-fn drop_level<T: Tables>(tables: &mut T, table: Frame, level: u32, pool: Pool) {
+/// Gives every table to the pool, the root too, empty. Nothing is mapped in them any more. At most four calls deep.
+pub fn drop_all<T: Tables>(tables: &mut T, Tree { root, levels }: Tree, pool: Pool) {
     for at in 0..ENTRIES {
-        let entry = tables.read(table, at);
-        if entry & PRESENT == 0 {
-            continue;
+        let entry = tables.read(root, at);
+        if entry & PRESENT != 0 && !is_leaf(entry, levels) {
+            drop_all(tables, Tree { root: target(entry), levels: levels - 1 }, pool);
         }
-        if !is_leaf(entry, level) {
-            drop_level(tables, target(entry), level - 1, pool);
-        }
-        tables.write(table, at, 0);
+        tables.write(root, at, 0);
     }
-    pool.give_back(table);
+    pool.give_back(root);
 }

@@ -3,9 +3,15 @@
 use super::exits::REFLECTED;
 use super::state::{ABSENT, Extra};
 use super::vmcb::{CR8, MASKING, NESTED_PAGING, Vmcb};
-use crate::prelude::*;
 use zerocopy::FromZeros;
 
+/// What is intercepted always, as bit numbers of the words at 0x00c and 0x010:
+/// 0 INTR, 1 NMI, 2 SMI, 3 INIT, 15 RDPMC, 18 CPUID, 22 INVD, 24 HLT, 26 INVLPGA, 27 ports that the I/O map names,
+/// 28 MSRs that the MSR map names, 29 task switches, 30 FERR freeze, 31 shutdown, 32 VMRUN (the CPU refuses a VMCB
+/// without it), 33 VMMCALL, 34 VMLOAD, 35 VMSAVE, 36 STGI, 37 CLGI, 38 SKINIT, 41 WBINVD and WBNOINVD, 42 MONITOR,
+/// 43 and 44 MWAIT, 45 XSETBV. Not RDTSC, RDTSCP, PAUSE, INVLPG and IRET, which are the guest's own.
+const INTERCEPTED: [u32; 26] =
+    [0, 1, 2, 3, 15, 18, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 41, 42, 43, 44, 45];
 /// Machine checks are the host's.
 const MACHINE_CHECK: u32 = 1 << 18;
 
@@ -30,31 +36,17 @@ pub fn fill_msr_map(map: &mut [u8; MSR_MAP]) {
     }
 }
 
-/// Where the parts of a vCPU lie.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    /// The I/O permission map: three frames of ones.
-    pub iopm: Frame,
-    /// The MSR permission map: two frames.
-    pub msrpm: Spa,
-    /// Its VM's ASID, not 0.
-    pub asid: u32,
-    /// Root of the view that it starts in.
-    pub root: Frame,
-}
-
-/// What the host wants of a new vCPU. Its registers are zero, which no CPU accepts: the vmm loads them all before it runs.
-pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra, setup: &Setup) {
+/// What the host wants of a new vCPU, but for where its parts lie and its ASID. Its registers are zero, which no CPU
+/// accepts: the vmm loads them all before it runs.
+pub fn reset(vmcb: &mut Vmcb, extra: &mut Extra) {
     vmcb.zero();
     let control = &mut vmcb.control;
     control.cr = CR8 | CR8 << 16;
     control.exceptions = REFLECTED | MACHINE_CHECK;
-    control.iopm = setup.iopm.spa().0;
-    control.msrpm = setup.msrpm.0;
-    control.asid = setup.asid;
     control.interrupt = MASKING;
     control.nested = NESTED_PAGING;
-    control.n_cr3 = setup.root.spa().0;
-    vmcb.set_intercepts();
+    for bit in INTERCEPTED {
+        control.intercepts[bit as usize / 32] |= 1 << (bit % 32);
+    }
     *extra = Extra { xcr0: 1, shadow_rip: u64::MAX, reload: ABSENT, ..Extra::default() };
 }

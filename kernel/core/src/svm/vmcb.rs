@@ -3,13 +3,6 @@
 use crate::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// What is intercepted always, as bit numbers of the words at 0x00c and 0x010:
-/// 0 INTR, 1 NMI, 2 SMI, 3 INIT, 15 RDPMC, 18 CPUID, 22 INVD, 24 HLT, 26 INVLPGA, 27 ports that the I/O map names,
-/// 28 MSRs that the MSR map names, 29 task switches, 30 FERR freeze, 31 shutdown, 32 VMRUN (the CPU refuses a VMCB
-/// without it), 33 VMMCALL, 34 VMLOAD, 35 VMSAVE, 36 STGI, 37 CLGI, 38 SKINIT, 41 WBINVD and WBNOINVD, 42 MONITOR,
-/// 43 and 44 MWAIT, 45 XSETBV. Not RDTSC, RDTSCP, PAUSE, INVLPG and IRET, which are the guest's own.
-const INTERCEPTED: [u32; 26] =
-    [0, 1, 2, 3, 15, 18, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 41, 42, 43, 44, 45];
 /// The intercept of the moment at which a virtual interrupt can be taken.
 const VINTR: u32 = 1 << 4;
 /// The intercept of IRET.
@@ -162,13 +155,6 @@ at! {
 const _: () = assert!(size_of::<Vmcb>() == 4096);
 
 impl Vmcb {
-    /// Sets what is intercepted always; the window is closed.
-    pub fn set_intercepts(&mut self) {
-        for bit in INTERCEPTED {
-            self.control.intercepts[bit as usize / 32] |= 1 << (bit % 32);
-        }
-    }
-
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't, and for its IRETs, or doesn't.
     pub fn set_window(&mut self, open: bool, iret: bool) {
         self.control.intercepts[0] = self.control.intercepts[0] & !IRET | (u32::from(iret) * IRET);

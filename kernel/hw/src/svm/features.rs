@@ -1,6 +1,7 @@
 //! What this machine's virtualisation can do, and how a CPU is made ready for it.
 
 use crate::prelude::*;
+use x86_64::registers::model_specific::Msr;
 
 /// What CPUID 8000_000A and others say, and what all guests share.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,9 @@ pub(crate) struct Features {
 
 /// What guests may keep in the FPU, as far as the CPU has it: x87, SSE, AVX and protection keys.
 const XCR0: u64 = 0x207;
+
+/// Where the CPU keeps the host's registers while a guest runs.
+const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 /// Frames of the I/O permission map.
 pub(crate) const IOPM_FRAMES: u64 = 3;
@@ -44,7 +48,7 @@ impl Features {
 pub(crate) fn enable() {
     // SAFETY: SVM exists and is on. Both frames are this CPU's own, for good.
     unsafe {
-        wrmsr(msr::VM_HSAVE_PA, this().save_area.0);
+        Msr::new(VM_HSAVE_PA).write(this().host.0 + PAGE_SIZE);
         asm!("vmsave rax", in("rax") this().host.0, options(nostack, preserves_flags));
     }
 }

@@ -5,7 +5,11 @@
 
 use super::vcpu::Vcpu;
 use crate::prelude::*;
-use core::{arch::asm, arch::x86_64::_xgetbv, arch::x86_64::_xrstor64, arch::x86_64::_xsave64, arch::x86_64::_xsetbv};
+use core::arch::x86_64::{_xgetbv, _xrstor64, _xsave64, _xsetbv};
+use x86_64::registers::{debug::*, model_specific::Msr};
+
+/// What RDTSCP and RDPID tell (APM volume 2, appendix A).
+const TSC_AUX: u32 = 0xc000_0103;
 
 struct Group {
     /// The state page's name for what the vmm may load.
@@ -32,7 +36,7 @@ fn save_fpu(vcpu: &mut Vcpu) {
         vcpu.extra.xcr0 = _xgetbv(0);
         _xsetbv(0, this().svm.limits.xcr0);
         _xsave64(vcpu.fpu.as_mut_ptr(), u64::MAX);
-        asm!("mov cr0, {}", in(reg) CR0);
+        Cr0::write_raw(CR0);
     }
 }
 
@@ -42,7 +46,7 @@ fn load_fpu(vcpu: &mut Vcpu) {
         asm!("clts");
         _xsetbv(0, this().svm.limits.xcr0);
         _xrstor64(vcpu.fpu.as_ptr(), u64::MAX);
-        asm!("mov cr0, {}", in(reg) CR0);
+        Cr0::write_raw(CR0);
     }
     load_xcr0(vcpu);
 }
@@ -53,37 +57,20 @@ fn load_xcr0(vcpu: &mut Vcpu) {
 }
 
 fn save_debug(vcpu: &mut Vcpu) {
-    let [dr0, dr1, dr2, dr3] = &mut vcpu.extra.dr;
-    // SAFETY: this only reads registers.
-    unsafe {
-        asm!(
-            "mov {}, dr0",
-            "mov {}, dr1",
-            "mov {}, dr2",
-            "mov {}, dr3",
-            out(reg) * dr0,
-            out(reg) * dr1,
-            out(reg) * dr2,
-            out(reg) * dr3,
-            options(nomem, nostack)
-        );
-    }
+    vcpu.extra.dr = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read()];
 }
 
+/// Addresses are without effect while DR7 enables none, as it does whenever the host runs.
 fn load_debug(vcpu: &mut Vcpu) {
-    let [dr0, dr1, dr2, dr3] = vcpu.extra.dr;
-    // SAFETY: addresses without effect while DR7 enables none, as it does whenever the host runs.
-    unsafe {
-        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-            in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
-    }
+    let writes = [Dr0::write, Dr1::write, Dr2::write, Dr3::write];
+    writes.iter().zip(vcpu.extra.dr).for_each(|(write, address)| write(address));
 }
 
 /// The guest can't change it without an exit.
 fn load_tsc_aux(vcpu: &mut Vcpu) {
     if this().svm.tsc_aux {
         // SAFETY: the CPU has it; the value has 32 bits, as was checked when it was loaded.
-        unsafe { wrmsr(msr::TSC_AUX, vcpu.extra.tsc_aux) };
+        unsafe { Msr::new(TSC_AUX).write(vcpu.extra.tsc_aux) };
     }
 }
 

@@ -1,7 +1,7 @@
 //! A vCPU's frames: which it has, what lies where, and what is done with them outside the world switch.
 
 use super::resident;
-use caisson_core::svm::{cpuid::Table, reset::MSR_MAP, reset::Setup};
+use caisson_core::svm::{cpuid::Table, reset::MSR_MAP};
 
 use crate::prelude::*;
 
@@ -149,9 +149,10 @@ impl Vcpu {
         let (at, mxcsr) = MXCSR;
         self.fpu[at..at + 4].copy_from_slice(&mxcsr.to_le_bytes());
         reset::fill_msr_map(&mut self.msr_map);
-        let msrpm = self.spa(offset_of!(Self, msr_map));
-        reset::reset(&mut self.vmcb, &mut self.extra, &Setup { iopm: this().svm.iopm, msrpm, asid, root });
-        self.vmcb.control.tlb_control = TLB_FLUSH_ALL;
+        reset::reset(&mut self.vmcb, &mut self.extra);
+        let (msrpm, control) = (self.spa(offset_of!(Self, msr_map)), &mut self.vmcb.control);
+        (control.iopm, control.msrpm) = (this().svm.iopm.spa().0, msrpm.0);
+        (control.asid, control.tlb_control, control.n_cr3) = (asid, TLB_FLUSH_ALL, root.spa().0);
     }
 
     /// Makes the next entry begin without translations: after a change of nested tables, and when the vCPU comes

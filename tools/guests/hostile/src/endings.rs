@@ -48,32 +48,32 @@ pub fn end(name: &str, options: &Options) -> ! {
     let mut value = 0;
     match name {
         "exit" => {}
-        "wild-long" => wild(Mode::Long, options),
-        "wild-real" => wild(Mode::Real, options),
-        "wild-protected" => wild(Mode::Protected, options),
+        "wild-64" => wild(Mode::Long, options),
+        "wild-16" => wild(Mode::Real, options),
+        "wild-32" => wild(Mode::Protected, options),
         "triple" => {
             put(0xb130, 0_u16);
             attempt(Mode::Long, &[0x0f, 0x01, 0x1c, 0x25, 0x30, 0xb1, 0, 0, 0x0f, 0x0b]);
         }
-        "idt-in-hole" => {
+        "idt-hole" => {
             put(0xb132, hole());
             attempt(Mode::Long, &[0x0f, 0x01, 0x1c, 0x25, 0x30, 0xb1, 0, 0, 0x0f, 0x0b]);
         }
-        "stack-in-hole" => {
+        "stack-hole" => {
             put(TSS.at() + 44, hole() + 0x800);
             let usual = &raw const stubs::hostile_stubs64 as u64 + 16 * 6;
             put(IDT64.at() + 16 * 6, gate64(usual, 8, 2, 0x8e));
             attempt(Mode::Long, &[0x0f, 0x0b]);
         }
-        "gdt-in-hole" => {
+        "gdt-hole" => {
             put(0xb122, hole());
             attempt(Mode::Long, &[0x0f, 0x01, 0x14, 0x25, 0x20, 0xb1, 0, 0, 0xb8, 0x10, 0, 0, 0, 0x8e, 0xd8]);
         }
-        "tables-in-hole" => {
+        "tables-hole" => {
             // SAFETY: nothing is mapped any more: this is the end.
             unsafe { asm!("mov cr3, {}", in(reg) HOLE) };
         }
-        "vector-in-hole" => {
+        "vector-hole" => {
             // vmovups ymm0, [window]; SSE where AVX isn't switched on: movups xmm0, [window]
             hole();
             let mut frame = Frame::new(Mode::Long);
@@ -82,7 +82,7 @@ pub fn end(name: &str, options: &Options) -> ! {
             frame.gpr[1] = WINDOW;
             frame.run(Mode::Long);
         }
-        "call-by-hole" => {
+        "call-hole" => {
             let mut frame = Frame::new(Mode::Long);
             frame.gpr[1] = hole();
             place(&[0xff, 0x13]);

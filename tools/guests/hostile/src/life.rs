@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use caisson_guest_rt::cpu::inb;
 use caisson_guest_rt::{cmdline, entry, println};
 
 use crate::report::SHOWN;
@@ -51,6 +52,9 @@ fn main() -> ! {
     apic::prepare();
     ports::quiet();
     println!("hostile seed {seed:#x}");
+    while option("go").is_some() && inb(0x3fd) & 1 == 0 {
+        core::hint::spin_loop();
+    }
     for (name, part) in PARTS {
         if wanted.is_some_and(|wanted| !wanted.split(',').any(|one| one == *name)) {
             continue;

@@ -2,7 +2,8 @@
 //! MSRs, holes, odd instructions, faults in faults, wild tables, storms of interrupts, code that changes itself.
 //!
 //! On its command line: `seed=N`, `parts=A,B` (else all), `show=PART` for every single attempt of a part,
-//! `machine=bare` where it may not touch the real devices of a PC, `end=NAME` for how it is to end.
+//! `machine=bare` where it may not touch the real devices of a PC, `go=key` to wait for a key, `end=NAME` for how it is
+//! to end.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

@@ -92,7 +92,7 @@ fn start() -> bool {
     put(BEATS, 0_u32);
     for _ in 0..20 {
         apic::send(STARTUP | (START >> 12) as u32, 1);
-        for _ in 0..50 {
+        for _ in 0..500 {
             if get::<u32>(BEATS) != 0 {
                 return true;
             }

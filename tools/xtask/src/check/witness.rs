@@ -37,6 +37,8 @@ struct Guest {
     /// All that it wrote.
     text: String,
     prompt: Prompt,
+    /// It comes to a shell: its file names no kernel of its own.
+    has_shell: bool,
 }
 
 /// The machine.
@@ -47,6 +49,8 @@ pub struct Witness {
     /// Everything that was logged.
     pub lines: Vec<Line>,
     notices: Notices,
+    /// What the supervisor told of, in words.
+    pub heard: Vec<String>,
     /// The services' names, by slot.
     services: Vec<String>,
     demux: Demux,
@@ -125,8 +129,13 @@ impl Witness {
             stream.set_read_timeout(Some(LOOK)).context("stream")?;
         }
         let now = Instant::now();
-        let names = machine.guests.iter().map(|guest| guest.name.clone());
-        let guests = names.map(|name| Guest { name, text: String::new(), prompt: Prompt::new(now) }).collect();
+        let guests = machine.guests.iter().zip(vms).map(|(guest, (_, file))| Guest {
+            name: guest.name.clone(),
+            text: String::new(),
+            prompt: Prompt::new(now),
+            has_shell: !file.contains("kernel"),
+        });
+        let guests = guests.collect();
         let services: Vec<String> = built.services.iter().map(|service| service.name.clone()).collect();
         let of_guests = built.services.iter().map(|service| service.vm.map(|vm| machine.guests[vm].name.clone()));
         Ok(Self {
@@ -135,6 +144,7 @@ impl Witness {
             logs: Logs::new(&built, args.log)?,
             lines: Vec::new(),
             notices: Notices::new(services.clone(), of_guests.collect()),
+            heard: Vec::new(),
             services,
             demux: Demux::default(),
             mux: Mux::default(),
@@ -147,9 +157,9 @@ impl Witness {
     fn look(&mut self) -> bool {
         let now = Instant::now();
         let Some(console) = take(&mut self.qemu.console) else { return false };
-        let (guests, notices) = (&mut self.guests, &mut self.notices);
+        let (guests, notices, heard) = (&mut self.guests, &mut self.notices, &mut self.heard);
         self.demux.feed(&console, |channel, bytes| match channel.checked_sub(1) {
-            None => drop(notices.feed(bytes)),
+            None => heard.extend(notices.feed(bytes)),
             Some(guest) => {
                 if let Some(guest) = guests.get_mut(guest) {
                     guest.text += &String::from_utf8_lossy(bytes);
@@ -194,11 +204,17 @@ impl Witness {
         self.lines.iter().any(|line| line.who == who && line.what.starts_with(what))
     }
 
-    /// Waits until every guest is at its prompt and the agent is ready.
+    /// Waits until every guest that has a shell is at its prompt and the agent is ready.
     pub fn is_up(&mut self) -> Result<(), String> {
         self.until("all guests at their prompts", BOOT, |this| {
-            this.guests.iter().all(|guest| guest.prompt.waits(Instant::now())) && this.logged("agent", "agent: ready")
+            let ready = |guest: &Guest| !guest.has_shell || guest.prompt.waits(Instant::now());
+            this.guests.iter().all(ready) && this.logged("agent", "agent: ready")
         })
+    }
+
+    /// What a guest wrote.
+    pub fn text(&self, guest: usize) -> &str {
+        self.guests.get(guest).map_or("", |guest| &guest.text)
     }
 
     /// Sends the agent an order.

@@ -1,13 +1,12 @@
 use core::mem::offset_of;
 
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Frame, Spa};
 use caisson_proto::vcpu::{Groups, Resume, Segment, VcpuState};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::svm::events::VALID;
-use crate::svm::reset::{MSR_MAP, Setup, fill_msr_map, reset};
+use crate::svm::reset::{MSR_MAP, fill_msr_map, reset};
 use crate::svm::state::{ABSENT, Extra, Limits, SVME, StatePage, load, resume, save};
 use crate::svm::vmcb::Vmcb;
 
@@ -24,7 +23,7 @@ impl StatePage for VcpuState {
 
 fn vcpu() -> (Vmcb, Extra, VcpuState) {
     let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
-    reset(&mut vmcb, &mut extra, &Setup { iopm: Frame(1), msrpm: Spa(0x4000), asid: 1, root: Frame(7) });
+    reset(&mut vmcb, &mut extra);
     let mut page = VcpuState { rip: 0xfff0, cr0: 0x6000_0010, rflags: 2, xcr0: 1, ..VcpuState::default() };
     load(&page, Groups::all(), &mut vmcb, &mut extra, &LIMITS).unwrap();
     save(&mut page, Groups::all(), &mut vmcb, &mut extra);
