@@ -68,6 +68,17 @@ pub enum Note {
         /// Its status.
         status: u16,
     },
+    /// The processor told its interface's version, its build, and its state (55766 section 5.1.2).
+    Platform {
+        /// Major number.
+        major: u8,
+        /// Minor number.
+        minor: u8,
+        /// The build.
+        build: u8,
+        /// As it told it.
+        state: u8,
+    },
     /// This ASID is never used again.
     LeakedAsid(u32),
     /// A page didn't come back.
