@@ -54,6 +54,11 @@ impl Jobs {
         Self { table: Vec::new(), data: [[0; DATA]; SLOTS], last: 0 }
     }
 
+    /// Numbers begin here: a predecessor's, which a client may still have, aren't used again soon.
+    pub fn number_from(&mut self, start: u32) {
+        self.last = start;
+    }
+
     /// Whether a client can have another job; where its data would lie. `Exhausted` if not.
     pub fn room(
         &mut self, client: ServiceId, platform: bool, with_data: bool, now: Tsc, keep: u64,

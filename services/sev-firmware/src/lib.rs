@@ -170,6 +170,7 @@ impl Firmware {
         self.classes = Classes::of(machine);
         self.platform = platform.iter().copied().take(4).collect();
         self.tsc_khz = machine.tsc_khz;
+        self.jobs.number_from(now.0 as u32);
         if machine.features.contains(Features::SEV) {
             self.support = SevSupport::Present;
             self.begin(now, kernel);
