@@ -238,6 +238,10 @@ impl Firmware {
         let platform = self.speaks_for_platform(sender);
         let kind = check::check(&call, sender, platform, &self.account.guests, kernel)?;
         let shape = shape::of(&call, kind);
+        let lent = lease.as_ref().map_or(0, |pages| pages.count().saturating_mul(PAGE_SIZE));
+        if shape.takes.iter().any(|part| part.bytes > 0 && (part.at + part.bytes) as u64 > lent) {
+            return Err(Status::BadLease);
+        }
         let keep = KEEP_MS.saturating_mul(self.tsc_khz);
         let slot = self.jobs.room(sender, platform, shape.any(), now, keep)?;
         let data = self.jobs.data_mut(slot);
