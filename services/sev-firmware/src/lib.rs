@@ -1,7 +1,7 @@
 //! sev-firmware: speaks for the secure processor, and decides when ASIDs are recycled.
 //!
 //! The processor takes one command at a time and time for each, and nothing waits inside a call. So what a client wants is a
-//! *job*: it gets a number, and its bell when the job has ended. A job is a few steps ([`plan`]); the next one begins when the
+//! *job*: it gets a number, and its bell when the job has ended. A job is a few steps; the next one begins when the
 //! kernel says that the last one happened.
 //!
 //! Which ASID is whose and what it owes is in the kernel's table, and how far a guest is the processor knows. What is kept
