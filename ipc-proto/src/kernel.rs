@@ -189,7 +189,8 @@ requests! {
     /// Take back everything of a dying VM without pages: its tables and vCPUs' frames join a batch, its id dies.
     /// [`Caps::FRAMES`]. `Busy` while pages are mapped.
     VmRelease = 20 { vm: VmId } -> Unmapped;
-    /// What VM is in this slot or the next that has one. `NotFound` past the last. [`Caps::FRAMES`].
+    /// What VM is in this slot or the next that has one. `NotFound` past the last. [`Caps::FRAMES`],
+    /// [`Caps::FIRMWARE`] or [`Caps::SUPERVISE`].
     VmInfo = 21 { slot: u16 } -> VmReport;
     /// Give `count` free frames in a row, at most 64 in stock, to a VM for its nested tables. [`Caps::FRAMES`].
     TablesDonate = 22 { vm: VmId, frame: Frame, count: u64 } -> Done;

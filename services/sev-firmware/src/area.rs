@@ -26,12 +26,12 @@ impl Area {
         Self { lent: Lent([0; PAGE + DATA]), pages: 1 }
     }
 
-    /// Lays out a command and as much of its data as there is; the rest of `data_pages` is zeros. Of what others had here
-    /// nothing is left.
+    /// Lays out a command and as much of its data as there is; the rest of `data_pages` is zeros. In what is lent
+    /// nothing is left of what others had here.
     pub fn lay_out(&mut self, buffer: &[u8; BUFFER_BYTES], data: &[u8], data_pages: usize) {
         self.pages = 1 + data_pages.min(DATA_PAGES as usize);
-        self.lent.0.fill(0);
         let used = self.pages * PAGE - PAGE;
+        self.lent.0.get_mut(..PAGE + used).unwrap_or_default().fill(0);
         put(&mut self.lent.0, 0, buffer);
         put(&mut self.lent.0, PAGE, data.get(..used.min(data.len())).unwrap_or_default());
     }

@@ -122,10 +122,8 @@ pub(crate) fn unforgotten(row: &AsidReport) -> bool {
 /// Whether the processor's handle of the guest in this row is one that it gave to nobody else.
 pub(crate) fn handle_is_new(asid: u32, classes: Classes, kernel: &mut impl Kernel) -> bool {
     let Ok(own) = kernel.ask(&AsidInfo { asid }) else { return false };
-    own.handle != 0
-        && (1..classes.end()).filter(|other| *other != asid).all(|other| {
-            kernel.ask(&AsidInfo { asid: other }).is_ok_and(|row| {
-                row.handle != own.handle || (row.kind == VmKind::SevSnp) != (own.kind == VmKind::SevSnp)
-            })
-        })
+    let same =
+        |row: AsidReport| row.handle == own.handle && (row.kind == VmKind::SevSnp) == (own.kind == VmKind::SevSnp);
+    let mut others = (1..classes.end()).filter(|other| *other != asid);
+    own.handle != 0 && !others.any(|asid| kernel.ask(&AsidInfo { asid }).is_ok_and(same))
 }

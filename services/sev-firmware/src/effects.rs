@@ -65,7 +65,8 @@ impl Firmware {
                 self.shut_down(VmKind::SevSnp, kernel);
             }
             mailbox::PLATFORM_STATUS => {
-                let [state] = get(self.area.buffer(), 2);
+                let [major, minor, state, _, _, _, _, build] = get(self.area.buffer(), 0);
+                kernel.note(Note::Platform { major, minor, build, state });
                 let states = [PlatformState::Uninit, PlatformState::Init, PlatformState::Working];
                 self.account.sev = states.get(usize::from(state)).copied().unwrap_or(PlatformState::Unknown);
             }

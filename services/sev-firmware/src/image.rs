@@ -54,6 +54,9 @@ impl Kernel for OnKernel {
                 let vm = vm.bits();
                 defmt::warn!("sev-firmware: command {=u16:#x} for VM {=u32:#x}: status {=u16:#x}", command, vm, status);
             }
+            Note::Platform { major, minor, build, state } => {
+                defmt::info!("sev-firmware: API {=u8}.{=u8}, build {=u8}, state {=u8}", major, minor, build, state);
+            }
             Note::LeakedAsid(asid) => defmt::error!("sev-firmware: ASID {=u32} is lost", asid),
             Note::LeakedPage => defmt::error!("sev-firmware: a page is lost"),
             Note::Dead { command } => {

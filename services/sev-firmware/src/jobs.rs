@@ -54,6 +54,11 @@ impl Jobs {
         Self { table: Vec::new(), data: [[0; DATA]; SLOTS], last: 0 }
     }
 
+    /// Numbers begin here: a predecessor's, which a client may still have, aren't used again soon.
+    pub fn number_from(&mut self, start: u32) {
+        self.last = start;
+    }
+
     /// Whether a client can have another job; where its data would lie. `Exhausted` if not.
     pub fn room(
         &mut self, client: ServiceId, platform: bool, with_data: bool, now: Tsc, keep: u64,
@@ -64,29 +69,35 @@ impl Jobs {
         if with_data && self.table.iter().any(|job| own(job) && job.slot.is_some()) {
             return Err(Status::Exhausted);
         }
-        let old = |job: &Job| job.report.state == JobState::Ended && now.0.saturating_sub(job.ended.0) >= keep;
+        let ended = |job: &Job| job.report.state == JobState::Ended;
+        let old = |job: &Job| ended(job) && now.0.saturating_sub(job.ended.0) >= keep;
         let (share, all) = if platform { (PER_PLATFORM, JOBS) } else { (PER_CLIENT, JOBS - PER_PLATFORM) };
+        let mut evicted = Vec::<JobId, 3>::new();
         if self.table.iter().filter(|job| own(job)).count() >= share {
-            self.evict(|job| own(job) && job.slot.is_none() && job.report.state == JobState::Ended)?;
+            self.pick(&mut evicted, |job| own(job) && job.slot.is_none() && ended(job))?;
         }
-        if self.table.len() >= all {
-            self.evict(old)?;
+        if self.table.len() - evicted.len() >= all {
+            self.pick(&mut evicted, old)?;
         }
-        if !with_data {
-            return Ok(None);
-        }
-        let free = |table: &[Job]| (0..SLOTS).find(|slot| table.iter().all(|job| job.slot != Some(*slot)));
-        if free(&self.table).is_none() {
-            self.evict(|job| job.slot.is_some() && old(job))?;
-        }
-        free(&self.table).map(Some).ok_or(Status::Exhausted)
+        let free = |evicted: &[JobId]| {
+            let holds = |job: &&Job, slot| job.slot == Some(slot) && !evicted.contains(&job.id);
+            (0..SLOTS).find(|slot| !self.table.iter().any(|job| holds(&job, *slot)))
+        };
+        let slot = match free(&evicted).filter(|_| with_data) {
+            None if with_data => {
+                self.pick(&mut evicted, |job| job.slot.is_some() && old(job))?;
+                free(&evicted)
+            }
+            slot => slot,
+        };
+        self.table.retain(|job| !evicted.contains(&job.id));
+        Ok(slot)
     }
 
-    /// Forgets the oldest of these. `Exhausted` if there is none.
-    fn evict(&mut self, which: impl Fn(&Job) -> bool) -> Result<(), Status> {
-        let at = self.table.iter().position(which).ok_or(Status::Exhausted)?;
-        self.table.remove(at);
-        Ok(())
+    /// Chooses the oldest of these to be forgotten. `Exhausted` if there is none.
+    fn pick(&self, evicted: &mut Vec<JobId, 3>, which: impl Fn(&Job) -> bool) -> Result<(), Status> {
+        let job = self.table.iter().find(|job| !evicted.contains(&job.id) && which(job)).ok_or(Status::Exhausted)?;
+        evicted.push(job.id).map_err(|_| Status::Exhausted)
     }
 
     /// Queues a job; there was [`Self::room`].

@@ -1,7 +1,7 @@
 //! sev-firmware: speaks for the secure processor, and decides when ASIDs are recycled.
 //!
 //! The processor takes one command at a time and time for each, and nothing waits inside a call. So what a client wants is a
-//! *job*: it gets a number, and its bell when the job has ended. A job is a few steps ([`plan`]); the next one begins when the
+//! *job*: it gets a number, and its bell when the job has ended. A job is a few steps; the next one begins when the
 //! kernel says that the last one happened.
 //!
 //! Which ASID is whose and what it owes is in the kernel's table, and how far a guest is the processor knows. What is kept
@@ -67,6 +67,17 @@ pub enum Note {
         vm: VmId,
         /// Its status.
         status: u16,
+    },
+    /// The processor told its interface's version, its build, and its state (55766 section 5.1.2).
+    Platform {
+        /// Major number.
+        major: u8,
+        /// Minor number.
+        minor: u8,
+        /// The build.
+        build: u8,
+        /// As it told it.
+        state: u8,
     },
     /// This ASID is never used again.
     LeakedAsid(u32),
@@ -159,6 +170,7 @@ impl Firmware {
         self.classes = Classes::of(machine);
         self.platform = platform.iter().copied().take(4).collect();
         self.tsc_khz = machine.tsc_khz;
+        self.jobs.number_from(now.0 as u32);
         if machine.features.contains(Features::SEV) {
             self.support = SevSupport::Present;
             self.begin(now, kernel);
@@ -226,6 +238,10 @@ impl Firmware {
         let platform = self.speaks_for_platform(sender);
         let kind = check::check(&call, sender, platform, &self.account.guests, kernel)?;
         let shape = shape::of(&call, kind);
+        let lent = lease.as_ref().map_or(0, |pages| pages.count().saturating_mul(PAGE_SIZE));
+        if shape.takes.iter().any(|part| part.bytes > 0 && (part.at + part.bytes) as u64 > lent) {
+            return Err(Status::BadLease);
+        }
         let keep = KEEP_MS.saturating_mul(self.tsc_khz);
         let slot = self.jobs.room(sender, platform, shape.any(), now, keep)?;
         let data = self.jobs.data_mut(slot);

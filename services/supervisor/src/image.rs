@@ -4,7 +4,8 @@ use caisson_proto::abi::{Lease, MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{
-    FaultKind, PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, TimerSet,
+    FaultKind, PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, TimerSet, VmInfo,
+    VmReport,
 };
 use caisson_proto::supervisor::Notice;
 use caisson_proto::wire::Words;
@@ -54,6 +55,10 @@ impl Machine for OnKernel {
         }
     }
 
+    fn vm(&mut self, slot: u16) -> Option<VmReport> {
+        kernel(&VmInfo { slot }).ok()
+    }
+
     fn vm_gone(&mut self) {
         // A refusal means that memory is dead; its successor looks at every VM when it starts.
         if let Some(memory) = self.memory {
@@ -82,6 +87,9 @@ impl Machine for OnKernel {
                 defmt::warn!("{=str} asks for the end of {=str}", name_of(by.index()), name_of(usize::from(slot)));
             }
             Event::Succeeds => defmt::error!("the supervisor died and was started again"),
+            Event::Unprotected(id) => {
+                defmt::error!("{=str} ends, for the secure processor is gone", name_of(id.index()));
+            }
             Event::GivenUp(slot) => {
                 defmt::error!("{=str} died too often and is given up", name_of(usize::from(slot)));
             }
@@ -150,7 +158,8 @@ fn start() -> ! {
     for (is, told) in is_vmm.iter_mut().zip(info.is_vmm) {
         *is = told == 1;
     }
-    let setup = Setup { own: ServiceId::from_bits(info.head.id), services: info.services as u16, is_vmm };
+    let processor = slot_of("psp").zip(slot_of("sev-firmware")).map(<[u16; 2]>::from);
+    let setup = Setup { own: ServiceId::from_bits(info.head.id), services: info.services as u16, is_vmm, processor };
     let machine = OnKernel { notices: Outward::find(RingUse::Notices), memory: slot_of("memory") };
     let mut image = Image { supervisor: SUPERVISOR.take(), machine };
     defmt::info!("supervisor: {=u32} services on {=u32} CPUs", info.services, info.head.cpus);

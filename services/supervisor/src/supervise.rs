@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{ServiceReport, ServiceState};
+use caisson_proto::kernel::{ServiceReport, ServiceState, VmKind, VmReport};
 use caisson_proto::supervisor::{End, Forgive, Notice, SupervisorCall, verdict};
 use caisson_proto::wire::Words;
 use heapless::Deque;
@@ -46,6 +46,8 @@ pub trait Machine {
     fn now_ms(&mut self) -> u64;
     /// Asks for `TIMER` in that many milliseconds.
     fn timer_in(&mut self, ms: u64);
+    /// The VM in a slot of the kernel's table or the next that has one.
+    fn vm(&mut self, slot: u16) -> Option<VmReport>;
     /// Rings memory's `VM_GONE`.
     fn vm_gone(&mut self);
     /// Posts a record to the console; false if there is no room now.
@@ -69,6 +71,8 @@ pub enum Event<'a> {
     Asked(u16, ServiceId),
     /// This supervisor is the successor of one that died.
     Succeeds,
+    /// The secure processor is gone, and so this service ends: a guest's, or the one that spoke for the processor.
+    Unprotected(ServiceId),
     /// A service died too often and is given up.
     GivenUp(u16),
     /// Every VM is over and its memory free.
@@ -88,6 +92,8 @@ pub struct Setup {
     pub services: u16,
     /// Which slots are vmms.
     pub is_vmm: [bool; MAX_SERVICES],
+    /// The slot of the service that stands in for the secure processor, and of the one that speaks for it.
+    pub processor: Option<[u16; 2]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +136,7 @@ impl Supervisor {
     /// Nothing started yet.
     pub const fn new() -> Self {
         Self {
-            setup: Setup { own: ServiceId::new(0, 0), services: 0, is_vmm: [false; MAX_SERVICES] },
+            setup: Setup { own: ServiceId::new(0, 0), services: 0, is_vmm: [false; MAX_SERVICES], processor: None },
             watch: [Watch::Alive; MAX_SERVICES],
             history: [const { History::new() }; MAX_SERVICES],
             unposted: Deque::new(),
@@ -265,6 +271,11 @@ impl Supervisor {
             self.unsettled = CONFIRMATIONS;
             machine.vm_gone();
         }
+        if let Some([processor, speaker]) = self.setup.processor
+            && usize::from(processor) == slot
+        {
+            unprotect(speaker, machine);
+        }
         let now = machine.now_ms();
         let allowed = match decision {
             Decision::Bury(_) => false,
@@ -378,6 +389,27 @@ impl Supervisor {
             }
             self.unposted.pop_front();
         }
+    }
+}
+
+/// The keys of encrypted guests were the processor's, and are lost with it: their vmms end. So does whoever spoke for it: its
+/// successor asks the new one how it stands. Who isn't running has nothing to lose.
+fn unprotect(speaker: u16, machine: &mut impl Machine) {
+    let mut slot = 0;
+    while let Some(vm) = machine.vm(slot).filter(|vm| vm.next > slot) {
+        slot = vm.next;
+        if vm.kind != VmKind::Plain {
+            end_unprotected(vm.handler, machine);
+        }
+    }
+    if let Ok(report) = machine.status(speaker) {
+        end_unprotected(report.id, machine);
+    }
+}
+
+fn end_unprotected(id: ServiceId, machine: &mut impl Machine) {
+    if machine.kill(id).is_ok() {
+        machine.log(Event::Unprotected(id));
     }
 }
 

@@ -1,16 +1,19 @@
 //! The supervisor against a machine that dies in every way.
 
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
-use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState};
+use caisson_proto::addr::{ServiceId, VmId};
+use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState, VmKind, VmReport, VmState};
 use caisson_proto::supervisor::{End, ExitKind, Forgive, Notice, verdict};
 use caisson_proto::wire::{Request, Words};
 use proptest::prelude::*;
 
 use super::*;
 
-/// Slots: 0 supervisor, 1 console, 2 and 3 vmms, 4 memory.
+/// Slots: 0 supervisor, 1 console, 2 and 3 vmms, 4 memory, 5 sev-firmware, 6 the secure processor.
 const VMMS: [usize; 2] = [2, 3];
+const FIRMWARE: usize = 5;
+const PROCESSOR: usize = 6;
+const SERVICES: usize = 7;
 
 struct Fake {
     states: Vec<ServiceReport>,
@@ -22,6 +25,8 @@ struct Fake {
     posted: Vec<Notice>,
     console_reads: bool,
     unwinding: u32,
+    kinds: Vec<VmKind>,
+    unprotected: Vec<usize>,
 }
 
 fn report(slot: usize, state: ServiceState) -> ServiceReport {
@@ -39,7 +44,7 @@ fn report(slot: usize, state: ServiceState) -> ServiceReport {
 
 impl Fake {
     fn new() -> Self {
-        let mut states: Vec<_> = (0..5).map(|slot| report(slot, ServiceState::Unstarted)).collect();
+        let mut states: Vec<_> = (0..SERVICES).map(|slot| report(slot, ServiceState::Unstarted)).collect();
         states[0].state = ServiceState::Running;
         Self {
             states,
@@ -51,6 +56,8 @@ impl Fake {
             posted: Vec::new(),
             console_reads: true,
             unwinding: 0,
+            kinds: vec![VmKind::Plain, VmKind::Plain],
+            unprotected: Vec::new(),
         }
     }
 
@@ -118,13 +125,30 @@ impl Machine for Fake {
     fn all_read(&mut self) -> bool {
         self.console_reads
     }
-    fn log(&mut self, _: Event<'_>) {}
+    /// VM n is the n-th vmm's; slot 0 of the kernel's table is empty, and so is every other from there on.
+    fn vm(&mut self, slot: u16) -> Option<VmReport> {
+        let at = usize::from(slot) / 2;
+        let (kind, vmm) = (*self.kinds.get(at)?, *VMMS.get(at)?);
+        let at = at as u16 * 2 + 1;
+        let (handler, state) = (self.states[vmm].id, VmState::Alive);
+        Some(VmReport { vm: VmId::new(at, 0), handler, kind, state, pages: 0, kernel_frames: 0, next: at + 1 })
+    }
+    fn log(&mut self, event: Event<'_>) {
+        if let Event::Unprotected(id) = event {
+            self.unprotected.push(id.index());
+        }
+    }
 }
 
 fn setup(generation: u16) -> Setup {
     let mut is_vmm = [false; MAX_SERVICES];
     let _ = VMMS.map(|slot| is_vmm[slot] = true);
-    Setup { own: ServiceId::new(0, generation), services: 5, is_vmm }
+    Setup {
+        own: ServiceId::new(0, generation),
+        services: SERVICES as u16,
+        is_vmm,
+        processor: Some([PROCESSOR as u16, FIRMWARE as u16]),
+    }
 }
 
 fn running() -> (Supervisor, Fake) {
@@ -154,7 +178,7 @@ fn run(supervisor: &mut Supervisor, fake: &mut Fake, memory_settles: bool) {
 #[test]
 fn callees_are_started_before_their_callers() {
     let (_, fake) = running();
-    assert_eq!(fake.started, [4, 3, 2, 1]);
+    assert_eq!(fake.started, [6, 5, 4, 3, 2, 1]);
     assert_eq!(fake.ended, None);
 }
 
@@ -229,6 +253,37 @@ fn a_console_that_reads_nothing_only_delays_the_end() {
 }
 
 #[test]
+fn with_the_secure_processor_its_guests_end_and_no_others() {
+    for (kinds, ended) in [
+        ([VmKind::Plain, VmKind::Plain], vec![FIRMWARE]),
+        ([VmKind::Plain, VmKind::SevEs], vec![3, FIRMWARE]),
+        ([VmKind::Sev, VmKind::SevSnp], vec![2, 3, FIRMWARE]),
+    ] {
+        let (mut supervisor, mut fake) = running();
+        fake.kinds = kinds.into();
+        fake.die(PROCESSOR, ServiceState::Faulted, 0);
+        supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+        assert_eq!(fake.unprotected, ended);
+        let lives = |slot: usize| (fake.states[slot].state, fake.states[slot].id.generation());
+        assert_eq!(lives(PROCESSOR), (ServiceState::Running, 1));
+        assert_eq!(lives(FIRMWARE), (ServiceState::Running, 1));
+        for (vmm, kind) in VMMS.into_iter().zip(kinds) {
+            let expected = if kind == VmKind::Plain { ServiceState::Running } else { ServiceState::Killed };
+            assert_eq!(lives(vmm), (expected, 0), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn who_speaks_for_the_processor_takes_nobody_along() {
+    let (mut supervisor, mut fake) = running();
+    fake.kinds = vec![VmKind::Sev, VmKind::Sev];
+    fake.die(FIRMWARE, ServiceState::Faulted, 0);
+    supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
+    assert!(fake.unprotected.is_empty());
+}
+
+#[test]
 fn a_reset_waits_for_the_old_memory_and_trusts_no_stale_bell() {
     let (mut supervisor, mut fake) = running();
     fake.exit(2, ExitKind::Reset);
@@ -298,8 +353,8 @@ fn a_service_is_ended_on_request_and_started_again() {
     let mut ask = |request: Words, fake: &mut Fake| supervisor.handle(agent, &request, fake).0;
     assert_eq!(ask(End { slot: 1 }.encode(), &mut fake), Status::Ok);
     assert_eq!(ask(End { slot: 1 }.encode(), &mut fake), Status::State);
-    assert_eq!(ask(End { slot: 5 }.encode(), &mut fake), Status::NotFound);
-    assert_eq!(ask(Forgive { slot: 5 }.encode(), &mut fake), Status::NotFound);
+    assert_eq!(ask(End { slot: 7 }.encode(), &mut fake), Status::NotFound);
+    assert_eq!(ask(Forgive { slot: 7 }.encode(), &mut fake), Status::NotFound);
     assert_eq!(ask([9; 8], &mut fake), Status::Malformed);
     supervisor.doorbell(doorbell::SERVICE_DIED, &mut fake);
     assert_eq!(fake.states[1].state, ServiceState::Running);

@@ -2,7 +2,9 @@
 
 use caisson_proto::abi::{Lease, MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc};
-use caisson_proto::kernel::{PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceStatus, TimerSet};
+use caisson_proto::kernel::{
+    PowerOff, ServiceKill, ServiceReport, ServiceRestart, ServiceStatus, TimerSet, VmInfo, VmReport,
+};
 use caisson_proto::supervisor::Notice;
 use caisson_proto::wire::Words;
 use caisson_supervisor::{Event, Machine, Setup, Supervisor};
@@ -54,6 +56,10 @@ impl Machine for OnKernel<'_, '_> {
         let _ = self.0.ask(&TimerSet { at: Tsc(self.0.world.now.get() + ms * KHZ) });
     }
 
+    fn vm(&mut self, slot: u16) -> Option<VmReport> {
+        self.0.ask(&VmInfo { slot }).ok()
+    }
+
     fn vm_gone(&mut self) {
         let _ = self.0.ring(self.0.world.manifest.memory, doorbell::VM_GONE);
     }
@@ -73,6 +79,7 @@ impl Machine for OnKernel<'_, '_> {
             Event::Died(report, _) => self.say("supervisor: died", report.id.bits().into()),
             Event::Asked(slot, _) => self.say("supervisor: asked", slot.into()),
             Event::Succeeds => self.say("supervisor: succeeds", 0),
+            Event::Unprotected(id) => self.say("supervisor: unprotected", id.bits().into()),
             Event::GivenUp(slot) => {
                 self.0.world.given_up.set(true);
                 self.say("supervisor: given up", slot.into());
@@ -118,7 +125,8 @@ pub fn main(sys: &Sys<'_>) {
     for (slot, is) in is_vmm.iter_mut().enumerate() {
         *is = manifest.is_vmm(slot);
     }
-    let setup = Setup { own: ServiceId::new(sys.slot as u16, 0), services: manifest.services.len() as u16, is_vmm };
+    let (own, services) = (ServiceId::new(sys.slot as u16, 0), manifest.services.len() as u16);
+    let setup = Setup { own, services, is_vmm, processor: None };
     let mut image = Image { supervisor: Box::new(Supervisor::new()), machine: OnKernel(sys) };
     image.supervisor.start(&setup, &mut image.machine);
     serve(sys, &mut image);

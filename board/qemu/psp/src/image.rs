@@ -9,38 +9,48 @@ use caisson_proto::abi::{Lease, Status as CallStatus, doorbell};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::kernel::{Machine, MachineInfo};
 use caisson_proto::wire::Words;
-use caisson_qemu_psp::mailbox::CommandBits;
-use caisson_qemu_psp::{Config, Mailbox, Processor, Register, Status};
+use caisson_qemu_psp::station::{Registers, Served, Station};
+use caisson_qemu_psp::{Config, Processor, Register};
 use caisson_rt::{LeasePage, Server, info, kernel, mailbox, ring_doorbell, slot_of};
 use static_cell::{ConstStaticCell, StaticCell};
 
 /// Whom the processor interrupts.
 const DRIVER: &str = "sev-firmware";
 
+struct Shared([&'static AtomicU32; 3]);
+
+impl Registers for Shared {
+    fn read(&self, register: Register) -> u32 {
+        let [command, low, high] = self.0;
+        match register {
+            Register::CommandResponse => command.load(Ordering::Acquire),
+            Register::AddressLow => low.load(Ordering::Relaxed),
+            Register::AddressHigh => high.load(Ordering::Relaxed),
+        }
+    }
+
+    fn answer(&self, value: u32) {
+        self.0[0].store(value, Ordering::Release);
+    }
+
+    fn answer_nothing(&self, value: u32) -> bool {
+        self.0[0].compare_exchange(0, value, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
 struct Image {
-    registers: [&'static AtomicU32; 3],
-    mailbox: Mailbox,
+    registers: Shared,
+    station: Station,
     processor: &'static mut Processor,
     board: OnKernel,
     driver: Option<u16>,
 }
 
 impl Image {
-    /// Executes what was rung, if something was.
     fn serve(&mut self) {
-        let [register, low, high] = self.registers;
-        let command = register.load(Ordering::Acquire);
-        // Whoever may ring the bell may do so without a command; and before the first there was none.
-        if command == 0 || CommandBits::from_bits_retain(command).contains(CommandBits::RESPONSE) {
-            return;
-        }
-        self.mailbox.write(Register::AddressLow, low.load(Ordering::Relaxed));
-        self.mailbox.write(Register::AddressHigh, high.load(Ordering::Relaxed));
-        let Some(ring) = self.mailbox.write(Register::CommandResponse, command) else { return };
-        let status = self.processor.ring(&mut self.board, ring);
-        defmt::debug!("secure processor: command {=u16:#x}: status {=u16:#x}", ring.command, status as u16);
-        let interrupt = self.mailbox.complete(status);
-        register.store(self.mailbox.read(Register::CommandResponse), Ordering::Release);
+        let served = self.station.serve(&self.registers, self.processor, &mut self.board);
+        let Some(Served { command, status, interrupt }) = served else { return };
+        defmt::debug!("secure processor: command {=u16:#x}: status {=u16:#x}", command, status as u16);
         if interrupt {
             self.interrupt();
         }
@@ -82,8 +92,8 @@ fn start() -> ! {
     let board = OnKernel::new(PAGE.take(), machine.frames);
     let random = board.random_is_the_cpus();
     let processor = PROCESSOR.init_with(|| Processor::new(config));
-    let registers = mailbox::registers();
-    let mut image = Image { registers, mailbox: Mailbox::new(), processor, board, driver: slot_of(DRIVER) };
+    let registers = Shared(mailbox::registers());
+    let mut image = Image { registers, station: Station::new(), processor, board, driver: slot_of(DRIVER) };
     defmt::info!(
         "secure processor (emulated): version {=u8}.{=u8}.{=u8}, ASIDs 1 to {=u32}, RDRAND: {=bool}",
         version.major,
@@ -93,24 +103,15 @@ fn start() -> ! {
         random
     );
     let generation = ServiceId::from_bits(info().head.id).generation();
-    if generation == 0 {
-        image.serve();
-    } else {
+    if generation > 0 {
         defmt::error!("secure processor: what its predecessor knew is lost, and every guest of it with that");
-        image.succeed();
-    }
-    caisson_rt::serve(&mut image)
-}
-
-impl Image {
-    /// A command that a predecessor had begun ended with it. One that was rung since is served.
-    fn succeed(&mut self) {
-        let ended = CommandBits::RESPONSE.bits() | u32::from(Status::HardwareErrorPlatform as u16);
-        match self.registers[0].compare_exchange(0, ended, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => self.interrupt(),
-            Err(_) => self.serve(),
+        if image.station.succeed(&image.registers) {
+            image.interrupt();
         }
     }
+    // What was rung before the bell could ring.
+    image.serve();
+    caisson_rt::serve(&mut image)
 }
 
 caisson_rt::entry!(start);

@@ -31,6 +31,7 @@ pub mod rmp;
 mod secret;
 pub mod session;
 pub mod snp;
+pub mod station;
 pub mod status;
 mod storage;
 

@@ -81,11 +81,10 @@ operations! {
         TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
         GuestUnmap guest_unmap, SequenceRead sequence_read, FrameDonate frame_donate,
     }
-    Caps::WRITEBACK => {
-        InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back,
-    }
+    Caps::WRITEBACK => { InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, }
     Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }
-    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestPrivate guest_private, VmInfo vm_info, }
+    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestPrivate guest_private, }
+    Caps::FRAMES.union(Caps::FIRMWARE).union(Caps::SUPERVISE) => { VmInfo vm_info, }
     Caps::FIRMWARE => {
         WriteBackInvalidate write_back_invalidate, AsidBind asid_bind, AsidInfo asid_info, MailboxRing mailbox_ring,
         MailboxTake mailbox_take,

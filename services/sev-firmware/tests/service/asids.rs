@@ -3,12 +3,12 @@
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{CpuId, Tsc};
 use caisson_proto::firmware::*;
-use caisson_proto::kernel::{AsidState, VmKind};
+use caisson_proto::kernel::{AsidState, Features, Machine, VmKind};
 use caisson_proto::mailbox;
 use caisson_qemu_psp::Status as Told;
-use caisson_sev_firmware::{Note, WRITE_BACK_MS};
+use caisson_sev_firmware::{Firmware, Note, WRITE_BACK_MS};
 
-use crate::kernel::{Event, Fault};
+use crate::kernel::{Event, Fake, Fault};
 use crate::world::*;
 
 const FLUSH: [Event; 2] = [Event::Wbinvd, Event::Command(mailbox::DF_FLUSH, 0)];
@@ -251,4 +251,37 @@ fn bells_that_mean_nothing_change_nothing() {
     assert_ne!(world.fake.timer, 0, "and the timer is set again");
     world.pump();
     assert_eq!(world.fake.asid_of(vm), Some(5));
+}
+
+#[test]
+fn a_class_without_asids_is_busy() {
+    // SEV from 1 on: none for SEV-ES. SEV from beyond the last on: none for SEV. And what no CPU says.
+    for (sev_asids, kinds) in [
+        (1 << 16 | 8, &[VmKind::SevEs, VmKind::SevSnp][..]),
+        (9 << 16 | 8, &[VmKind::Sev]),
+        (5 << 16, &[VmKind::Sev, VmKind::SevEs]),
+        (0, &[VmKind::Sev, VmKind::SevEs, VmKind::SevSnp]),
+    ] {
+        let mut world = World::snp();
+        world.fake.again = false;
+        *world.firmware = Firmware::new();
+        let machine = Machine { sev_asids, ..Fake::machine(Features::SEV) };
+        world.firmware.start(&machine, &[3, 4], Tsc(world.fake.now), &mut world.fake);
+        world.pump();
+        world.fake.log.clear();
+        for (slot, kind) in (0..).zip(kinds) {
+            let (vm, report) = world.launch(slot, *kind);
+            assert_eq!((report.status, report.cause), (Status::Busy, Cause::Service), "{sev_asids:#x} {kind:?}");
+            assert_eq!(world.fake.asid_of(vm), None);
+        }
+        assert_eq!(world.events(), []);
+    }
+    // More than there can be: the table ends where it ends.
+    let mut world = World::sev();
+    *world.firmware = Firmware::new();
+    let machine = Machine { sev_asids: 0x0005_ffff, ..Fake::machine(Features::SEV) };
+    world.firmware.start(&machine, &[3, 4], Tsc(world.fake.now), &mut world.fake);
+    world.pump();
+    let launched = (0..5).map(|slot| world.launch(slot, VmKind::Sev).1.status).collect::<Vec<_>>();
+    assert_eq!(launched, [Status::Ok, Status::Ok, Status::Ok, Status::Ok, Status::Busy]);
 }

@@ -246,6 +246,17 @@ fn results_that_nobody_fetches_make_room_for_the_next_but_data_is_kept() {
     }
     assert_eq!(world.send(vmm(0), &CHIP_ID, &[]), Err(Status::Exhausted));
     assert_eq!(world.result(vmm(0), data).unwrap().1.len(), 128);
+    // What is refused costs nobody a result: neither for lack of pages nor of room for data.
+    let mut jobs = vec![world.send(vmm(0), &CHIP_ID, &[]).unwrap()];
+    world.pump();
+    for _ in 1..PER_CLIENT {
+        jobs.push(world.send(vmm(0), &Decommission { vm }, &[]).unwrap());
+        world.pump();
+    }
+    let owner = LaunchStart { vm, policy: 0, owner: true };
+    assert_eq!(world.send(vmm(0), &owner, &[&[0; 0x824]]), Err(Status::BadLease));
+    assert_eq!(world.send(vmm(0), &CHIP_ID, &[]), Err(Status::Exhausted));
+    assert!(jobs.into_iter().all(|job| world.result(vmm(0), job).is_ok()));
 }
 
 #[test]

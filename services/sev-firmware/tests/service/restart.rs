@@ -73,6 +73,19 @@ fn jobs_wait_while_it_looks_around() {
 }
 
 #[test]
+fn a_predecessors_number_isnt_another_job() {
+    let mut world = World::sev();
+    let old = world.send(vmm(0), &PlatformRead { fact: PlatformFact::ChipId }, &[]).unwrap();
+    world.pump();
+    world.fake.now += 1000;
+    restarted(&mut world);
+    let new = world.send(vmm(0), &PlatformRead { fact: PlatformFact::ChipId }, &[]).unwrap();
+    world.pump();
+    assert_eq!(world.result(vmm(0), old), Err(Status::NotFound));
+    assert_eq!(world.result(vmm(0), new).unwrap().0.status, Status::Ok);
+}
+
+#[test]
 fn a_predecessors_command_is_waited_for_and_its_answer_recorded() {
     let mut world = World::sev();
     let vm = world.fake.vm(0, vmm(0), VmKind::Sev, 1);

@@ -3,7 +3,7 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{CpuId, Gfn, VmId};
-use caisson_proto::firmware::FirmwareCall;
+use caisson_proto::firmware::{FirmwareCall, PlatformFact};
 use caisson_proto::kernel::{KernelCall, VmKind};
 use caisson_proto::memory::{MemoryCall, Populate, VmMake};
 use caisson_proto::notifier::NotifierCall;
@@ -73,7 +73,13 @@ impl Interface {
             Self::Notifier => (NotifierCall::decode(message).is_ok(), true),
             Self::Firmware => {
                 let call = FirmwareCall::decode(message);
-                (call.is_ok(), matches!(call, Ok(FirmwareCall::PlatformStatus(_))))
+                // Facts of the platform are everybody's, all but one.
+                let question = match call {
+                    Ok(FirmwareCall::PlatformRead(read)) => read.fact != PlatformFact::PekCsr,
+                    Ok(call) => matches!(call, FirmwareCall::PlatformStatus(_) | FirmwareCall::JobResult(_)),
+                    Err(_) => false,
+                };
+                (call.is_ok(), question)
             }
             Self::Vmm => return answer == Status::Denied,
         };

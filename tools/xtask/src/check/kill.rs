@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Outcome;
 use super::witness::{BOOT, SOON, Witness};
 use crate::failure::{Failure, Status};
+use crate::image;
 use crate::paths::Paths;
 
 const GUESTS: [(&str, &str); 2] = [("a", "vcpus = 1\nmemory = \"512M\"\n"), ("b", "vcpus = 2\nmemory = \"512M\"\n")];
@@ -14,11 +15,12 @@ const FILL: &str = "dd if=/dev/zero of=/tmp/@ bs=1M count=48 2>/dev/null; echo b
 /// Writes to the console.
 const WRITE: &str = "seq 1000 1400; echo busy=$((@*3))";
 /// Who is killed how often under what work.
-const VICTIMS: [(&str, usize, &str); 5] = [
+const VICTIMS: [(&str, usize, &str); 6] = [
     ("memory", 3, FILL),
     ("console", 3, WRITE),
     ("notifier", 2, FILL),
     ("sev-firmware", 1, WRITE),
+    ("psp", 2, FILL),
     ("supervisor", 2, WRITE),
 ];
 /// How long the guests work before a service is killed.
@@ -31,6 +33,7 @@ pub fn run(paths: &Paths) -> Outcome {
     let mut outcome = Outcome::default();
     let parts = [
         ("in turn", in_turn as fn(&Paths) -> Result<usize, String>),
+        ("the secure processor", the_processor),
         ("the supervisor again and again", again_and_again),
     ];
     for (name, done) in parts.map(|(name, part)| (name, part(paths))) {
@@ -95,6 +98,33 @@ fn in_turn(paths: &Paths) -> Result<usize, String> {
     }
     match machine.account() {
         Some((before, after, 0)) if before == after => Ok(checks + 3),
+        account => Err(machine.told(&format!("frames free before and after, and leaked: {account:?}"))),
+    }
+}
+
+/// The secure processor, under a guest that it launched and a plain one. How many checks passed.
+fn the_processor(paths: &Paths) -> Result<usize, String> {
+    let flat = image::guest(paths, "caisson-guest-flat").map_err(|failure| failure.text)?;
+    let flat = format!("vcpus = 1\nmemory = \"64M\"\nkernel = {flat:?}\ncmdline = \"once\"\nencryption = \"sev\"\n");
+    let mut machine = machine(paths, &[GUESTS[0], ("flat", &flat)])?;
+    machine.until("the encrypted guest's memory is its own", BOOT, |this| this.wrote(1, " 0 wrong"))?;
+    machine.until("the agent's line", BOOT, |this| this.logged("agent", "agent: ready"))?;
+    machine.asks(0, "echo alive=$((3*3))", "alive=9\r", BOOT)?;
+    let lives = machine.lives("sev-firmware");
+    kill(&mut machine, "psp")?;
+    machine.until("the end of vmm-flat", SOON, |this| {
+        this.logged("supervisor", "vmm-flat ends, for the secure processor is gone")
+            && this.logged("kernel", "Killed(vmm-flat, life 0)")
+    })?;
+    machine.until("another life of sev-firmware", SOON, |this| this.lives("sev-firmware") > lives)?;
+    machine.asks(0, "echo alive=$((4*4))", "alive=16\r", SOON)?;
+    machine.types(0, "poweroff -f");
+    let end = machine.ends(BOOT)?;
+    if end.status != Status::Faulted || !end.text.contains("service \"vmm-flat\" was killed") {
+        return Err(machine.told(&format!("it ended with {:?}: {}", end.status, end.text)));
+    }
+    match machine.account() {
+        Some((before, after, 0)) if before == after => Ok(4),
         account => Err(machine.told(&format!("frames free before and after, and leaked: {account:?}"))),
     }
 }

@@ -10,7 +10,7 @@ use crate::setup::{self, TARGET};
 /// Packages that are built for the machine. Those without a heap are apart: cargo gives each the features of all that
 /// are in one call.
 const MACHINE: [&[&str]; 2] = [&PLAIN, &["caisson-vmm"]];
-const PLAIN: [&str; 15] = [
+const PLAIN: [&str; 16] = [
     "caisson-kernel",
     "caisson-hw",
     "caisson-qemu-boot",
@@ -21,6 +21,7 @@ const PLAIN: [&str; 15] = [
     "caisson-sev-firmware",
     "caisson-qemu-console",
     "caisson-qemu-bench",
+    "caisson-qemu-psp",
     "caisson-guest-rt",
     "caisson-guest-exits",
     "caisson-guest-flat",

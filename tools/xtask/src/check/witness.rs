@@ -204,6 +204,11 @@ impl Witness {
         self.lines.iter().any(|line| line.who == who && line.what.starts_with(what))
     }
 
+    /// Whether a guest wrote this.
+    pub fn wrote(&self, guest: usize, what: &str) -> bool {
+        self.guests.get(guest).is_some_and(|guest| guest.text.contains(what))
+    }
+
     /// Waits until every guest that has a shell is at its prompt and the agent is ready.
     pub fn is_up(&mut self) -> Result<(), String> {
         self.until("all guests at their prompts", BOOT, |this| {

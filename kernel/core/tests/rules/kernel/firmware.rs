@@ -124,7 +124,7 @@ fn the_kernel_writes_handles_asids_and_addresses() {
     assert_eq!(system.machine.command()[1], 2048 << 12);
     let mailbox = system.machine.mailbox.unwrap();
     let [command, low, high] = mailbox.registers.map(|it| it.load(std::sync::atomic::Ordering::Relaxed));
-    assert_eq!((command, low, high), (1 << 16, 8 << 12, 0));
+    assert_eq!((command, low, high), (1 << 16 | 1, 8 << 12, 0), "with an interrupt at the end");
 }
 
 #[test]

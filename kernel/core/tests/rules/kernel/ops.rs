@@ -45,7 +45,7 @@ fn a_class_of_operations_needs_its_capability() {
     assert_eq!(system.as_service(VMM, &PowerOff { status: 0 }).err(), denied);
     assert_eq!(system.as_service(MEMORY, &TimerSet { at: Tsc(1) }).err(), denied);
     assert_eq!(system.as_service(MEMORY, &InvalidateEnd { vm: NOBODY }).err(), denied);
-    assert_eq!(system.as_service(SUPERVISOR, &VmInfo { slot: 0 }).err(), denied);
+    assert_eq!(system.as_service(VMM, &VmInfo { slot: 0 }).err(), denied);
     assert!(system.as_service(VMM, &MachineInfo {}).is_ok());
     assert_eq!(system.machine.off.get(), None);
     assert!(system.as_service(SUPERVISOR, &PowerOff { status: 3 }).is_ok());
