@@ -66,9 +66,9 @@ impl Manifest {
         let plain = |role| Service { role, kind: VmKind::Plain };
         let mut services = vec![plain(Role::Supervisor)];
         for vm in 0..config.vms {
-            let kind = match rng.below(3) {
-                0 if config.encrypted => VmKind::Sev,
-                1 if config.encrypted => VmKind::SevEs,
+            let kind = match rng.below(5) {
+                0 | 1 if config.encrypted => VmKind::Sev,
+                2 | 3 if config.encrypted => VmKind::SevEs,
                 _ => VmKind::Plain,
             };
             services.push(Service { role: Role::Vmm(vm), kind });
@@ -96,16 +96,20 @@ impl Manifest {
         let none = Caps::empty();
         let (may_call, may_ring, caps, budget_ms) = match self.services.get(slot).map(|service| service.role) {
             Some(Role::Supervisor) => (0, bit(self.memory), Caps::SUPERVISE | Caps::TIMER, 1000),
-            Some(Role::Vmm(_)) => (bit(self.memory) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000),
+            Some(Role::Vmm(_)) => {
+                (bit(self.memory) | bit(self.firmware) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000)
+            }
             Some(Role::Memory) => (
-                bit(self.notifier),
+                bit(self.notifier) | bit(self.firmware),
                 bit(self.supervisor) | bit(self.memory) | bit(self.notifier),
                 Caps::FRAMES | Caps::TIMER,
                 1000,
             ),
             Some(Role::Notifier) => (bit(self.firmware), bit(self.memory), Caps::WRITEBACK, 1000),
             Some(Role::Echo) => (bit(self.deep), 0, none, 1000),
-            Some(Role::Firmware | Role::Deep) | None => (0, 0, none, 1000),
+            // It rings whoever has jobs, and itself.
+            Some(Role::Firmware) => (0, bit(self.echo) - 1, Caps::FIRMWARE | Caps::TIMER, 1000),
+            Some(Role::Deep) | None => (0, 0, none, 1000),
         };
         let is_vmm = u32::from(self.is_vmm(slot));
         ServiceRecord { may_call, may_ring, caps: caps.bits(), budget_ms, is_vmm, ..ServiceRecord::new_zeroed() }
