@@ -201,7 +201,11 @@ impl Guest {
         let mad = self.kind != VmKind::Plain && self.rng.chance(1, 64);
         let asid = if private != mad { self.asid } else { 0 };
         let mut caches = world.caches.borrow_mut();
-        let sane = !mad && caches.key(asid).is_some();
+        if mad && mapped {
+            world.spoiled.borrow_mut().insert(key);
+            world.memory.borrow_mut().insert(key, None);
+        }
+        let sane = caches.key(asid).is_some() && !world.spoiled.borrow().contains(&key);
         if write {
             let value = self.rng.next() | 1;
             caches.write(cpu, frame, asid, self.vm.bits(), value);

@@ -320,6 +320,7 @@ impl Machine for &Hardware<'_> {
                 self.world.check(owner == Some((root.0, gfn)), || format!("frame {frame:#x} is taken from {owner:?}"));
                 if let Some((_, vm)) = vm {
                     self.world.memory.borrow_mut().remove(&(vm.bits(), gfn));
+                    self.world.spoiled.borrow_mut().remove(&(vm.bits(), gfn));
                 }
                 self.world.caches.borrow_mut().give(frame, Hand::Nobody);
             }

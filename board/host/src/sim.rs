@@ -352,8 +352,26 @@ pub fn find(mutant: Mutant, seeds: u64) -> Option<Failure> {
         let config = match seed % 4 {
             0 => usual,
             1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
-            2 => Config { encrypted: true, vms: 4, frames: 512 * 20, vcpus: 4, resets: 16, reclaims: 30, faults: 0, ..usual },
-            _ => Config { encrypted: true, vms: 2, frames: 512 * 16, actions: 200, resets: 12, reclaims: 60, deaths: 0, ..usual },
+            2 => Config {
+                encrypted: true,
+                vms: 4,
+                frames: 512 * 20,
+                vcpus: 4,
+                resets: 16,
+                reclaims: 30,
+                faults: 0,
+                ..usual
+            },
+            _ => Config {
+                encrypted: true,
+                vms: 2,
+                frames: 512 * 16,
+                actions: 200,
+                resets: 12,
+                reclaims: 60,
+                deaths: 0,
+                ..usual
+            },
         };
         run(seed, &config).err()
     })

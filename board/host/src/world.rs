@@ -164,6 +164,8 @@ pub struct World {
     pub silicon: Silicon,
     /// What guests wrote, by VM and gfn; `None` for what nobody can know.
     pub memory: RefCell<BTreeMap<(u32, u64), Option<u64>>>,
+    /// Pages of which a mad guest used the wrong alias: what they hold is anybody's guess until they are unmapped.
+    pub spoiled: RefCell<BTreeSet<(u32, u64)>>,
     /// Bytes of services' pages.
     pub bytes: RefCell<BTreeMap<(usize, u64), Box<[u8; PAGE_SIZE as usize]>>>,
     /// A CPU wrote back just now.
@@ -236,6 +238,7 @@ impl World {
             caches: RefCell::new(Caches::new(config.cpus)),
             silicon: Silicon::new(config.cpus, config.sev_asids, config.faults),
             memory: RefCell::default(),
+            spoiled: RefCell::default(),
             bytes: RefCell::default(),
             acknowledged: Cell::new(false),
             unmapping: Cell::new(None),

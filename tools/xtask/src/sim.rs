@@ -26,5 +26,8 @@ pub fn sim(paths: &Paths, args: &SimArgs) -> Result<(), Failure> {
     if status.success() {
         return Ok(());
     }
-    Err(Failure::new(Status::Failed, format!("a seed broke a rule, a broken rule wasn't found, or it wasn't finished ({status})")))
+    Err(Failure::new(
+        Status::Failed,
+        format!("a seed broke a rule, a broken rule wasn't found, or it wasn't finished ({status})"),
+    ))
 }
