@@ -63,9 +63,12 @@ pub fn tables(world: &World) {
     for (frame, (root, gfn)) in owner.iter() {
         let is = world.frame(Frame(*frame));
         let vm = world.vm_of_root(Frame(*root)).map(|(_, id)| id);
-        world.check(vm.is_some_and(|vm| is == Some(Frames::of(FrameState::Owned, vm)) || is == Some(Frames::of(FrameState::Private, vm))), || {
-            format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}")
-        });
+        world.check(
+            vm.is_some_and(|vm| {
+                is == Some(Frames::of(FrameState::Owned, vm)) || is == Some(Frames::of(FrameState::Private, vm))
+            }),
+            || format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}"),
+        );
     }
     for frame in world.adopted.borrow().iter() {
         let is = world.frame(Frame(*frame));

@@ -103,6 +103,12 @@ pub struct Config {
     pub sev_asids: (u32, u32),
     /// Commands of the secure processor that fail or are lied about.
     pub faults: u32,
+    /// Whether the processor lies about them.
+    pub lies: bool,
+    /// Whether sev-firmware now and then claims what it didn't ask for.
+    pub lazy: bool,
+    /// Pages of each guest; 0: as chance has it.
+    pub guest_pages: u64,
     /// Times that a CPU doesn't answer for a while.
     pub deaf: u32,
     /// Services that are killed, crash or run for ever.
@@ -140,6 +146,9 @@ impl Config {
             encrypted: rng.chance(2, 3),
             sev_asids: (2 + rng.below(2) as u32, 3 + rng.below(3) as u32),
             faults: rng.below(3).saturating_sub(1) as u32 * rng.below(6) as u32,
+            lies: rng.chance(2, 3),
+            lazy: rng.chance(1, 8),
+            guest_pages: 0,
             deaf: rng.below(4) as u32,
             deaths: rng.below(6) as u32,
             reclaims: rng.below(12) as u32,

@@ -76,7 +76,8 @@ impl Manifest {
         let memory = services.len();
         services.extend([Role::Memory, Role::Notifier, Role::Firmware, Role::Echo, Role::Deep].map(plain));
         let names = services.iter().map(|service| name(service.role)).collect();
-        let guest_pages = [48, 300, 512, 700, 1024][rng.below(5) as usize];
+        let by_chance = [48, 300, 512, 700, 1024][rng.below(5) as usize];
+        let guest_pages = if config.guest_pages == 0 { by_chance } else { config.guest_pages };
         Self {
             services,
             names,

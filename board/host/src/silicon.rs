@@ -150,6 +150,9 @@ impl Silicon {
             Some(Mischief::Fails | Mischief::DeniesIt) => Status::HardwareErrorPlatform,
             Some(Mischief::ClaimsIt) | None => real,
         };
+        if command == mailbox::DF_FLUSH && told == Status::Success {
+            self.young.set(false);
+        }
         world.note(0, What::Processor(command, told as u16, fault));
         self.commands.set(self.commands.get() + 1);
         self.put_out();
@@ -169,7 +172,8 @@ impl Silicon {
         }
         self.faults.set(left - 1);
         self.failed.set(true);
-        let fault = [Mischief::Fails, Mischief::DeniesIt, Mischief::ClaimsIt][world.rng.below(3) as usize];
+        let kinds = if world.config.lies { 3 } else { 1 };
+        let fault = [Mischief::Fails, Mischief::DeniesIt, Mischief::ClaimsIt][world.rng.below(kinds) as usize];
         self.lied.set(self.lied.get() || fault != Mischief::Fails);
         Some(fault)
     }
@@ -208,7 +212,6 @@ impl Silicon {
         }
         match command {
             mailbox::INIT => self.young.set(true),
-            mailbox::DF_FLUSH => self.young.set(false),
             mailbox::LAUNCH_START => drop(self.guests.borrow_mut().insert(word(0), 0)),
             mailbox::ACTIVATE => {
                 let asid = word(4);

@@ -8,8 +8,6 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::prelude::*;
-// Not loom's: what it explores has no frames.
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How many states there are.
 pub const STATES: usize = FrameState::ALL.len();

@@ -1,9 +1,12 @@
 //! sev-firmware.
 
+use std::cell::Cell;
+
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{PAGE_SIZE, ServiceId, Tsc, VPage};
-use caisson_proto::kernel::MachineInfo;
-use caisson_proto::wire::{Request, Words};
+use caisson_proto::addr::{PAGE_SIZE, ServiceId, Tsc, VPage, VmId};
+use caisson_proto::kernel::{MachineInfo, MailboxReport, MailboxRing, MailboxState, MailboxTake, WriteBackInvalidate};
+use caisson_proto::mailbox;
+use caisson_proto::wire::{Reply, Request, Words};
 use caisson_sev_firmware::{Firmware, Kernel, Lent, Note, Pages};
 
 use super::{Server, serve};
@@ -15,15 +18,42 @@ use crate::service::Sys;
 const HASTE: u64 = 50;
 const PAGE: usize = PAGE_SIZE as usize;
 
-struct OnKernel<'a, 'b>(&'a Sys<'b>);
+/// The kernel; and the command whose answer is made up.
+struct OnKernel<'a, 'b>(&'a Sys<'b>, &'a Cell<u16>);
+
+impl OnKernel<'_, '_> {
+    /// Whether it claims something this time.
+    fn claims(&self) -> bool {
+        let world = self.0.world;
+        let claims = world.config.lazy && world.rng.chance(1, 2);
+        world.silicon.failed.set(world.silicon.failed.get() || claims);
+        claims
+    }
+}
 
 impl Kernel for OnKernel<'_, '_> {
     fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
+        if R::OP == WriteBackInvalidate::OP && self.claims() {
+            // Ticket 0 is always done.
+            return R::Reply::decode(&[0; 8]).map_err(|_| Status::Malformed);
+        }
         self.0.ask(request)
     }
 
     fn lend<R: Request>(&mut self, request: &R, pages: &mut Lent, count: usize) -> Result<R::Reply, Status> {
         let (sys, world) = (self.0, self.0.world);
+        let words = request.encode();
+        if R::OP == MailboxRing::OP && words[1] == u64::from(mailbox::DF_FLUSH) && self.claims() {
+            self.1.set(mailbox::DF_FLUSH);
+            let _ = sys.ring(sys.slot, doorbell::INTERRUPT);
+            return R::Reply::decode(&[0; 8]).map_err(|_| Status::Malformed);
+        }
+        let claimed = self.1.take();
+        if R::OP == MailboxTake::OP && claimed != 0 {
+            let (state, vm) = (MailboxState::Done, VmId::default());
+            let report = MailboxReport { state, command: claimed, status: 0, vm };
+            return R::Reply::decode(&report.encode()).map_err(|_| Status::Malformed);
+        }
         let composed = |page: usize| (sys.slot, COMPOSED.start + page as u64);
         if !sys.stopped() {
             for (page, bytes) in pages.0.chunks_exact(PAGE).take(count).enumerate() {
@@ -59,6 +89,7 @@ impl Kernel for OnKernel<'_, '_> {
                 ("sev-firmware: answered", u64::from(command) << 16 | u64::from(status))
             }
             Note::LeakedAsid(asid) => ("sev-firmware: leaks ASID", asid.into()),
+            Note::Platform { .. } => ("sev-firmware: knows the platform", 0),
             Note::LeakedPage => ("sev-firmware: leaks a page", 0),
             Note::Dead { command } => ("sev-firmware: the processor is dead", command.into()),
         };
@@ -106,6 +137,7 @@ impl Pages for Leased<'_, '_> {
 
 struct Image<'a, 'b> {
     sys: &'a Sys<'b>,
+    claimed: Cell<u16>,
     firmware: Box<Firmware>,
 }
 
@@ -120,23 +152,23 @@ impl Server for Image<'_, '_> {
         let mut leased = lease.map(|lease| Leased(self.sys, lease));
         let pages = leased.as_mut().map(|leased| leased as &mut dyn Pages);
         let now = self.now();
-        self.firmware.handle(sender, words, pages, now, &mut OnKernel(self.sys))
+        self.firmware.handle(sender, words, pages, now, &mut OnKernel(self.sys, &self.claimed))
     }
 
     fn doorbell(&mut self, bits: u64) {
         let now = self.now();
-        self.firmware.doorbell(bits, now, &mut OnKernel(self.sys));
+        self.firmware.doorbell(bits, now, &mut OnKernel(self.sys, &self.claimed));
     }
 }
 
 /// Runs it.
 pub fn main(sys: &Sys<'_>) {
-    let mut image = Image { sys, firmware: Box::default() };
+    let mut image = Image { sys, claimed: Cell::new(0), firmware: Box::default() };
     let platform = [sys.world.manifest.memory as u16, sys.world.manifest.notifier as u16];
     if let Ok(machine) = sys.ask(&MachineInfo {}) {
         let machine = caisson_proto::kernel::Machine { tsc_khz: HASTE, ..machine };
         let now = image.now();
-        image.firmware.start(&machine, &platform, now, &mut OnKernel(sys));
+        image.firmware.start(&machine, &platform, now, &mut OnKernel(sys, &image.claimed));
     }
     serve(sys, &mut image);
 }
