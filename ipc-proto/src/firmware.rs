@@ -50,7 +50,7 @@ impl Field for JobId {
 wire_enum! {
     /// What the machine offers.
     pub enum SevSupport {
-        /// No SEV: CPUID 8000_001F EAX\[1\] is 0 or the leaf is absent.
+        /// No SEV: the machine has no secure processor.
         None = 0,
         /// SEV, and perhaps more.
         Present = 1,

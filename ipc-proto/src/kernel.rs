@@ -55,7 +55,7 @@ bitflags::bitflags! {
         const NESTED_PAGING = 1 << 0;
         /// WBNOINVD is executed for write-backs, not its fallback WBINVD.
         const WBNOINVD = 1 << 1;
-        /// CPUID 8000_001F reports SEV.
+        /// There is a mailbox of a secure processor, and so there can be encrypted VMs.
         const SEV = 1 << 2;
         /// The CPU reports the next RIP at an exit.
         const NEXT_RIP = 1 << 3;

@@ -3,11 +3,13 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
-use caisson_core::batches::{Batches, MAX_BATCHES};
+use caisson_core::asids::Asid;
+use caisson_core::batches::{MAX_BATCHES, Open};
 use caisson_core::context::{CONTEXTS, Context, Kind, Phase};
-use caisson_core::frames::Frames;
+use caisson_core::frames::{Frames, STATES};
+use caisson_core::kernel::Tables;
 use caisson_proto::addr::Frame;
-use caisson_proto::kernel::FrameState;
+use caisson_proto::kernel::{AsidState, FrameState};
 
 use crate::world::{Mode, World};
 
@@ -45,22 +47,28 @@ fn parked(world: &World) {
 }
 
 fn counts(world: &World) {
-    let Some((counts, total)) = world.kernel.inspect(|table, _| (table.counts(), table.size())) else { return };
+    let Some((counts, total)) = world.kernel.inspect(|tables| (tables.frames.counts(), tables.frames.size())) else {
+        return;
+    };
     let sum: u64 = counts.iter().sum();
     world.check(sum == total, || format!("{sum} frames are counted of {total}: {counts:?}"));
 }
 
 /// What must hold whenever nobody changes the tables. Takes longer.
 pub fn tables(world: &World) {
-    let Some(owned) = world.kernel.inspect(|table, _| table.counts()[FrameState::Owned as usize]) else { return };
+    let of_vms = |counts: [u64; STATES]| counts[FrameState::Owned as usize] + counts[FrameState::Private as usize];
+    let Some(owned) = world.kernel.inspect(|tables| of_vms(tables.frames.counts())) else { return };
     let owner = world.owner.borrow();
     world.check(owned == owner.len() as u64, || format!("{owned} frames are owned and {} are mapped", owner.len()));
     for (frame, (root, gfn)) in owner.iter() {
         let is = world.frame(Frame(*frame));
         let vm = world.vm_of_root(Frame(*root)).map(|(_, id)| id);
-        world.check(vm.is_some_and(|vm| is == Some(Frames::of(FrameState::Owned, vm))), || {
-            format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}")
-        });
+        world.check(
+            vm.is_some_and(|vm| {
+                is == Some(Frames::of(FrameState::Owned, vm)) || is == Some(Frames::of(FrameState::Private, vm))
+            }),
+            || format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}"),
+        );
     }
     for frame in world.adopted.borrow().iter() {
         let is = world.frame(Frame(*frame));
@@ -128,9 +136,15 @@ pub fn state(world: &World) -> String {
         let (id, handler, state) = (vm.id.get(), vm.handler.get(), vm.state());
         let _ = writeln!(text, "VM {id:?} of {handler:?}: {state:?}");
     }
-    let open = |_: &_, batches: &Batches| (0..MAX_BATCHES).filter_map(|slot| batches.get(slot)).collect::<Vec<_>>();
-    for batch in world.kernel.inspect(open).unwrap_or_default() {
+    for batch in open_batches(world) {
         let _ = writeln!(text, "{batch:?}");
+    }
+    let asids = |tables: &mut Tables| {
+        let rows = (1..=world.config.sev_asids.1).filter_map(|asid| Some((asid, *tables.asids.get(asid)?)));
+        rows.collect::<Vec<_>>()
+    };
+    for (number, asid) in world.kernel.inspect(asids).filter(|_| world.config.encrypted).unwrap_or_default() {
+        let _ = writeln!(text, "ASID {number}: {asid:?}");
     }
     for (slot, name) in world.manifest.names.iter().enumerate() {
         let service = world.kernel.service(slot);
@@ -144,15 +158,26 @@ pub fn state(world: &World) -> String {
 pub fn settled(world: &World) {
     let left: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state().is_some()).map(|vm| vm.id.get()).collect();
     world.check(left.is_empty(), || format!("all is settled and there are VMs: {left:?}"));
-    let open = |_: &_, batches: &Batches| (0..MAX_BATCHES).filter_map(|slot| batches.get(slot)).collect::<Vec<_>>();
-    let open = world.kernel.inspect(open).unwrap_or_default();
+    let open = open_batches(world);
     world.check(open.is_empty(), || format!("all is settled and there are batches: {open:?}"));
-    if let Some((counts, total)) = world.kernel.inspect(|table, _| (table.counts(), table.size())) {
-        let free = counts[FrameState::Free as usize];
+    if let Some((counts, total)) = world.kernel.inspect(|tables| (tables.frames.counts(), tables.frames.size())) {
+        let free = counts[FrameState::Free as usize] + counts[FrameState::Firmware as usize];
         world.check(free == total - KERNEL_FRAMES, || format!("all is settled and frames are missing: {counts:?}"));
     }
     let adopted = world.adopted.borrow().len();
     world.check(adopted == 0, || format!("all is settled and the kernel holds {adopted} frames of VMs"));
+    let rows = |tables: &mut Tables| {
+        (1..=world.config.sev_asids.1).filter_map(|asid| tables.asids.get(asid).copied()).collect::<Vec<_>>()
+    };
+    let asids = world.kernel.inspect(rows).unwrap_or_default();
+    let held = |asid: &Asid| asid.handle != 0 || matches!(asid.state, AsidState::Bound | AsidState::Active);
+    let lost = asids.iter().find(|asid| held(asid) && !world.silicon.failed.get());
+    world.check(lost.is_none(), || format!("all is settled and an ASID is held: {lost:?}"));
     let lent = world.lent.borrow();
     world.check(lent.is_empty(), || format!("all is settled and pages are lent: {lent:?}"));
+}
+
+fn open_batches(world: &World) -> Vec<Open> {
+    let open = |tables: &mut Tables| (0..MAX_BATCHES).filter_map(|slot| tables.batches.get(slot)).collect();
+    world.kernel.inspect(open).unwrap_or_default()
 }

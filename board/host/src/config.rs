@@ -2,9 +2,20 @@
 
 use crate::rng::Rng;
 
-/// A rule that is broken on purpose, to see that it is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($($(#[$meta:meta])* $name:ident,)+) => {
+        /// A rule that is broken on purpose, to see that it is found.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Mutant { $($(#[$meta])* $name,)+ }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+        }
+    };
+}
+
+mutants! {
     /// Vcpus are entered without the flush that a shoot-down asked for.
     NoFlush,
     /// A CPU tells nobody that it is in a guest, so that no shoot-down waits for it.
@@ -13,8 +24,6 @@ pub enum Mutant {
     EnterAnyway,
     /// An interrupt to another CPU now and then gets lost.
     LostInterrupt,
-    /// WBNOINVD does nothing: frames are free before they are paid.
-    NoWriteBack,
     /// Frames aren't zeroed.
     NoZero,
     /// Leases aren't revoked.
@@ -29,24 +38,52 @@ pub enum Mutant {
     LostTimer,
     /// A frame that leaves a VM keeps its place in the nested table.
     KeptMapping,
-}
-
-impl Mutant {
-    /// All of them.
-    pub const ALL: [Self; 12] = [
-        Self::NoFlush,
-        Self::NoShootDown,
-        Self::EnterAnyway,
-        Self::LostInterrupt,
-        Self::NoWriteBack,
-        Self::NoZero,
-        Self::KeptLease,
-        Self::NoHostFlush,
-        Self::DeafToGenerations,
-        Self::StolenTurn,
-        Self::LostTimer,
-        Self::KeptMapping,
-    ];
+    /// A write-back is skipped: frames are free before they are paid.
+    NoWriteBack,
+    /// A CPU that ran a VM is omitted: its row says that it didn't.
+    OmitCpu,
+    /// The CPUs that owe are sampled before the shoot-down.
+    SampleEarly,
+    /// A flush clears another CPU's row, too.
+    ClearForeignRow,
+    /// A CPU's row is cleared before the instruction is executed.
+    ClearEarly,
+    /// Batches are paid when a CPU is asked, before it acknowledges.
+    PayEarly,
+    /// A restarted memory takes what waits in batches for free.
+    StaleBatch,
+    /// The first CPU that acknowledges pays for all.
+    PayForAll,
+    /// WBNOINVD is executed where ASIDs are recycled.
+    WeakRecycling,
+    /// Some CPUs are left out where ASIDs are recycled.
+    SomeCpusOnly,
+    /// ASIDs count as flushed when they are deactivated: no WBINVD is owed.
+    NoWbinvd,
+    /// ASIDs are free after WBINVD: no DF_FLUSH is owed.
+    BindBeforeDfFlush,
+    /// A deactivation between WBINVD and DF_FLUSH counts as before both.
+    LateDeactivation,
+    /// The processor's DF_FLUSH isn't executed, and counts.
+    ClaimedDfFlush,
+    /// A guest runs whose ASID isn't active.
+    ClaimedActivate,
+    /// An ASID is used again although the processor still knows its guest.
+    ReuseLeaked,
+    /// A vCPU gets another VM's ASID.
+    WrongAsid,
+    /// A recycled ASID's translations of its last VM stay.
+    KeptTranslations,
+    /// A page turns private with its plain lines in caches.
+    ForgetPlainAlias,
+    /// Frames are given to the processor with lines in caches.
+    ForgetDonated,
+    /// A page that turned private stays in its handler's window.
+    KeptWindow,
+    /// A command names another page than the one that was asked for.
+    WrongPage,
+    /// A command names another VM's guest.
+    WrongGuest,
 }
 
 /// A simulation.
@@ -54,7 +91,7 @@ impl Mutant {
 pub struct Config {
     /// CPUs, 1 to 256.
     pub cpus: usize,
-    /// VMs, each with its vmm, 1 to 8.
+    /// VMs, each with its vmm, 1 to 16.
     pub vms: usize,
     /// vCPUs of a VM at the most.
     pub vcpus: u8,
@@ -62,6 +99,18 @@ pub struct Config {
     pub frames: u64,
     /// Whether VMs may be encrypted, so that their reclaim owes write-backs.
     pub encrypted: bool,
+    /// The lowest ASID of SEV VMs, and the highest of encrypted ones.
+    pub sev_asids: (u32, u32),
+    /// Commands of the secure processor that fail or are lied about.
+    pub faults: u32,
+    /// Whether the processor lies about them.
+    pub lies: bool,
+    /// Whether sev-firmware now and then claims what it didn't ask for.
+    pub lazy: bool,
+    /// Pages of each guest; 0: as chance has it.
+    pub guest_pages: u64,
+    /// Times that a CPU doesn't answer for a while.
+    pub deaf: u32,
     /// Services that are killed, crash or run for ever.
     pub deaths: u32,
     /// Times that pages are taken from a living VM.
@@ -88,16 +137,22 @@ impl Config {
             4..8 => 1,
             _ => 2 + rng.below(6) as usize,
         };
-        let vms = 1 + rng.below(4) as usize;
+        let vms = if rng.chance(1, 16) { 16 } else { 1 + rng.below(4) as usize };
         Self {
             cpus,
             vms,
             vcpus: 1 + rng.below(4) as u8,
-            frames: 512 * (4 + rng.below(4) + 2 * vms as u64),
-            encrypted: rng.chance(1, 2),
+            frames: 512 * (5 + rng.below(4) + 2 * vms as u64),
+            encrypted: rng.chance(2, 3),
+            sev_asids: (2 + rng.below(2) as u32, 3 + rng.below(3) as u32),
+            faults: rng.below(3).saturating_sub(1) as u32 * rng.below(6) as u32,
+            lies: rng.chance(2, 3),
+            lazy: rng.chance(1, 8),
+            guest_pages: 0,
+            deaf: rng.below(4) as u32,
             deaths: rng.below(6) as u32,
             reclaims: rng.below(12) as u32,
-            resets: rng.below(6) as u32,
+            resets: rng.below(10) as u32,
             actions: 20 + rng.below(60) as u32,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
             steps: 2_000_000,

@@ -17,6 +17,7 @@ use crate::config::Mutant;
 use crate::guest::{self, Act};
 use crate::hardware::Hardware;
 use crate::history::What;
+use crate::mutate;
 use crate::world::{Cpu, Mode, NEVER, World, ipi};
 
 /// Ticks that a service in circles takes for one of its steps.
@@ -202,7 +203,8 @@ impl Running<'_> {
         if world.breaks(Mutant::NoShootDown) {
             here.left(context);
         }
-        guest::entered(world, context);
+        mutate::entered(world, self.number, context);
+        guest::entered(world, self.number, context);
         world.note(self.number, What::Guest(context.number()));
         let mut spins = false;
         loop {
@@ -229,6 +231,7 @@ impl Running<'_> {
     fn leave(&self, here: &On<'_>, context: Context) {
         self.cpu.mode.set(Mode::Kernel);
         guest::left(self.world, context);
+        mutate::left(self.world, self.number, context);
         if !self.world.breaks(Mutant::NoShootDown) {
             here.left(context);
         }

@@ -1,7 +1,5 @@
 //! vCPUs: guests that touch memory, ask their vmm for things and check what they read.
 
-use std::collections::BTreeMap;
-
 use caisson_core::context::Context;
 use caisson_core::frames::Frames;
 use caisson_proto::addr::{Frame, VmId};
@@ -10,6 +8,7 @@ use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::VmKind;
 use caisson_proto::vcpu::{Exit, ExitFlags, Resume};
 
+use crate::config::Mutant;
 use crate::rng::Rng;
 use crate::world::World;
 
@@ -38,7 +37,8 @@ pub mod ask {
 /// A vCPU.
 #[derive(Debug)]
 pub struct Guest {
-    vm: VmId,
+    /// Its VM.
+    pub vm: VmId,
     index: u8,
     /// Kind of its VM.
     pub kind: VmKind,
@@ -46,8 +46,8 @@ pub struct Guest {
     pub asid: u32,
     root: Frame,
     rng: Rng,
-    /// Translations that its CPU holds.
-    pub tlb: BTreeMap<u64, Frame>,
+    /// Its next entry begins without translations of its ASID.
+    pub stale: bool,
     /// Between entry and exit.
     pub inside: bool,
     left: u32,
@@ -78,7 +78,7 @@ impl Guest {
             asid,
             root,
             rng: Rng::new(world.rng.next()),
-            tlb: BTreeMap::new(),
+            stale: true,
             inside: false,
             left: world.config.actions,
             faulted: None,
@@ -86,6 +86,12 @@ impl Guest {
             siblings: u64::from(world.config.vcpus),
             rip: 0x1000,
         }
+    }
+
+    /// It gets its VM's ASID. Which it had before.
+    pub fn bind(&mut self, asid: u32) -> u32 {
+        self.stale = true;
+        std::mem::replace(&mut self.asid, asid)
     }
 
     /// The vmm's reply.
@@ -149,64 +155,87 @@ impl Guest {
     fn look(&self, world: &World) -> Act {
         let memory = world.memory.borrow();
         let known = memory.range((self.vm.bits(), 0)..=(self.vm.bits(), u64::MAX));
-        let pages: Vec<(u64, u64)> = known.map(|((_, gfn), value)| (*gfn, *value)).collect();
+        let pages: Vec<u64> = known.map(|((_, gfn), _)| *gfn).collect();
         match self.rng.pick(&pages) {
-            Some((gfn, _)) => self.ask(ask::LOOK, gfn),
+            Some(gfn) => self.ask(ask::LOOK, gfn),
             None => Act::On,
         }
     }
 
     /// Reads or writes a page.
     fn touch(&mut self, world: &World, cpu: usize, gfn: u64, write: bool) -> Act {
-        let frame = match self.tlb.get(&gfn) {
-            Some(frame) => *frame,
+        let Some(here) = world.cpus.get(cpu) else { return Act::On };
+        let known = here.guest_tlb.borrow().get(&(self.asid, gfn)).copied();
+        let frame = match known {
+            Some(frame) => frame,
             None => {
                 let Some(mapping) = world.nested(self.root, gfn) else {
                     self.faulted = Some((gfn, write));
                     let exit = self.exit(code::NPF, 0, 0);
                     return Act::Exit(Exit { info1: u64::from(write) << 1, info2: gfn << 12, ..exit });
                 };
-                self.tlb.insert(gfn, mapping.frame);
+                here.guest_tlb.borrow_mut().insert((self.asid, gfn), mapping.frame);
                 mapping.frame
             }
         };
-        if let Some(is) = world.frame(frame) {
-            world.check(is == Frames::of(FrameState::Owned, self.vm), || {
-                format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
-            });
-        }
-        let key = (self.vm.bits(), gfn);
+        let Some(is) = world.frame(frame) else {
+            // Somebody is changing the tables. It will know later whether its page is private.
+            self.faulted = Some((gfn, write));
+            return Act::On;
+        };
+        let private = is == Frames::of(FrameState::Private, self.vm);
+        world.check(private || is == Frames::of(FrameState::Owned, self.vm), || {
+            format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
+        });
         let mapped = world.owner.borrow().get(&frame.0) == Some(&(self.root.0, gfn));
+        self.access(world, cpu, (gfn, frame.0), (private, mapped, write));
+        Act::On
+    }
+
+    /// Reads or writes a page that is mapped, through its caches.
+    fn access(
+        &mut self, world: &World, cpu: usize, (gfn, frame): (u64, u64), (private, mapped, write): (bool, bool, bool),
+    ) {
+        let key = (self.vm.bits(), gfn);
+        // Which alias it uses is its own affair; a mad one harms itself alone.
+        let mad = self.kind != VmKind::Plain && self.rng.chance(1, 64);
+        let asid = if private != mad { self.asid } else { 0 };
+        let mut caches = world.caches.borrow_mut();
+        if mad && mapped {
+            world.spoiled.borrow_mut().insert(key);
+            world.memory.borrow_mut().insert(key, None);
+        }
+        let sane = caches.key(asid).is_some() && !world.spoiled.borrow().contains(&key);
         if write {
             let value = self.rng.next() | 1;
-            world.contents.borrow_mut().insert(frame.0, value);
+            caches.write(cpu, frame, asid, self.vm.bits(), value);
             if mapped {
-                world.memory.borrow_mut().insert(key, value);
+                world.memory.borrow_mut().insert(key, sane.then_some(value));
             }
-            if self.kind != VmKind::Plain
-                && let Some(cpu) = world.cpus.get(cpu)
-            {
-                cpu.dirty.borrow_mut().insert(frame.0);
-            }
-        } else if mapped {
-            let reads = world.contents.borrow().get(&frame.0).copied().unwrap_or(0);
-            let wrote = world.memory.borrow().get(&key).copied().unwrap_or(0);
-            world.check(reads == wrote, || {
-                format!("VM {:?} reads {reads:#x} at gfn {gfn:#x} and wrote {wrote:#x}", self.vm)
+        } else if mapped && sane {
+            let reads = caches.read(cpu, frame, asid);
+            let wrote = world.memory.borrow().get(&key).copied().unwrap_or(Some(0));
+            world.check(wrote.is_none_or(|wrote| wrote == reads), || {
+                format!("VM {:?} reads {reads:#x} at gfn {gfn:#x} and wrote {wrote:x?}", self.vm)
             });
         }
-        Act::On
     }
 }
 
 /// The guest of a context is entered.
-pub fn entered(world: &World, vcpu: Context) {
+pub fn entered(world: &World, cpu: usize, vcpu: Context) {
     let mut guests = world.guests.borrow_mut();
     let Some(guest) = guests.get_mut(&vcpu.number()) else {
         return world.fail(|| format!("context {} is entered and has no frames", vcpu.number()));
     };
     guest.inside = true;
-    let (asid, vm) = (guest.asid, guest.vm);
+    let (asid, vm, kind) = (guest.asid, guest.vm, guest.kind);
+    let stale = std::mem::take(&mut guest.stale);
+    if let Some(cpu) = world.cpus.get(cpu).filter(|_| stale && !world.breaks(Mutant::KeptTranslations)) {
+        cpu.guest_tlb.borrow_mut().retain(|(of, _), _| *of != asid);
+    }
+    let has_key = kind == VmKind::Plain || world.caches.borrow().key(asid).is_some();
+    world.check(has_key || world.silicon.lied.get(), || format!("VM {vm:?} runs under ASID {asid}, which has no key"));
     let shared = guests.values().find(|other| other.inside && other.asid == asid && other.vm != vm);
     world.check(shared.is_none(), || format!("ASID {asid} is two VMs'"));
 }

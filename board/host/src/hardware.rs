@@ -1,24 +1,30 @@
 //! The machine as the kernel sees it from one CPU.
 
+use std::sync::atomic::Ordering;
+
 use caisson_core::context::{Context, Kind};
 use caisson_core::event::Event;
-use caisson_core::machine::{Machine, Removed, TablePool};
+use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_core::svm::npt::{self, Tables, Tree};
 use caisson_proto::abi::{Lease, Status};
-use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, VPage};
+use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, Spa, VPage};
 use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
 use caisson_proto::layout;
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 use corosensei::Yielder;
 
+use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
+use crate::silicon::{MAIL_FRAMES, MAILBOX};
 use crate::world::{KHZ, View, World, ipi};
 
 /// First page that a service can lend, and one past the last. Those with an odd number are read-only.
 pub const LENDABLE: std::ops::Range<u64> = layout::IMAGE / PAGE_SIZE..layout::IMAGE / PAGE_SIZE + 64;
+/// Pages that sev-firmware lends to the kernel.
+pub const COMPOSED: std::ops::Range<u64> = LENDABLE.end + 64..LENDABLE.end + 64 + MAIL_FRAMES as u64;
 /// Where a dead VM's kernel frames have something left in them.
 const REMAINS: u64 = 0xdead;
 
@@ -55,9 +61,10 @@ impl Hardware<'_> {
         let before = world.owner.borrow_mut().insert(frame, (root.0, gfn));
         world.check(before.is_none(), || format!("frame {frame:#x} is mapped in two places of guests: {before:?}"));
         world.check(!world.adopted.borrow().contains(&frame), || format!("frame {frame:#x} of the kernel's is mapped"));
-        let reads = world.contents.borrow().get(&frame).copied();
-        world.check(reads.is_none(), || format!("frame {frame:#x} given out reads {reads:?} instead of zero"));
-        world.check_clean(frame);
+        let vm = world.vm_of_root(root).map_or(u32::MAX, |(_, vm)| vm.bits());
+        world.caches.borrow_mut().give(frame, Hand::Shared(vm));
+        let reads = world.caches.borrow().peek(frame);
+        world.check(reads == 0, || format!("frame {frame:#x} given out reads {reads:#x} instead of zero"));
     }
 }
 
@@ -71,14 +78,18 @@ impl Machine for &Hardware<'_> {
     }
 
     fn facts(&self) -> Facts {
+        let (low, high) = self.world.config.sev_asids;
+        let mut features = Features::NESTED_PAGING | Features::NEXT_RIP | Features::WBNOINVD;
+        features.set(Features::SEV, self.world.config.encrypted);
         Facts {
             cpus: self.world.config.cpus as u16,
             tsc_khz: KHZ,
-            features: Features::NESTED_PAGING | Features::NEXT_RIP,
+            features,
             frames: 0,
             phys_bits: 48,
-            asids: 16,
+            asids: high + 18,
             services: 0,
+            sev_asids: if self.world.config.encrypted { low << 16 | high } else { 0 },
         }
     }
 
@@ -171,8 +182,10 @@ impl Machine for &Hardware<'_> {
         world.check(world.adopted.borrow_mut().insert(frame.0), || format!("frame {:#x} is adopted twice", frame.0));
         let owner = world.owner.borrow().get(&frame.0).copied();
         world.check(owner.is_none(), || format!("frame {:#x} is a guest's and becomes the kernel's", frame.0));
-        world.check_clean(frame.0);
-        world.contents.borrow_mut().remove(&frame.0);
+        let mut caches = world.caches.borrow_mut();
+        caches.give(frame.0, Hand::Kernel);
+        caches.write(self.cpu, frame.0, 0, 0, 0);
+        drop(caches);
         world.tables.borrow_mut().insert(frame.0, Box::new([0; npt::ENTRIES]));
     }
 
@@ -180,7 +193,8 @@ impl Machine for &Hardware<'_> {
         let world = self.world;
         world.check(world.adopted.borrow_mut().remove(&frame.0), || format!("frame {:#x} isn't adopted", frame.0));
         world.tables.borrow_mut().remove(&frame.0);
-        world.contents.borrow_mut().insert(frame.0, REMAINS);
+        world.caches.borrow_mut().write(self.cpu, frame.0, 0, 0, REMAINS);
+        world.caches.borrow_mut().give(frame.0, Hand::Nobody);
         self.pause();
     }
 
@@ -215,21 +229,73 @@ impl Machine for &Hardware<'_> {
         for frame in first.0..first.0 + pages {
             let owner = world.owner.borrow().get(&frame).copied();
             world.check(owner.is_none(), || format!("frame {frame:#x} is zeroed under a guest"));
-            world.check_clean(frame);
             if !world.breaks(Mutant::NoZero) {
-                world.contents.borrow_mut().remove(&frame);
+                world.caches.borrow_mut().write(self.cpu, frame, 0, 0, 0);
             }
         }
         self.pause();
     }
 
-    fn write_back(&self) {
-        if let Some(cpu) = self.world.cpus.get(self.cpu)
-            && !self.world.breaks(Mutant::NoWriteBack)
-        {
-            cpu.dirty.borrow_mut().clear();
+    fn write_back(&self, invalidate: bool) {
+        let world = self.world;
+        self.meddle_with_rows();
+        self.pause();
+        let some = world.breaks(Mutant::SomeCpusOnly) && invalidate && world.rng.chance(1, 4);
+        if !world.breaks(Mutant::NoWriteBack) && !some {
+            let weak = world.breaks(Mutant::WeakRecycling);
+            world.caches.borrow_mut().write_back(self.cpu, invalidate && !weak);
+            if let Some(cpu) = world.cpus.get(self.cpu).filter(|_| invalidate && !weak) {
+                cpu.wbinvds.set(cpu.wbinvds.get() + 1);
+            }
+        }
+        world.acknowledged.set(true);
+        self.pause();
+    }
+
+    fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
+        let world = self.world;
+        let owners = world.owner.borrow();
+        let given = owners.get(&first.0).is_none();
+        let forgets = if given { Mutant::ForgetDonated } else { Mutant::ForgetPlainAlias };
+        if asid != 0 || !world.breaks(forgets) {
+            world.caches.borrow_mut().flush(first.0, pages, asid);
+        }
+        for frame in (first.0..first.0 + pages).filter(|_| asid == 0) {
+            // What was shared turns private; what was nobody's is the processor's.
+            let of = owners.get(&frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(*root))?.1, *gfn)));
+            let hand = of.map_or(Hand::Firmware, |(vm, _)| Hand::Private(vm.bits()));
+            world.caches.borrow_mut().give(frame, hand);
+            if let Some((vm, gfn)) = of {
+                world.memory.borrow_mut().insert((vm.bits(), gfn), None);
+            }
+        }
+        drop(owners);
+        self.pause();
+    }
+
+    fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
+        let world = self.world;
+        let slot = world.cpus.get(self.cpu).map_or(usize::MAX, |cpu| cpu.space.get());
+        let (page, mail) = (user / PAGE_SIZE, (at.0 >> 12).wrapping_sub(MAILBOX) as usize);
+        if !COMPOSED.contains(&page) {
+            return Err(Status::BadLease);
+        }
+        world.check(mail < MAIL_FRAMES && bytes == PAGE_SIZE, || format!("{bytes} bytes are copied at {:#x}", at.0));
+        let mut pages = world.bytes.borrow_mut();
+        let own = pages.entry((slot, page)).or_insert_with(|| Box::new([0; PAGE_SIZE as usize]));
+        if let Some(mail) = world.silicon.mail.borrow_mut().get_mut(mail) {
+            if out { **own = *mail } else { *mail = **own }
+        }
+        drop(pages);
+        if mail == 0 && !out {
+            world.silicon.put_out();
         }
         self.pause();
+        Ok(())
+    }
+
+    fn mailbox(&self) -> Option<&'static Mailbox> {
+        self.world.config.encrypted.then_some(self.world.silicon.registers)
     }
 
     fn nested_map(
@@ -254,14 +320,23 @@ impl Machine for &Hardware<'_> {
                 self.world.check(owner == Some((root.0, gfn)), || format!("frame {frame:#x} is taken from {owner:?}"));
                 if let Some((_, vm)) = vm {
                     self.world.memory.borrow_mut().remove(&(vm.bits(), gfn));
+                    self.world.spoiled.borrow_mut().remove(&(vm.bits(), gfn));
                 }
+                self.world.caches.borrow_mut().give(frame, Hand::Nobody);
             }
+            self.world.unmapping.set(vm.map(|(slot, _)| (self.cpu, slot)));
             if self.world.breaks(Mutant::KeptMapping) && self.world.rng.chance(1, 4) {
                 self.keep(root, &removed);
             }
         }
         self.pause();
         Ok(removed)
+    }
+
+    fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> {
+        let found = self.world.nested(root, gfn.0);
+        let off = self.world.breaks(Mutant::WrongPage) && self.world.rng.chance(1, 8);
+        found.map(|it| if off { Mapping { frame: Frame(it.frame.0 ^ 1), ..it } } else { it })
     }
 
     fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
@@ -284,6 +359,10 @@ impl Machine for &Hardware<'_> {
 
     fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool) -> Result<(), Status> {
         let (mut from, end) = (Gfn(World::in_window(gfn.0)), Gfn(World::in_window(gfn.0 + pages)));
+        let private = self.world.nested(self.root_of(slot), gfn.0).is_some();
+        if private && self.world.breaks(Mutant::KeptWindow) {
+            return Ok(());
+        }
         while let Some(removed) = npt::unmap(&mut View(self.world), World::window(slot), from, end, pool)? {
             from = Gfn(removed.gfn.0 + removed.pages);
         }
@@ -317,6 +396,13 @@ impl Machine for &Hardware<'_> {
         let before = world.guests.borrow_mut().insert(vcpu.number(), guest);
         world.check(before.is_none(), || format!("vCPU {index} of VM slot {vm} is made twice"));
         Ok(())
+    }
+
+    fn vcpu_asid(&self, vcpu: Context, asid: u32) {
+        let asid = asid + u32::from(self.world.breaks(Mutant::WrongAsid));
+        let before = self.guest(vcpu, "ASID", |guest| guest.bind(asid));
+        self.world.check(before == Some(0), || format!("context {} had ASID {before:?}", vcpu.number()));
+        self.pause();
     }
 
     fn vcpu_drop(&self, vcpu: Context, _: usize) {
@@ -356,7 +442,7 @@ impl Machine for &Hardware<'_> {
 
     fn vcpu_flush(&self, vcpu: Context) {
         if !self.world.breaks(Mutant::NoFlush) {
-            self.guest(vcpu, "flush", |guest| guest.tlb.clear());
+            self.guest(vcpu, "flush", |guest| guest.stale = true);
         }
     }
 
@@ -367,6 +453,26 @@ impl Machine for &Hardware<'_> {
 }
 
 impl Hardware<'_> {
+    /// Root of the VM that a service handles.
+    fn root_of(&self, slot: usize) -> Frame {
+        let mut vms = self.world.kernel.vms.iter();
+        let own = vms.find(|vm| vm.state().is_some() && vm.handler.get().index() == slot);
+        own.and_then(|vm| vm.root(0)).unwrap_or(Frame(0))
+    }
+
+    /// Mutants: rows are cleared where or when they may not be.
+    fn meddle_with_rows(&self) {
+        let world = self.world;
+        if world.breaks(Mutant::ClearEarly) {
+            world.kernel.cpus[self.cpu].ran.store(0, Ordering::SeqCst);
+            (0..world.rng.below(200)).for_each(|_| self.yielder.suspend(()));
+        }
+        if world.breaks(Mutant::ClearForeignRow) {
+            let other = world.rng.below(world.config.cpus as u64) as usize;
+            world.kernel.cpus[other].ran.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Mutant: the entry stays.
     fn keep(&self, root: Frame, removed: &Removed) {
         struct Nothing;

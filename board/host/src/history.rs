@@ -6,11 +6,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use caisson_core::event::Event;
 use caisson_proto::abi::{KERNEL_SLOT, Status, Syscall, sender};
+use caisson_proto::firmware::FirmwareCall;
 use caisson_proto::kernel::KernelCall;
 use caisson_proto::memory::MemoryCall;
 use caisson_proto::notifier::NotifierCall;
 use caisson_proto::vcpu::Exit;
 use caisson_proto::wire::{Field, Words};
+
+use crate::silicon::Mischief;
 
 /// Notes that are kept.
 const KEPT: usize = 160;
@@ -32,6 +35,8 @@ pub enum What {
     Kernel(Event),
     /// A fault was injected into the service in a slot.
     Fault(usize, &'static str),
+    /// The secure processor answered a command, with this status, and what went wrong with it.
+    Processor(u16, u16, Option<Mischief>),
     /// A service or the scheduler tells.
     Said(&'static str, u64),
 }
@@ -86,6 +91,7 @@ fn hash(what: &What, digest: &mut DefaultHasher) {
         What::Interrupt(timer, ipi, device) => (4, timer, ipi, device).hash(digest),
         What::Kernel(event) => format!("{event:?}").hash(digest),
         What::Fault(slot, kind) => (5, slot, kind).hash(digest),
+        What::Processor(command, status, fault) => (7, command, status, fault.map(|fault| fault as u8)).hash(digest),
         What::Said(text, number) => (6, text, number).hash(digest),
     }
 }
@@ -113,6 +119,7 @@ impl Told<'_> {
             let what = match name {
                 "memory" => operation(MemoryCall::OPERATIONS, words[0]),
                 "notifier" => operation(NotifierCall::OPERATIONS, words[0]),
+                "sev-firmware" => operation(FirmwareCall::OPERATIONS, words[0]),
                 _ => format!("{:#x}", words[0]),
             };
             (name, what)
@@ -161,6 +168,12 @@ impl fmt::Display for Told<'_> {
             }
             What::Kernel(event) => write!(f, "kernel: {event:?}"),
             What::Fault(slot, kind) => write!(f, "INJECTED: {} {kind}", self.name(*slot)),
+            What::Processor(command, status, None) => {
+                write!(f, "the processor answers command {command:#x}: {status:#x}")
+            }
+            What::Processor(command, status, Some(fault)) => {
+                write!(f, "INJECTED: the processor {fault:?}: command {command:#x}: {status:#x}")
+            }
             What::Said(text, number) => write!(f, "{text} {number:#x}"),
         }
     }

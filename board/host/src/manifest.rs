@@ -66,9 +66,9 @@ impl Manifest {
         let plain = |role| Service { role, kind: VmKind::Plain };
         let mut services = vec![plain(Role::Supervisor)];
         for vm in 0..config.vms {
-            let kind = match rng.below(3) {
-                0 if config.encrypted => VmKind::Sev,
-                1 if config.encrypted => VmKind::SevEs,
+            let kind = match rng.below(5) {
+                0 | 1 if config.encrypted => VmKind::Sev,
+                2 | 3 if config.encrypted => VmKind::SevEs,
                 _ => VmKind::Plain,
             };
             services.push(Service { role: Role::Vmm(vm), kind });
@@ -76,7 +76,8 @@ impl Manifest {
         let memory = services.len();
         services.extend([Role::Memory, Role::Notifier, Role::Firmware, Role::Echo, Role::Deep].map(plain));
         let names = services.iter().map(|service| name(service.role)).collect();
-        let guest_pages = [48, 300, 512, 700, 1024][rng.below(5) as usize];
+        let by_chance = [48, 300, 512, 700, 1024][rng.below(5) as usize];
+        let guest_pages = if config.guest_pages == 0 { by_chance } else { config.guest_pages };
         Self {
             services,
             names,
@@ -96,16 +97,20 @@ impl Manifest {
         let none = Caps::empty();
         let (may_call, may_ring, caps, budget_ms) = match self.services.get(slot).map(|service| service.role) {
             Some(Role::Supervisor) => (0, bit(self.memory), Caps::SUPERVISE | Caps::TIMER, 1000),
-            Some(Role::Vmm(_)) => (bit(self.memory) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000),
+            Some(Role::Vmm(_)) => {
+                (bit(self.memory) | bit(self.firmware) | bit(self.echo), 0, Caps::VCPUS | Caps::TIMER, 5000)
+            }
             Some(Role::Memory) => (
-                bit(self.notifier),
+                bit(self.notifier) | bit(self.firmware),
                 bit(self.supervisor) | bit(self.memory) | bit(self.notifier),
                 Caps::FRAMES | Caps::TIMER,
                 1000,
             ),
             Some(Role::Notifier) => (bit(self.firmware), bit(self.memory), Caps::WRITEBACK, 1000),
             Some(Role::Echo) => (bit(self.deep), 0, none, 1000),
-            Some(Role::Firmware | Role::Deep) | None => (0, 0, none, 1000),
+            // It rings whoever has jobs, and itself.
+            Some(Role::Firmware) => (0, bit(self.echo) - 1, Caps::FIRMWARE | Caps::TIMER, 1000),
+            Some(Role::Deep) | None => (0, 0, none, 1000),
         };
         let is_vmm = u32::from(self.is_vmm(slot));
         ServiceRecord { may_call, may_ring, caps: caps.bits(), budget_ms, is_vmm, ..ServiceRecord::new_zeroed() }

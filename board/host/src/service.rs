@@ -14,8 +14,8 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use crate::programs;
 use crate::world::{Pending, World};
 
-/// Bytes of a coroutine's stack. Memory's state is kept off it.
-const STACK: usize = 256 << 10;
+/// Bytes of a coroutine's stack. The services' states are made on it before they go to the heap.
+const STACK: usize = 2 << 20;
 
 /// What lets a service go on.
 pub enum Wake {
@@ -249,6 +249,14 @@ impl Sys<'_> {
         match status {
             Status::Ok => R::Reply::decode(&words).map_err(|_| Status::Malformed),
             refused => Err(refused),
+        }
+    }
+
+    /// A typed call that lends pages.
+    pub fn call_lending<R: Request>(&self, slot: usize, request: &R, lease: Lease) -> Result<R::Reply, Status> {
+        match self.call_raw(slot, &request.encode(), Some(lease)) {
+            (Status::Ok, words) => R::Reply::decode(&words).map_err(|_| Status::Malformed),
+            (refused, _) => Err(refused),
         }
     }
 

@@ -15,12 +15,14 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 
 use crate::check;
-use crate::config::Config;
+use crate::config::{Config, Mutant};
 use crate::cpu;
 use crate::history::What;
 use crate::manifest::Manifest;
+use crate::mutate;
 use crate::programs;
 use crate::rng::Rng;
+use crate::silicon;
 pub use crate::world::Ends;
 use crate::world::{Mode, World};
 
@@ -44,6 +46,10 @@ pub struct Report {
     pub answered: u64,
     /// Exits of guests.
     pub exits: u64,
+    /// Commands that the secure processor answered.
+    pub commands: u64,
+    /// Dirty lines that were written back.
+    pub written: u64,
     /// How services ended.
     pub ends: Ends,
     /// The supervisor's verdict.
@@ -107,6 +113,9 @@ fn boot(seed: u64, config: &Config) -> (Rc<World>, &'static [AtomicU64]) {
     table.declare(Frame(0), config.frames, Frames::free(true));
     table.declare(Frame(0), check::KERNEL_FRAMES, Frames::plain(FrameState::Kernel));
     world.kernel.adopt_frames(table);
+    // Whoever booted the machine has left its lines.
+    let left = config.frames - silicon::DONATION * 2..config.frames;
+    left.for_each(|frame| world.caches.borrow_mut().write(0, frame, 0, 0, 0));
     (world, entries)
 }
 
@@ -139,6 +148,8 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
             ticks: world.now.get(),
             answered: world.answered.get(),
             exits: world.exits.get(),
+            commands: world.silicon.commands.get(),
+            written: world.caches.borrow().written,
             ends: world.ends.get(),
             verdict: world.over.get().unwrap_or(u8::MAX),
             settled: world.settled.get(),
@@ -179,6 +190,8 @@ fn schedule(world: &Rc<World>, cpus: &mut [CpuLife]) {
             }
         }
         disturb(world);
+        mutate::step(world);
+        surroundings(world);
         ready.clear();
         ready.extend((0..cpus.len()).filter(|number| can_go_on(world, *number)));
         let Some(number) = world.rng.pick(&ready) else {
@@ -201,8 +214,24 @@ fn schedule(world: &Rc<World>, cpus: &mut [CpuLife]) {
     }
 }
 
+/// What happens beside the CPUs: the processor works, and lines are evicted.
+fn surroundings(world: &World) {
+    world.silicon.tick(world);
+    let mut caches = world.caches.borrow_mut();
+    caches.step = world.step.get();
+    if world.rng.chance(1, 2) {
+        caches.evict(&world.rng, world.config.frames);
+    }
+    if let Some(broken) = caches.take_broken() {
+        world.fail(|| broken);
+    }
+}
+
 /// Whether a step of a CPU would change anything.
 fn can_go_on(world: &World, number: usize) -> bool {
+    if world.cpus.get(number).is_some_and(|cpu| cpu.deaf_until.get() > world.now.get()) {
+        return false;
+    }
     match world.cpus.get(number).map(|cpu| cpu.mode.get()) {
         Some(Mode::Idle | Mode::Spins(_)) => world.interrupted(number),
         Some(_) => true,
@@ -213,10 +242,13 @@ fn can_go_on(world: &World, number: usize) -> bool {
 /// All CPUs wait: the time of the next timer comes. False if none is set that matters.
 fn sleep(world: &World) -> bool {
     let spins = world.cpus.iter().any(|cpu| matches!(cpu.mode.get(), Mode::Spins(_)));
-    if check::next_deadline(world).is_none() && !spins {
+    let deaf = world.cpus.iter().map(|cpu| cpu.deaf_until.get()).filter(|until| *until > world.now.get()).min();
+    let answer = Some(world.silicon.answers_at.get()).filter(|at| *at != 0);
+    if check::next_deadline(world).is_none() && !spins && deaf.or(answer).is_none() {
         return false;
     }
-    let next = world.cpus.iter().map(|cpu| cpu.timer.get()).min().unwrap_or(u64::MAX);
+    let timers = world.cpus.iter().map(|cpu| cpu.timer.get());
+    let next = timers.chain(deaf).chain(answer).min().unwrap_or(u64::MAX);
     if next == u64::MAX {
         return false;
     }
@@ -224,8 +256,15 @@ fn sleep(world: &World) -> bool {
     true
 }
 
-/// Now and then pages are taken from a living VM, or the supervisor is made to kill a service.
+/// Now and then a CPU is deaf for a while, pages are taken from a living VM, or the supervisor is made to kill a service.
 fn disturb(world: &World) {
+    if world.deaf.get() > 0 && world.rng.chance(1, 2000) {
+        world.deaf.set(world.deaf.get() - 1);
+        let number = world.rng.below(world.cpus.len() as u64) as usize;
+        let time = [100, 1000, 10_000][world.rng.below(3) as usize];
+        world.cpus[number].deaf_until.set(world.now.get() + time);
+        world.note(number, What::Said("INJECTED: is deaf for", time));
+    }
     if world.config.reclaims > world.taken.get() && world.rng.chance(1, 500) {
         world.taken.set(world.taken.get() + 1);
         return world.interrupt(world.manifest.memory, programs::RECLAIM);
@@ -273,7 +312,7 @@ fn stop(world: &Rc<World>, mut cpus: Vec<CpuLife>) {
 pub fn main_like(seeds: u64, from: u64) -> ExitCode {
     let begin = Instant::now();
     let hook = std::panic::take_hook();
-    let (mut steps, mut exits, mut settled) = (0, 0, 0);
+    let (mut steps, mut exits, mut settled, mut commands, mut written) = (0, 0, 0, 0, 0);
     for seed in from..from.saturating_add(seeds) {
         std::panic::set_hook(Box::new(move |info| {
             eprintln!("{info}\nreplay: cargo xtask sim --seeds 1 --from {seed}");
@@ -282,6 +321,8 @@ pub fn main_like(seeds: u64, from: u64) -> ExitCode {
             Ok(report) => {
                 steps += report.steps;
                 exits += report.exits;
+                commands += report.commands;
+                written += report.written;
                 settled += u64::from(report.settled);
                 if seeds == 1 {
                     println!("{report:#?}");
@@ -299,6 +340,45 @@ pub fn main_like(seeds: u64, from: u64) -> ExitCode {
         }
     }
     std::panic::set_hook(hook);
-    println!("{seeds} seeds from {from}: no rule broken; {steps} steps, {exits} VM exits, {settled} settled");
+    println!(
+        "{seeds} seeds from {from}: no rule broken; {steps} steps, {exits} VM exits, {commands} commands of the secure \
+         processor, {written} lines written back, {settled} settled, {:.0?}",
+        begin.elapsed()
+    );
     ExitCode::SUCCESS
+}
+
+/// The seed at which a broken rule is found, and as what. Every other seed has much taken from living VMs; where memory is
+/// encrypted there is more of that, too.
+pub fn find(mutant: Mutant, seeds: u64) -> Option<Failure> {
+    (0..seeds).find_map(|seed| {
+        let usual = Config { mutant: Some(mutant), steps: 300_000, cpus: 4, lies: false, ..Config::of_seed(seed) };
+        // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
+        let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
+        let config = match seed % 4 {
+            0 => usual,
+            1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
+            2 => Config { resets: 20, reclaims: 40, faults: 6, lazy: seed % 8 == 2, ..tight },
+            _ => Config { actions: 150, resets: 20, reclaims: 60, faults: 0, deaths: 0, lazy: seed % 8 == 7, ..tight },
+        };
+        run(seed, &config).err()
+    })
+}
+
+/// Breaks each rule, and shows the seed at which it is found. One that isn't fails.
+pub fn mutants(seeds: u64) -> ExitCode {
+    let mut survivors = Vec::new();
+    for mutant in Mutant::ALL {
+        match find(*mutant, seeds) {
+            Some(failure) => println!("{:<18} seed {:>4}: {}", format!("{mutant:?}"), failure.seed, failure.what),
+            None => survivors.push(mutant),
+        }
+        let _ = std::io::stdout().flush();
+    }
+    println!("{} of {} broken rules found", Mutant::ALL.len() - survivors.len(), Mutant::ALL.len());
+    if survivors.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("not found within {seeds} seeds: {survivors:?}");
+    ExitCode::from(1)
 }

@@ -15,15 +15,18 @@ use caisson_core::svm::npt::{ENTRIES, Mapping, Tables, Tree, look_up};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
 
+use caisson_proto::kernel::FrameState;
 use caisson_proto::layout;
 use caisson_proto::wire::Words;
 
+use crate::cache::Caches;
 use crate::config::{Config, Mutant};
 use crate::guest::Guest;
 use crate::history::{History, What};
 use crate::manifest::Manifest;
 use crate::rng::Rng;
 use crate::service::Lives;
+use crate::silicon::Silicon;
 
 /// Ticks of the clock in a millisecond.
 pub const KHZ: u64 = 1000;
@@ -74,8 +77,12 @@ pub struct Cpu {
     pub wishes: Cell<(u32, u32)>,
     /// Host translations that it holds: (slot, gfn) of a window to frame.
     pub tlb: RefCell<BTreeMap<(usize, u64), Frame>>,
-    /// Frames of which it holds dirty lines under a guest's key.
-    pub dirty: RefCell<BTreeSet<u64>>,
+    /// Guests' translations that it holds: (ASID, gfn) to frame.
+    pub guest_tlb: RefCell<BTreeMap<(u32, u64), Frame>>,
+    /// WBINVDs that it executed.
+    pub wbinvds: Cell<u64>,
+    /// It takes no step before this time.
+    pub deaf_until: Cell<u64>,
 }
 
 impl Cpu {
@@ -88,7 +95,9 @@ impl Cpu {
             space: Cell::new(usize::MAX),
             wishes: Cell::new((0, 0)),
             tlb: RefCell::default(),
-            dirty: RefCell::default(),
+            guest_tlb: RefCell::default(),
+            wbinvds: Cell::new(0),
+            deaf_until: Cell::new(0),
         }
     }
 }
@@ -149,10 +158,20 @@ pub struct World {
     pub adopted: RefCell<BTreeSet<u64>>,
     /// Where each frame is mapped in a guest: root and gfn.
     pub owner: RefCell<BTreeMap<u64, (u64, u64)>>,
-    /// Frames that don't read zero, and what they read.
-    pub contents: RefCell<BTreeMap<u64, u64>>,
-    /// What guests wrote, by VM and gfn.
-    pub memory: RefCell<BTreeMap<(u32, u64), u64>>,
+    /// All caches, and memory.
+    pub caches: RefCell<Caches>,
+    /// The secure processor.
+    pub silicon: Silicon,
+    /// What guests wrote, by VM and gfn; `None` for what nobody can know.
+    pub memory: RefCell<BTreeMap<(u32, u64), Option<u64>>>,
+    /// Pages of which a mad guest used the wrong alias: what they hold is anybody's guess until they are unmapped.
+    pub spoiled: RefCell<BTreeSet<(u32, u64)>>,
+    /// Bytes of services' pages.
+    pub bytes: RefCell<BTreeMap<(usize, u64), Box<[u8; PAGE_SIZE as usize]>>>,
+    /// A CPU wrote back just now.
+    pub acknowledged: Cell<bool>,
+    /// A CPU that is taking pages from the VM in a slot.
+    pub unmapping: Cell<Option<(usize, usize)>>,
     /// vCPUs, by context.
     pub guests: RefCell<BTreeMap<u16, Guest>>,
     /// Pages lent to each service: by whom.
@@ -173,6 +192,8 @@ pub struct World {
     pub taken: Cell<u32>,
     /// Resets that VMs still may do.
     pub resets: Cell<u32>,
+    /// How often a CPU may still be deaf.
+    pub deaf: Cell<u32>,
     /// Deaths still to be injected.
     pub deaths: Cell<u32>,
     /// The supervisor gave a service up that died too often.
@@ -214,8 +235,13 @@ impl World {
             tables: RefCell::new(tables),
             adopted: RefCell::default(),
             owner: RefCell::default(),
-            contents: RefCell::default(),
+            caches: RefCell::new(Caches::new(config.cpus)),
+            silicon: Silicon::new(config.cpus, config.sev_asids, config.faults),
             memory: RefCell::default(),
+            spoiled: RefCell::default(),
+            bytes: RefCell::default(),
+            acknowledged: Cell::new(false),
+            unmapping: Cell::new(None),
             guests: RefCell::default(),
             lent: RefCell::default(),
             pages: RefCell::default(),
@@ -226,6 +252,7 @@ impl World {
             kill: Cell::new(None),
             taken: Cell::new(0),
             resets: Cell::new(config.resets),
+            deaf: Cell::new(config.deaf),
             deaths: Cell::new(config.deaths),
             given_up: Cell::new(false),
             settled: Cell::new(false),
@@ -309,7 +336,7 @@ impl World {
 
     /// What a frame is, unless the table is being changed.
     pub fn frame(&self, frame: Frame) -> Option<Frames> {
-        self.kernel.inspect(|table, batches| table.get(frame, batches)).flatten()
+        self.kernel.inspect(|tables| tables.frames.get(frame, &tables.batches)).flatten()
     }
 
     /// The window of a service onto its guest.
@@ -333,13 +360,11 @@ impl World {
         root.is_some_and(|root| self.owner.borrow().values().any(|at| *at == (root.0, gfn)))
     }
 
-    /// A frame is about to have a new owner: no CPU may hold dirty lines of the old one's.
-    pub fn check_clean(&self, frame: u64) {
-        for (cpu, it) in self.cpus.iter().enumerate() {
-            self.check(!it.dirty.borrow().contains(&frame), || {
-                format!("frame {frame:#x} gets a new owner while cpu{cpu} holds dirty lines of the old one's")
-            });
-        }
+    /// Whether a gfn of a VM is private, as far as that can be said now.
+    pub fn is_private(&self, vm: VmId, gfn: u64) -> bool {
+        let root = self.kernel.vms.get(vm.index()).and_then(|vm| vm.root(0));
+        let mapped = root.and_then(|root| self.nested(root, gfn));
+        mapped.is_some_and(|it| self.frame(it.frame).is_none_or(|is| is == Frames::of(FrameState::Private, vm)))
     }
 
     /// The VM of a vCPU's context, if it has one.

@@ -87,6 +87,9 @@ pub struct SimArgs {
     /// The first
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub from: u64,
+    /// Break each rule in turn, and show that it is found within N seeds
+    #[arg(long, conflicts_with = "from")]
+    pub mutants: bool,
 }
 
 /// What to fuzz.

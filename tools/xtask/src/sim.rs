@@ -16,10 +16,18 @@ pub fn sim(paths: &Paths, args: &SimArgs) -> Result<(), Failure> {
     };
     quietly("building the simulation", &mut cargo("build"), Status::BadSetup)?;
     let mut command = cargo("run");
-    command.arg("--").args([args.seeds, args.from].map(|number| number.to_string()));
+    command.arg("--");
+    if args.mutants {
+        command.args(["--mutants".into(), args.seeds.to_string()]);
+    } else {
+        command.args([args.seeds, args.from].map(|number| number.to_string()));
+    }
     let status = command.status().context("can't start cargo")?;
     if status.success() {
         return Ok(());
     }
-    Err(Failure::new(Status::Failed, format!("a seed broke a rule or wasn't finished ({status})")))
+    Err(Failure::new(
+        Status::Failed,
+        format!("a seed broke a rule, a broken rule wasn't found, or it wasn't finished ({status})"),
+    ))
 }

@@ -2,8 +2,10 @@
 
 mod echo;
 mod firmware;
+mod launch;
 mod memory;
 mod notifier;
+mod platform;
 mod ring;
 mod supervisor;
 mod vmm;

@@ -13,6 +13,7 @@ use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
 use caisson_proto::wire::Words;
 
+use super::launch::{Launch, Standing};
 use super::{Server, echo, serve};
 use crate::guest::ask;
 use crate::hardware::LENDABLE;
@@ -32,6 +33,9 @@ struct Vmm<'a, 'b> {
     done: [bool; 8],
     /// Faults in a row that memory had no time for.
     busy: u32,
+    kind: VmKind,
+    launch: Launch,
+    running: bool,
 }
 
 impl Vmm<'_, '_> {
@@ -66,6 +70,11 @@ impl Vmm<'_, '_> {
         false
     }
 
+    /// Whether a page is in the window.
+    fn there(&self, gfn: u64) -> bool {
+        look_up(&View(self.world()), World::window(self.sys.slot), Gfn(World::in_window(gfn))).is_some()
+    }
+
     /// Looks at a page of the guest that it looked at before.
     fn look_again(&self) {
         let world = self.world();
@@ -86,8 +95,8 @@ impl Vmm<'_, '_> {
         let mapped = || look_up(&View(world), World::window(slot), Gfn(World::in_window(gfn))).map(|it| it.frame);
         let Some(frame) = known.or_else(mapped) else {
             // Unless the kernel is just mapping it, or it was taken back meanwhile.
-            let quiet = world.kernel.inspect(|_, _| ()).is_some();
-            let there = world.owns(self.vm, gfn);
+            let quiet = world.kernel.inspect(|_| ()).is_some();
+            let there = world.owns(self.vm, gfn) && !world.is_private(self.vm, gfn);
             return world.check(!(quiet && there), || format!("gfn {gfn:#x} isn't in the window of slot {slot}"));
         };
         cpu.tlb.borrow_mut().insert((slot, gfn), frame);
@@ -96,8 +105,8 @@ impl Vmm<'_, '_> {
                 format!("slot {slot} sees frame {:#x} at gfn {gfn:#x}, which is {is:?}", frame.0)
             });
         }
-        let holds = world.contents.borrow().get(&frame.0).copied().unwrap_or(0);
-        let wrote = world.memory.borrow().get(&(self.vm.bits(), gfn)).copied();
+        let holds = world.caches.borrow_mut().read(world.running.get(), frame.0, 0);
+        let wrote = world.memory.borrow().get(&(self.vm.bits(), gfn)).copied().flatten();
         world.check(wrote.is_none_or(|wrote| wrote == holds) || !world.owns(self.vm, gfn), || {
             format!("slot {slot} reads {holds:#x} at gfn {gfn:#x} where its guest wrote {wrote:x?}")
         });
@@ -232,6 +241,9 @@ impl Server for Vmm<'_, '_> {
 
     fn doorbell(&mut self, bits: u64) {
         let vcpu = VcpuId { vm: self.vm, index: 0 };
+        if !self.running {
+            return self.go_on();
+        }
         if bits & doorbell::INTERRUPT != 0
             && let Err(status) = self.sys.ask(&VcpuKick { vcpu })
         {
@@ -240,6 +252,9 @@ impl Server for Vmm<'_, '_> {
             return self.end(ExitKind::Crashed, CrashKind::Hung as u64);
         }
         self.stop_and_go(0);
+        if !self.stopped.is_empty() {
+            let _ = self.sys.ask(&TimerSet { at: Tsc(self.world().now.get() + 500) });
+        }
     }
 
     fn exit(&mut self, exit: &Exit) -> Resume {
@@ -273,6 +288,11 @@ impl Server for Vmm<'_, '_> {
         }
         if world.rng.chance(1, 4) {
             self.stop_and_go(exit.vcpu);
+        }
+        if self.kind != VmKind::Plain && world.rng.chance(1, 6) {
+            let gfn = world.rng.below(world.manifest.guest_pages);
+            let pages = (1 + world.rng.below(4)).min(world.manifest.guest_pages - gfn);
+            self.launch.turn(self.sys, gfn, pages);
         }
         if world.rng.chance(1, 16) {
             let _ = self.sys.ask(&TimerSet { at: Tsc(world.now.get() + world.rng.below(2000)) });
@@ -314,21 +334,73 @@ fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
     Err(last)
 }
 
+impl Vmm<'_, '_> {
+    /// Writes what is to be measured, plainly.
+    fn fill(&mut self, pages: u64) {
+        let (sys, world) = (self.sys, self.sys.world);
+        for gfn in 0..pages {
+            let mapped = look_up(&View(world), World::window(sys.slot), Gfn(World::in_window(gfn)));
+            if let Some(frame) = mapped.map(|it| it.frame.0).filter(|_| !sys.stopped()) {
+                let value = world.rng.next() | 1;
+                world.caches.borrow_mut().write(world.running.get(), frame, 0, self.vm.bits(), value);
+                world.memory.borrow_mut().insert((self.vm.bits(), gfn), Some(value));
+            }
+        }
+    }
+
+    /// Goes on with the launch; lets the vCPUs run when it is done.
+    fn go_on(&mut self) {
+        let (sys, world, vm) = (self.sys, self.sys.world, self.vm);
+        match self.launch.look(sys) {
+            Standing::Waits => {
+                // Also where no bell comes: of a service that died, or for an ASID that somebody gives up.
+                let _ = sys.ask(&TimerSet { at: Tsc(world.now.get() + 500) });
+            }
+            Standing::Failed => self.end(ExitKind::Crashed, CrashKind::Hung as u64),
+            Standing::Launched => {
+                self.running = true;
+                for index in 0..self.vcpus {
+                    let vcpu = VcpuId { vm, index };
+                    let table = Lease { page: VPage(LENDABLE.start), pages: 1, write: false };
+                    let loaded = sys.ask_lending(&CpuidLoad { vcpu, count: 3 }, Some(table));
+                    let running = loaded.and_then(|_| sys.ask(&VcpuRun { vcpu }));
+                    if running == Err(Status::Busy) && self.kind != VmKind::Plain {
+                        // A command of the processor's is about it.
+                        self.stopped.push(index);
+                        let _ = sys.ask(&TimerSet { at: Tsc(world.now.get() + 100) });
+                        continue;
+                    }
+                    let destroyed = matches!(running, Err(Status::State | Status::Dead)) && world.taken.get() > 0;
+                    // A launch that a dead sev-firmware left half done isn't taken up again here.
+                    let restarted = world.kernel.service(world.manifest.firmware).id.get().generation() > 0;
+                    let lost = self.kind != VmKind::Plain && (restarted || world.silicon.failed.get());
+                    let excused = destroyed || sys.stopped() || lost;
+                    world.check(running.is_ok() || excused, || format!("vCPU {index} of {vm:?}: {running:?}"));
+                    if running.is_err() {
+                        return self.end(ExitKind::Crashed, CrashKind::Hung as u64);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Runs it.
 pub fn main(sys: &Sys<'_>) {
     let world = sys.world;
+    let kind = world.manifest.services.get(sys.slot).map_or(VmKind::Plain, |service| service.kind);
     let Ok((vm, vcpus)) = make(sys) else {
         let memory = SetupError::Memory as u64;
         return sys.exit(&[ExitKind::BadSetup as u64, memory, 0, 0, 0, 0, 0, 0]);
     };
-    let mut vmm = Vmm { sys, vm, vcpus, stopped: Vec::new(), done: [false; 8], busy: 0 };
-    for index in 0..vcpus {
-        let vcpu = VcpuId { vm, index };
-        let table = Lease { page: VPage(LENDABLE.start), pages: 1, write: false };
-        let loaded = sys.ask_lending(&CpuidLoad { vcpu, count: 3 }, Some(table));
-        let running = loaded.and_then(|_| sys.ask(&VcpuRun { vcpu }));
-        let destroyed = matches!(running, Err(Status::State | Status::Dead)) && world.taken.get() > 0;
-        world.check(running.is_ok() || destroyed || sys.stopped(), || format!("vCPU {index} of {vm:?}: {running:?}"));
+    let pages = 2 + world.rng.below(14);
+    let launch = Launch::new(vm, kind, pages);
+    let (stopped, done) = (Vec::new(), [false; 8]);
+    let mut vmm = Vmm { sys, vm, vcpus, stopped, done, busy: 0, kind, launch, running: false };
+    if kind != VmKind::Plain {
+        (0..pages).for_each(|gfn| while !sys.stopped() && !vmm.there(gfn) && !vmm.populate(gfn) {});
+        vmm.fill(pages);
     }
+    vmm.go_on();
     serve(sys, &mut vmm);
 }

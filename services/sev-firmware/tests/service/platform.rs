@@ -140,6 +140,24 @@ fn shutdown_ends_every_guest_and_their_asids_are_recycled() {
 }
 
 #[test]
+fn shutdown_brings_lost_asids_back() {
+    let mut world = World::snp();
+    let (sev, snp) = (world.run_guest(0, VmKind::Sev), world.run_guest(1, VmKind::SevSnp));
+    for (vm, command) in [(sev, mailbox::DECOMMISSION), (snp, mailbox::SNP_DECOMMISSION)] {
+        world.fake.fault(command, Fault::Fails(Told::HardwareErrorPlatform as u16));
+        world.bury(vm);
+    }
+    assert_eq!(world.platform().leaked_asids, 2);
+    assert_eq!(world.ok(MEMORY, &PlatformDo { command: PlatformCommand::Shutdown }).status, Status::Ok);
+    assert_eq!(world.platform().leaked_asids, 1, "SEV's");
+    assert_eq!(world.ok(MEMORY, &SnpShutdownEx { flags: SnpShutdown::empty() }).status, Status::Ok);
+    assert_eq!(world.platform().leaked_asids, 0);
+    assert_eq!(world.ok(MEMORY, &INIT).status, Status::Ok);
+    let (vm, report) = world.launch(2, VmKind::Sev);
+    assert_eq!((report.status, world.fake.asid_of(vm)), (Status::Ok, Some(5)));
+}
+
+#[test]
 fn reset_is_for_a_platform_that_is_down() {
     let mut world = World::sev();
     let reset = PlatformDo { command: PlatformCommand::Reset };

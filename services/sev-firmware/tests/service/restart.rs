@@ -81,6 +81,7 @@ fn a_predecessors_number_isnt_another_job() {
     restarted(&mut world);
     let new = world.send(vmm(0), &PlatformRead { fact: PlatformFact::ChipId }, &[]).unwrap();
     world.pump();
+    assert!(new.0 > old.0);
     assert_eq!(world.result(vmm(0), old), Err(Status::NotFound));
     assert_eq!(world.result(vmm(0), new).unwrap().0.status, Status::Ok);
 }

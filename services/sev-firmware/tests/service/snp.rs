@@ -197,6 +197,19 @@ fn a_launch_that_fails_half_way_gives_its_context_back() {
 }
 
 #[test]
+fn a_context_that_isnt_forgotten_at_a_failed_launch_isnt_reclaimed() {
+    let mut world = World::snp();
+    world.fake.fault(mailbox::SNP_ACTIVATE, Fault::Fails(Told::ResourceLimit as u16));
+    world.fake.fault(mailbox::SNP_DECOMMISSION, Fault::Fails(Told::HardwareErrorPlatform as u16));
+    let (_, report) = world.launch(0, VmKind::SevSnp);
+    // The first failure is what is told.
+    assert_eq!((report.status, report.command), (Status::Exhausted, mailbox::SNP_ACTIVATE));
+    assert_eq!(commands(&mut world).last(), Some(&mailbox::SNP_DECOMMISSION));
+    let platform = world.platform();
+    assert_eq!((platform.leaked_asids, platform.leaked_pages), (1, 0));
+}
+
+#[test]
 fn a_bad_policy_is_the_processors_to_refuse() {
     let mut world = World::snp();
     let vm = world.fake.vm(0, vmm(0), VmKind::SevSnp, 1);

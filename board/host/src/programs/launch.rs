@@ -1,0 +1,167 @@
+//! How the model of a vmm launches an encrypted guest, and turns pages of it private later on.
+
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VPage, VmId};
+use caisson_proto::firmware::*;
+use caisson_proto::kernel::VmKind;
+use caisson_proto::wire::Request;
+
+use crate::hardware::LENDABLE;
+use crate::history::What;
+use crate::service::Sys;
+
+/// A SEV-ES guest's policy.
+const ES_POLICY: u32 = 1 << 2;
+/// Looks in a row that found something to wait for: an ASID, or the service.
+const PATIENCE: u32 = 400;
+
+/// What is asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Start,
+    Register,
+    Update,
+    Vmsa,
+    Measure,
+    Finish,
+    Done,
+}
+
+impl Stage {
+    fn next(self, es: bool) -> Self {
+        match self {
+            Self::Start => Self::Register,
+            Self::Register => Self::Update,
+            Self::Update if es => Self::Vmsa,
+            Self::Update | Self::Vmsa => Self::Measure,
+            Self::Measure => Self::Finish,
+            Self::Finish | Self::Done => Self::Done,
+        }
+    }
+}
+
+/// How a launch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Something is under way.
+    Waits,
+    /// The guest may run.
+    Launched,
+    /// It won't.
+    Failed,
+}
+
+/// A launch.
+#[derive(Debug)]
+pub struct Launch {
+    vm: VmId,
+    es: bool,
+    /// Pages that are private from the beginning; the last is the save area of SEV-ES.
+    pages: u64,
+    stage: Stage,
+    job: Option<JobId>,
+    looks: u32,
+    /// A region that is turning private while the guest runs.
+    turning: Option<(JobId, Gfn, u64)>,
+}
+
+impl Launch {
+    /// Of a VM of this kind, whose first pages are populated.
+    pub fn new(vm: VmId, kind: VmKind, pages: u64) -> Self {
+        let stage = if kind == VmKind::Plain { Stage::Done } else { Stage::Start };
+        Self { vm, es: kind == VmKind::SevEs, pages, stage, job: None, looks: 0, turning: None }
+    }
+
+    fn ask<R: Request<Reply = Queued>>(&mut self, sys: &Sys<'_>, request: &R) -> Result<(), Status> {
+        let queued = sys.call(sys.world.manifest.firmware, request)?;
+        self.job = Some(queued.job);
+        Ok(())
+    }
+
+    fn request(&mut self, sys: &Sys<'_>) -> Result<(), Status> {
+        let (vm, gfn) = (self.vm, Gfn(0));
+        let measured = self.pages - u64::from(self.es);
+        match self.stage {
+            Stage::Start => {
+                let policy = if self.es { ES_POLICY } else { 0 };
+                self.ask(sys, &LaunchStart { vm, policy, owner: false })
+            }
+            Stage::Register => self.ask(sys, &RegisterRegion { vm, gfn, pages: self.pages, known: false }),
+            Stage::Update => self.ask(sys, &LaunchUpdate { vm, gpa: Gpa(0), bytes: measured * PAGE_SIZE }),
+            Stage::Vmsa => self.ask(sys, &LaunchVmsa { vm, gfn: Gfn(measured) }),
+            Stage::Measure => self.ask(sys, &LaunchMeasure { vm }),
+            Stage::Finish => self.ask(sys, &LaunchFinish { vm }),
+            Stage::Done => Ok(()),
+        }
+    }
+
+    /// Goes on. Asks the same again of a service that died; what it says to be over is over.
+    pub fn look(&mut self, sys: &Sys<'_>) -> Standing {
+        while self.stage != Stage::Done && !sys.stopped() {
+            self.looks += 1;
+            let patient = self.looks < PATIENCE;
+            let outcome = match self.job {
+                None => self.request(sys).err(),
+                Some(job) => match result(sys, job) {
+                    Ok(report) if report.state != JobState::Ended => return Standing::Waits,
+                    Ok(report) => {
+                        self.job = None;
+                        if report.status == Status::Ok {
+                            (self.stage, self.looks) = (self.stage.next(self.es), 0);
+                            continue;
+                        }
+                        Some(report.status)
+                    }
+                    Err(_) => {
+                        self.job = None;
+                        Some(Status::Died)
+                    }
+                },
+            };
+            match outcome {
+                None => return Standing::Waits,
+                // A predecessor of the service had come so far.
+                Some(Status::State)
+                    if self.stage != Stage::Start || sys.known(sys.world.manifest.firmware).generation() > 0 =>
+                {
+                    self.stage = self.stage.next(self.es);
+                }
+                Some(Status::Dead | Status::Died | Status::Busy | Status::Exhausted) if patient => {
+                    return Standing::Waits;
+                }
+                Some(status) => {
+                    sys.world.note(0, What::Said("the launch fails", status as u64));
+                    return Standing::Failed;
+                }
+            }
+        }
+        if self.stage == Stage::Done { Standing::Launched } else { Standing::Waits }
+    }
+
+    /// Turns shared pages of the running guest private, or sees what became of that.
+    pub fn turn(&mut self, sys: &Sys<'_>, gfn: u64, pages: u64) {
+        let firmware = sys.world.manifest.firmware;
+        let vm = self.vm;
+        let Some((job, gfn, pages)) = self.turning else {
+            let request = RegisterRegion { vm, gfn: Gfn(gfn), pages, known: false };
+            let queued = sys.call(firmware, &request).ok();
+            self.turning = queued.map(|queued| (queued.job, Gfn(gfn), pages));
+            return;
+        };
+        let report = result(sys, job);
+        if report.is_ok_and(|report| report.state != JobState::Ended) {
+            return;
+        }
+        self.turning = None;
+        // The list of regions is short, and nobody here needs it.
+        let done = report.map_or(0, |report| report.done);
+        if done > 0 {
+            let _ = sys.call(firmware, &UnregisterRegion { vm, gfn, pages: done.min(pages) });
+        }
+    }
+}
+
+fn result(sys: &Sys<'_>, job: JobId) -> Result<JobReport, Status> {
+    let lease = Lease { page: VPage(LENDABLE.start), pages: 1, write: true };
+    sys.call_lending(sys.world.manifest.firmware, &JobResult { job }, lease)
+}
