@@ -28,8 +28,6 @@ pub const MAX_VMS: usize = 48;
 pub const MAX_VCPUS: usize = 8;
 /// Views (nested page-table roots) of one VM at the most.
 pub const MAX_VIEWS: usize = 4;
-/// VMCB contexts of one vCPU at the most.
-pub const MAX_VMCBS: usize = 4;
 /// Pages that one kernel operation maps, unmaps or frees at the most.
 pub const MAX_PAGES_PER_CALL: u64 = 512;
 /// Pages that one lease lends at the most.
@@ -38,54 +36,35 @@ pub const MAX_LEASE_PAGES: u64 = 16;
 pub const KERNEL_SLOT: u16 = 0xffff;
 
 wire_enum! {
-    /// System-call numbers.
-    pub enum Syscall {
-        /// Call a service or the kernel and wait for its reply.
-        Call = 0,
-        /// Reply to the request being served, then wait for the next.
-        Reply = 1,
-        /// Ring a doorbell: target's slot in rax, bits in word 0. Never waits.
-        Ring = 2,
-        /// Nothing; for measuring.
-        Null = 3,
-        /// End this service: word 0 is an [`ExitKind`](crate::supervisor::ExitKind), words 1 to 6 tell more.
-        Exit = 4,
-    }
+    /// System-call numbers. Call: a service or the kernel, and wait for the reply. Reply: to the request being served, then wait
+    /// for the next. Ring: a doorbell, target's slot in rax, bits in word 0; it never waits. Null: nothing, for measuring. Exit:
+    /// end this service, where word 0 is an [`ExitKind`](crate::supervisor::ExitKind) and words 1 to 6 tell more.
+    pub enum Syscall { Call = 0, Reply = 1, Ring = 2, Null = 3, Exit = 4 }
 }
 
 wire_enum! {
     /// How a call ended. Anything but `Ok` means that nothing was changed.
+    ///
+    /// | status | what it says |
+    /// |---|---|
+    /// | `Ok` | done; the words are the reply |
+    /// | `Denied` | the caller's capabilities don't include this |
+    /// | `Downhill` | the call would go down the ranks |
+    /// | `Dead` | the id is of an older generation; word 0 is the id of the present holder of the slot |
+    /// | `Malformed` | the words are no message of this interface; the sender is at fault |
+    /// | `Busy` | not now: something it depends on is open; try again after it closed |
+    /// | `Exhausted` | no frame, table entry or budget is left for this |
+    /// | `NotFound` | nothing of that name exists |
+    /// | `State` | it exists and is in a state in which this isn't possible |
+    /// | `Range` | a number or range is outside what this operation accepts |
+    /// | `Unsupported` | this machine can't do that |
+    /// | `Stale` | the commit came with a stale invalidation sequence; fault again |
+    /// | `BadLease` | the pages lent are not the lender's, or not there |
+    /// | `Died` | the receiver died while it served this |
+    /// | `TooWeak` | what was asked for is weaker than the rule demands |
     pub enum Status {
-        /// Done; the words are the reply.
-        Ok = 0,
-        /// The caller's capabilities don't include this.
-        Denied = 1,
-        /// The call would go down the ranks.
-        Downhill = 2,
-        /// The id is of an older generation; word 0 is the id of the present holder of the slot.
-        Dead = 3,
-        /// The words are no message of this interface. The sender is at fault.
-        Malformed = 4,
-        /// Not now: something it depends on is open. Try again after it closed.
-        Busy = 5,
-        /// No frame, table entry or budget is left for this.
-        Exhausted = 6,
-        /// Nothing of that name exists.
-        NotFound = 7,
-        /// It exists and is in a state in which this isn't possible.
-        State = 8,
-        /// A number or range is outside what this operation accepts.
-        Range = 9,
-        /// This machine can't do that.
-        Unsupported = 10,
-        /// The commit came with a stale invalidation sequence. Fault again.
-        Stale = 11,
-        /// The pages lent are not the lender's, or not there.
-        BadLease = 12,
-        /// The receiver died while it served this.
-        Died = 13,
-        /// What was asked for is weaker than the rule demands.
-        TooWeak = 14,
+        Ok = 0, Denied = 1, Downhill = 2, Dead = 3, Malformed = 4, Busy = 5, Exhausted = 6, NotFound = 7, State = 8, Range = 9,
+        Unsupported = 10, Stale = 11, BadLease = 12, Died = 13, TooWeak = 14,
     }
 }
 

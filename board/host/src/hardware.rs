@@ -93,10 +93,6 @@ impl Machine for &Hardware<'_> {
         }
     }
 
-    fn runs(&self, kind: VmKind) -> bool {
-        kind == VmKind::Plain || self.world.config.encrypted && matches!(kind, VmKind::Sev | VmKind::SevEs)
-    }
-
     fn interrupt_cpu(&self, cpu: CpuId) {
         if !(self.world.breaks(Mutant::LostInterrupt) && self.world.rng.chance(1, 8)) {
             self.world.send(usize::from(cpu.0), ipi::RESCHEDULE);

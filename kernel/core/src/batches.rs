@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn cpus(numbers: &[u16]) -> CpuSet {
-        numbers.iter().copied().map(CpuId).collect()
+        CpuSet::of(numbers.iter().copied().map(CpuId))
     }
 
     #[test]

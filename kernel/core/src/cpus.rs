@@ -31,13 +31,11 @@ impl CpuSet {
     pub fn iter(&self) -> impl Iterator<Item = CpuId> {
         (0..MAX_CPUS as u16).map(CpuId).filter(|cpu| self.0[usize::from(cpu.0) / 64] >> (cpu.0 % 64) & 1 == 1)
     }
-}
 
-impl FromIterator<CpuId> for CpuSet {
-    fn from_iter<I: IntoIterator<Item = CpuId>>(cpus: I) -> Self {
-        cpus.into_iter().fold(Self::EMPTY, |mut set, cpu| {
-            set.insert(cpu);
-            set
-        })
+    /// A set of these.
+    pub fn of(cpus: impl Iterator<Item = CpuId>) -> Self {
+        let mut set = Self::EMPTY;
+        cpus.for_each(|cpu| set.insert(cpu));
+        set
     }
 }

@@ -177,7 +177,7 @@ mod tests {
         table.declare(Frame(0), 8, Frames::free(true));
         table.turn(Frame(0), 8, FrameState::Free, Frames::of(FrameState::Owned, vm));
         let batch =
-            batches.open(vm, caisson_proto::kernel::VmKind::Sev, &[CpuId(0)].into_iter().collect(), false).unwrap();
+            batches.open(vm, caisson_proto::kernel::VmKind::Sev, &CpuSet::of([CpuId(0)].into_iter()), false).unwrap();
         table.turn(Frame(0), 8, FrameState::Owned, Frames::quarantined(batch));
         batches.join(batch, 8);
         assert_eq!(table.check_free(Frame(0), 1, &batches), Err(Status::State));

@@ -68,10 +68,6 @@ pub trait Machine: Copy {
     fn tsc_khz(&self) -> u64;
     /// Facts for `MachineInfo`.
     fn facts(&self) -> Facts;
-    /// Whether VMs of this kind can be run.
-    fn runs(&self, kind: VmKind) -> bool {
-        kind == VmKind::Plain
-    }
     /// Makes another CPU enter the kernel.
     fn interrupt_cpu(&self, cpu: CpuId);
     /// Called in every wait for another CPU: answers what others asked of this one.

@@ -142,10 +142,6 @@ impl Machine for Silicon {
         ensure(window::with(at.frame(), copy), Status::BadLease)
     }
 
-    fn runs(&self, kind: VmKind) -> bool {
-        kind == VmKind::Plain || kind != VmKind::SevSnp && mailbox::MAILBOX.is_completed()
-    }
-
     fn mailbox(&self) -> Option<&'static Mailbox> {
         mailbox::MAILBOX.get()
     }

@@ -41,7 +41,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn write_back_invalidate(&self, _: &WriteBackInvalidate) -> Answer {
         let mut tables = self.tables();
-        let all = (0..self.cpu_count() as u16).map(CpuId).collect();
+        let all = CpuSet::of((0..self.cpu_count() as u16).map(CpuId));
         let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, true)?;
         self.ask_flush(tables, batch, &all, true)
     }

@@ -51,10 +51,8 @@ impl<M: Machine> Call<'_, M> {
         let mailbox = self.machine.mailbox().ok_or(Status::Unsupported)?;
         let mut tables = self.tables();
         ensure(tables.mailbox.state == MailboxState::Idle, Status::Busy)?;
-        ensure(
-            !matches!(command.number, mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH) || !tables.asids.any_dirty(),
-            Status::TooWeak,
-        )?;
+        let recycles = matches!(command.number, mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH);
+        ensure(!recycles || !tables.asids.any_dirty(), Status::TooWeak)?;
         // Lines that it dirties from now on would be paid for by nobody.
         let all = mailbox::ends_all(command.number);
         let ends = all || matches!(command.number, mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION);
@@ -95,7 +93,12 @@ impl<M: Machine> Call<'_, M> {
         let end = |bytes| given.checked_add(bytes).ok_or(Status::Range);
         let Tables { asids, frames, batches, .. } = tables;
         match kind {
-            Kind::Asid => Ok(asids.of(request.vm).ok_or(Status::State)?.0.into()),
+            // Only a VM that is there is activated, and once.
+            Kind::Asid => {
+                let (number, asid) = asids.of(request.vm).ok_or(Status::State)?;
+                ensure(asid.state == AsidState::Bound, Status::State)?;
+                Ok(number.into())
+            }
             Kind::Handle | Kind::Context => {
                 let handle = asids.of(request.vm).ok_or(Status::State)?.1.handle;
                 // A guest begins once.

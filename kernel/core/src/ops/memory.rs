@@ -41,7 +41,8 @@ impl<M: Machine> Call<'_, M> {
         let handler = self.service(request.handler.index());
         ensure(handler.id.get() == request.handler && handler.is_alive(), Status::Dead)?;
         ensure(handler.is_vmm.get(), Status::Denied)?;
-        ensure(self.machine.runs(request.kind), Status::Unsupported)?;
+        let sev = matches!(request.kind, VmKind::Sev | VmKind::SevEs) && self.machine.mailbox().is_some();
+        ensure(sev || request.kind == VmKind::Plain, Status::Unsupported)?;
         let mut tables = self.tables();
         tables.frames.check_free(request.root, 1, &tables.batches)?;
         let mut unused = self.vms.iter().enumerate().filter(|(_, vm)| vm.state().is_none());
@@ -252,14 +253,16 @@ impl<M: Machine> Call<'_, M> {
     fn owing(&self, vm: usize, kind: VmKind) -> CpuSet {
         let ran = |cpu: &Shared| cpu.ran.load(Ordering::SeqCst) >> (vm % 64) & 1 == 1;
         let owing = self.cpus.iter().zip(0..).filter(|(cpu, _)| kind != VmKind::Plain && ran(cpu));
-        owing.map(|(_, number)| CpuId(number)).collect()
+        CpuSet::of(owing.map(|(_, number)| CpuId(number)))
     }
 
     pub(super) fn vm_release(&self, request: &VmRelease) -> Answer {
         let (slot, vm) = vms::find(&self.vms, request.vm)?;
         ensure(vm.state() == Some(VmState::Dying), Status::State)?;
         let mut tables = self.tables();
+        let in_command = tables.is_in_command(request.vm);
         let (table, batches, books) = tables.of(slot)?;
+        ensure(books.kind == VmKind::Plain || !in_command, Status::Busy)?;
         ensure(books.pages == 0 && self.vcpus_idle(slot), Status::Busy)?;
         let batch = batches.open(request.vm, VmKind::Plain, &CpuSet::EMPTY, false)?;
         let handler = vm.handler.get().index();

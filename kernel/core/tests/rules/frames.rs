@@ -48,7 +48,7 @@ enum Is {
 
 /// The CPUs with a bit in `set`.
 fn cpus(set: u64) -> CpuSet {
-    (0..64).filter(|cpu| set >> cpu & 1 == 1).map(CpuId).collect()
+    CpuSet::of((0..64).filter(|cpu| set >> cpu & 1 == 1).map(CpuId))
 }
 
 fn vm(n: u16) -> VmId {

@@ -115,9 +115,6 @@ impl Machine for &Fake {
             sev_asids: SEV_ASIDS.0 << 16 | SEV_ASIDS.1,
         }
     }
-    fn runs(&self, kind: VmKind) -> bool {
-        kind != VmKind::SevSnp
-    }
     fn interrupt_cpu(&self, cpu: CpuId) {
         self.interrupted.borrow_mut().push(cpu);
     }
