@@ -1,7 +1,5 @@
 //! The machine as the kernel sees it from one CPU.
 
-use std::sync::atomic::Ordering;
-
 use caisson_core::context::{Context, Kind};
 use caisson_core::event::Event;
 use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
@@ -18,7 +16,7 @@ use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
-use crate::silicon::{MAIL_FRAMES, MAILBOX};
+use crate::silicon::MAIL_FRAMES;
 use crate::world::{KHZ, View, World, ipi};
 
 /// First page that a service can lend, and one past the last. Those with an odd number are read-only.
@@ -40,7 +38,7 @@ pub struct Hardware<'a> {
 
 impl Hardware<'_> {
     /// Lets other CPUs go on, now and then.
-    fn pause(&self) {
+    pub(crate) fn pause(&self) {
         if self.world.rng.chance(self.world.config.preemption, 16) {
             self.yielder.suspend(());
         }
@@ -233,61 +231,15 @@ impl Machine for &Hardware<'_> {
     }
 
     fn write_back(&self, invalidate: bool) {
-        let world = self.world;
-        self.meddle_with_rows();
-        self.pause();
-        let some = world.breaks(Mutant::SomeCpusOnly) && invalidate && world.rng.chance(1, 4);
-        if !world.breaks(Mutant::NoWriteBack) && !some {
-            let weak = world.breaks(Mutant::WeakRecycling);
-            world.caches.borrow_mut().write_back(self.cpu, invalidate && !weak);
-            if let Some(cpu) = world.cpus.get(self.cpu).filter(|_| invalidate && !weak) {
-                cpu.wbinvds.set(cpu.wbinvds.get() + 1);
-            }
-        }
-        world.acknowledged.set(true);
-        self.pause();
+        self.write_lines_back(invalidate);
     }
 
     fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
-        let world = self.world;
-        let owners = world.owner.borrow();
-        let given = owners.get(&first.0).is_none();
-        let forgets = if given { Mutant::ForgetDonated } else { Mutant::ForgetPlainAlias };
-        if asid != 0 || !world.breaks(forgets) {
-            world.caches.borrow_mut().flush(first.0, pages, asid);
-        }
-        for frame in (first.0..first.0 + pages).filter(|_| asid == 0) {
-            // What was shared turns private; what was nobody's is the processor's.
-            let of = owners.get(&frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(*root))?.1, *gfn)));
-            let hand = of.map_or(Hand::Firmware, |(vm, _)| Hand::Private(vm.bits()));
-            world.caches.borrow_mut().give(frame, hand);
-            if let Some((vm, gfn)) = of {
-                world.memory.borrow_mut().insert((vm.bits(), gfn), None);
-            }
-        }
-        drop(owners);
-        self.pause();
+        self.flush_lines_of(first, pages, asid);
     }
 
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
-        let world = self.world;
-        let slot = world.cpus.get(self.cpu).map_or(usize::MAX, |cpu| cpu.space.get());
-        let (page, mail) = (user / PAGE_SIZE, (at.0 >> 12).wrapping_sub(MAILBOX) as usize);
-        if !COMPOSED.contains(&page) {
-            return Err(Status::BadLease);
-        }
-        world.check(mail < MAIL_FRAMES && bytes == PAGE_SIZE, || format!("{bytes} bytes are copied at {:#x}", at.0));
-        let mut pages = world.bytes.borrow_mut();
-        let own = pages.entry((slot, page)).or_insert_with(|| Box::new([0; PAGE_SIZE as usize]));
-        if let Some(mail) = world.silicon.mail.borrow_mut().get_mut(mail) {
-            if out { **own = *mail } else { *mail = **own }
-        }
-        drop(pages);
-        if mail == 0 && !out {
-            world.silicon.put_out();
-        }
-        self.pause();
-        Ok(())
+        self.copy_mail(user, at, bytes, out)
     }
 
     fn mailbox(&self) -> Option<&'static Mailbox> {
@@ -454,19 +406,6 @@ impl Hardware<'_> {
         let mut vms = self.world.kernel.vms.iter();
         let own = vms.find(|vm| vm.state().is_some() && vm.handler.get().index() == slot);
         own.and_then(|vm| vm.root(0)).unwrap_or(Frame(0))
-    }
-
-    /// Mutants: rows are cleared where or when they may not be.
-    fn meddle_with_rows(&self) {
-        let world = self.world;
-        if world.breaks(Mutant::ClearEarly) {
-            world.kernel.cpus[self.cpu].ran.store(0, Ordering::SeqCst);
-            (0..world.rng.below(200)).for_each(|_| self.yielder.suspend(()));
-        }
-        if world.breaks(Mutant::ClearForeignRow) {
-            let other = world.rng.below(world.config.cpus as u64) as usize;
-            world.kernel.cpus[other].ran.store(0, Ordering::SeqCst);
-        }
     }
 
     /// Mutant: the entry stays.

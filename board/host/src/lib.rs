@@ -15,6 +15,7 @@ mod cpu;
 mod guest;
 mod hardware;
 mod history;
+mod lines;
 mod manifest;
 mod mutate;
 mod programs;

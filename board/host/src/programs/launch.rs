@@ -1,11 +1,13 @@
 //! How the model of a vmm launches an encrypted guest, and turns pages of it private later on.
 
 use caisson_proto::abi::{Lease, Status};
-use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VPage, VmId};
+use caisson_proto::addr::{CpuId, Gfn, Gpa, PAGE_SIZE, VPage, VmId};
 use caisson_proto::firmware::*;
 use caisson_proto::kernel::VmKind;
+use caisson_proto::memory::VmMake;
 use caisson_proto::wire::Request;
 
+use super::vmm::TRIES;
 use crate::hardware::LENDABLE;
 use crate::history::What;
 use crate::service::Sys;
@@ -164,4 +166,28 @@ impl Launch {
 fn result(sys: &Sys<'_>, job: JobId) -> Result<JobReport, Status> {
     let lease = Lease { page: VPage(LENDABLE.start), pages: 1, write: true };
     sys.call_lending(sys.world.manifest.firmware, &JobResult { job }, lease)
+}
+
+/// Makes the VM: its id and how many vCPUs it has.
+pub fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
+    let world = sys.world;
+    let kind = world.manifest.services.get(sys.slot).map_or(VmKind::Plain, |service| service.kind);
+    let vcpus = 1 + world.rng.below(u64::from(world.config.vcpus)) as u8;
+    // Elsewhere in each life, so that what is left of a former one would be seen.
+    let first_cpu = CpuId(world.rng.below(world.config.cpus as u64) as u16);
+    let make = VmMake { kind, vcpus, pages: world.manifest.guest_pages, first_cpu, lowest_cpu: CpuId(0) };
+    let mut last = Status::Dead;
+    for _ in 0..TRIES {
+        let memory = sys.known(world.manifest.memory);
+        match sys.call(world.manifest.memory, &make) {
+            Ok(made) => return Ok((made.vm, vcpus)),
+            Err(Status::Dead | Status::Died) if !sys.stopped() => last = Status::Died,
+            Err(status) => {
+                let broken = memory.generation() == 0 && status == Status::Exhausted && last != Status::Died;
+                world.check(!broken, || "memory can't promise what is there".into());
+                return Err(status);
+            }
+        }
+    }
+    Err(last)
 }

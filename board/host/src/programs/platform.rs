@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Frame, VmId};
-use caisson_proto::firmware::{Decommission, Init, JobId, JobResult, JobState, PlatformState, PlatformStatus};
+use caisson_proto::firmware::{Cause, Decommission, Init, JobId, JobResult, JobState, PlatformState, PlatformStatus};
 use caisson_proto::kernel::{FrameCount, FrameDonate, VmInfo, VmKind};
 
 use crate::service::Sys;
@@ -91,7 +91,10 @@ impl Platform {
         let end = match self.ends.get(&vm.bits()) {
             Some(End::Done) => return Ok(()),
             Some(End::Asked(job)) => match sys.call(firmware, &JobResult { job: *job }) {
-                Ok(report) if report.state == JobState::Ended => Some(End::Done),
+                // What the kernel refused is asked again: a vCPU was still running.
+                Ok(report) if report.state == JobState::Ended => {
+                    (report.status == Status::Ok || report.cause == Cause::Processor).then_some(End::Done)
+                }
                 Ok(_) => return Err(Status::Busy),
                 // It died, or forgot.
                 Err(_) => None,

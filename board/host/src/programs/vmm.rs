@@ -4,16 +4,16 @@
 use caisson_core::frames::Frames;
 use caisson_core::svm::npt::look_up;
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{CpuId, Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
+use caisson_proto::addr::{Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind};
-use caisson_proto::memory::{Populate, VmMake};
+use caisson_proto::memory::Populate;
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
 use caisson_proto::wire::Words;
 
-use super::launch::{Launch, Standing};
+use super::launch::{Launch, Standing, make};
 use super::{Server, echo, serve};
 use crate::guest::ask;
 use crate::hardware::LENDABLE;
@@ -22,7 +22,7 @@ use crate::service::Sys;
 use crate::world::{View, World};
 
 /// Calls that are tried again when their service died or is busy.
-const TRIES: u32 = 100;
+pub const TRIES: u32 = 100;
 
 struct Vmm<'a, 'b> {
     sys: &'a Sys<'b>,
@@ -308,30 +308,6 @@ impl Vmm<'_, '_> {
         let deadline = if resume.deadline == 0 { soon } else { resume.deadline.min(soon) };
         Resume { deadline, ..resume }
     }
-}
-
-/// Makes the VM: its id and how many vCPUs it has.
-fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
-    let world = sys.world;
-    let kind = world.manifest.services.get(sys.slot).map_or(VmKind::Plain, |service| service.kind);
-    let vcpus = 1 + world.rng.below(u64::from(world.config.vcpus)) as u8;
-    // Elsewhere in each life, so that what is left of a former one would be seen.
-    let first_cpu = CpuId(world.rng.below(world.config.cpus as u64) as u16);
-    let make = VmMake { kind, vcpus, pages: world.manifest.guest_pages, first_cpu, lowest_cpu: CpuId(0) };
-    let mut last = Status::Dead;
-    for _ in 0..TRIES {
-        let memory = sys.known(world.manifest.memory);
-        match sys.call(world.manifest.memory, &make) {
-            Ok(made) => return Ok((made.vm, vcpus)),
-            Err(Status::Dead | Status::Died) if !sys.stopped() => last = Status::Died,
-            Err(status) => {
-                let broken = memory.generation() == 0 && status == Status::Exhausted && last != Status::Died;
-                world.check(!broken, || "memory can't promise what is there".into());
-                return Err(status);
-            }
-        }
-    }
-    Err(last)
 }
 
 impl Vmm<'_, '_> {

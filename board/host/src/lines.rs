@@ -1,0 +1,87 @@
+//! What a CPU does to caches, and to the mailbox's frames.
+
+use std::sync::atomic::Ordering;
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
+
+use crate::cache::Hand;
+use crate::config::Mutant;
+use crate::hardware::{COMPOSED, Hardware};
+use crate::silicon::{MAIL_FRAMES, MAILBOX};
+
+impl Hardware<'_> {
+    /// WBNOINVD here, or WBINVD.
+    pub(crate) fn write_lines_back(&self, invalidate: bool) {
+        let world = self.world;
+        self.meddle_with_rows();
+        self.pause();
+        let some = world.breaks(Mutant::SomeCpusOnly) && invalidate && world.rng.chance(1, 4);
+        if !world.breaks(Mutant::NoWriteBack) && !some {
+            let weak = world.breaks(Mutant::WeakRecycling);
+            world.caches.borrow_mut().write_back(self.cpu, invalidate && !weak);
+            if let Some(cpu) = world.cpus.get(self.cpu).filter(|_| invalidate && !weak) {
+                cpu.wbinvds.set(cpu.wbinvds.get() + 1);
+            }
+        }
+        world.acknowledged.set(true);
+        self.pause();
+    }
+
+    /// Flushes frames' lines of one alias; for the plain one, as they are to be private or the processor's.
+    pub(crate) fn flush_lines_of(&self, first: Frame, pages: u64, asid: u32) {
+        let world = self.world;
+        let owners = world.owner.borrow();
+        let given = owners.get(&first.0).is_none();
+        let forgets = if given { Mutant::ForgetDonated } else { Mutant::ForgetPlainAlias };
+        if asid != 0 || !world.breaks(forgets) {
+            world.caches.borrow_mut().flush(first.0, pages, asid);
+        }
+        for frame in (first.0..first.0 + pages).filter(|_| asid == 0) {
+            // What was shared turns private; what was nobody's is the processor's.
+            let of = owners.get(&frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(*root))?.1, *gfn)));
+            let hand = of.map_or(Hand::Firmware, |(vm, _)| Hand::Private(vm.bits()));
+            world.caches.borrow_mut().give(frame, hand);
+            if let Some((vm, gfn)) = of {
+                world.memory.borrow_mut().insert((vm.bits(), gfn), None);
+            }
+        }
+        drop(owners);
+        self.pause();
+    }
+
+    /// Copies between the mailbox's frames and a page of the service in user mode.
+    pub(crate) fn copy_mail(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
+        let world = self.world;
+        let slot = world.cpus.get(self.cpu).map_or(usize::MAX, |cpu| cpu.space.get());
+        let (page, mail) = (user / PAGE_SIZE, (at.0 >> 12).wrapping_sub(MAILBOX) as usize);
+        if !COMPOSED.contains(&page) {
+            return Err(Status::BadLease);
+        }
+        world.check(mail < MAIL_FRAMES && bytes == PAGE_SIZE, || format!("{bytes} bytes are copied at {:#x}", at.0));
+        let mut pages = world.bytes.borrow_mut();
+        let own = pages.entry((slot, page)).or_insert_with(|| Box::new([0; PAGE_SIZE as usize]));
+        if let Some(mail) = world.silicon.mail.borrow_mut().get_mut(mail) {
+            if out { **own = *mail } else { *mail = **own }
+        }
+        drop(pages);
+        if mail == 0 && !out {
+            world.silicon.put_out();
+        }
+        self.pause();
+        Ok(())
+    }
+
+    /// Mutants: rows are cleared where or when they may not be.
+    fn meddle_with_rows(&self) {
+        let world = self.world;
+        if world.breaks(Mutant::ClearEarly) {
+            world.kernel.cpus[self.cpu].ran.store(0, Ordering::SeqCst);
+            (0..world.rng.below(200)).for_each(|_| self.yielder.suspend(()));
+        }
+        if world.breaks(Mutant::ClearForeignRow) {
+            let other = world.rng.below(world.config.cpus as u64) as usize;
+            world.kernel.cpus[other].ran.store(0, Ordering::SeqCst);
+        }
+    }
+}
