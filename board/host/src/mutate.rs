@@ -83,7 +83,9 @@ pub fn step(world: &World) {
 
 /// A CPU counts as having flushed.
 fn pay(batches: &mut Batches, frames: &FrameTable, cpu: CpuId) {
-    batches.pay(cpu, false, |open| frames.paid(open.frames));
+    while let Some(open) = batches.pay(cpu, false) {
+        frames.paid(open.frames);
+    }
 }
 
 fn change(tables: &mut Tables, last: u32, from: AsidState, to: AsidState) {

@@ -123,18 +123,19 @@ impl Batches {
         Some((slot.owed, slot.invalidate))
     }
 
-    /// A CPU wrote back, or did so by WBINVD: it owes nothing any more, for any batch that was open before it did.
-    /// Batches that nobody owes now and that had debts are closed and named.
-    pub fn pay(&mut self, cpu: CpuId, invalidated: bool, mut paid: impl FnMut(Open)) {
+    /// A CPU wrote back, or did so by WBINVD: it owes nothing any more, for any batch that was open before it did. Ask until
+    /// there is none: each answer is a batch that had debts and that nobody owes now. It is closed.
+    pub fn pay(&mut self, cpu: CpuId, invalidated: bool) -> Option<Open> {
         for index in 0..MAX_BATCHES {
             let Some(slot) = self.slots.get_mut(index).filter(|slot| invalidated || !slot.invalidate) else { continue };
             if slot.owed.remove(cpu)
                 && let Some(open) = self.get(index).filter(|open| open.owed == 0)
             {
                 self.slots[index].close();
-                paid(open);
+                return Some(open);
             }
         }
+        None
     }
 
     /// Closes a batch that nobody owes.
@@ -165,9 +166,8 @@ mod tests {
         let recycling = batches.open(VmId::new(0, 0), VmKind::Plain, &cpus(&[0]), true).unwrap();
         let plain = batches.open(VmId::new(0, 0), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();
         assert_ne!(recycling, plain, "frames never wait for it");
-        batches.pay(CpuId(0), false, |_| panic!("WBNOINVD is too weak"));
-        let mut paid = None;
-        batches.pay(CpuId(0), true, |open| paid = Some(open));
+        assert_eq!(batches.pay(CpuId(0), false), None, "WBNOINVD is too weak");
+        let paid = batches.pay(CpuId(0), true);
         assert_eq!(paid.map(|open| (open.id, open.invalidate)), Some((recycling, true)));
     }
 
@@ -177,11 +177,15 @@ mod tests {
         let a = batches.open(VmId::new(0, 0), VmKind::Sev, &cpus(&[0, 1]), false).unwrap();
         let b = batches.open(VmId::new(1, 0), VmKind::Sev, &cpus(&[0]), false).unwrap();
         let mut closed = heapless::Vec::<BatchId, 4>::new();
-        batches.pay(CpuId(0), false, |open| closed.push(open.id).unwrap());
+        while let Some(open) = batches.pay(CpuId(0), false) {
+            closed.push(open.id).unwrap();
+        }
         assert_eq!(closed.as_slice(), [b]);
         assert!(batches.is_open(a));
         assert_eq!(batches.settle(a), Err(Status::Busy));
-        batches.pay(CpuId(1), false, |open| closed.push(open.id).unwrap());
+        while let Some(open) = batches.pay(CpuId(1), false) {
+            closed.push(open.id).unwrap();
+        }
         assert_eq!(closed.as_slice(), [b, a]);
         assert!(!batches.is_open(a));
     }
@@ -190,7 +194,7 @@ mod tests {
     fn a_batch_that_nobody_owes_is_settled_once() {
         let mut batches = Batches::new();
         let id = batches.open(VmId::new(0, 0), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();
-        batches.pay(CpuId(0), false, |_| panic!("nothing was owed"));
+        assert_eq!(batches.pay(CpuId(0), false), None, "nothing was owed");
         assert!(batches.settle(id).is_ok());
         assert_eq!(batches.settle(id), Err(Status::NotFound));
         let again = batches.open(VmId::new(0, 0), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();

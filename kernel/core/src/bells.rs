@@ -41,7 +41,6 @@ impl Bells {
     }
 
     /// The activation has run. True: it has to run again.
-    #[must_use]
     pub fn done(&self) -> bool {
         self.queued.swap(0, Ordering::SeqCst);
         settled();

@@ -219,7 +219,6 @@ impl ContextState {
     /// the vCPU is ([`enter`](Self::enter), [`unpark`](Self::unpark)): nobody misses the other. True: it was parked and
     /// is ready now, make it run. Else, if it is [`in_guest`](Self::in_guest) after this, interrupt its CPU; if not, it
     /// finds out by itself before it enters, or when it is run again.
-    #[must_use]
     pub fn kick(&self, why: u32) -> bool {
         self.pending.fetch_or(why, Ordering::SeqCst);
         settled();
@@ -235,7 +234,6 @@ impl ContextState {
 
     /// The vCPU's CPU is about to enter the guest. `None`: something is pending, and it isn't in its guest. Else it
     /// counts as in there, and `true` says that its translations may be stale: flush them first.
-    #[must_use]
     pub fn enter(&self) -> Option<bool> {
         self.world.fetch_add(1, Ordering::SeqCst);
         settled();

@@ -181,9 +181,7 @@ mod tests {
         table.turn(Frame(0), 8, FrameState::Owned, Frames::quarantined(batch));
         batches.join(batch, 8);
         assert_eq!(table.check_free(Frame(0), 1, &batches), Err(Status::State));
-        let mut freed = 0;
-        batches.pay(CpuId(0), false, |paid| freed += paid.frames);
-        table.paid(freed);
+        table.paid(batches.pay(CpuId(0), false).unwrap().frames);
         assert_eq!(table.check_free(Frame(0), 8, &batches), Ok(false));
         assert_eq!(table.counts()[FrameState::Free as usize], 8);
         assert_eq!(table.counts().iter().sum::<u64>(), 8);

@@ -273,7 +273,6 @@ impl<M: Machine> Here<'_, M> {
 
     /// Notes that a vCPU enters its guest here: the CPU may now cache lines of the VM, and holds translations.
     /// False: something became pending since [`pick`](Self::pick) chose it; pick again.
-    #[must_use]
     pub fn entering(self, context: Context) -> bool {
         let ran = &self.shared().ran;
         if let Kind::Vcpu(vm, _) = context.kind()

@@ -96,13 +96,10 @@ impl<M: Machine> Here<'_, M> {
             invalidated |= invalidate;
             let mut tables = self.tables();
             // Who asked since then wants what it opened since then paid by the next one.
-            if !shared.flush_wanted.get() {
-                let mut paid = heapless::Vec::<Open, MAX_BATCHES>::new();
-                tables.batches.pay(self.local.cpu, invalidated, |open| {
-                    // There are no more batches than places.
-                    let _ = paid.push(open);
-                });
-                paid.iter().for_each(|open| self.paid(&mut tables, open));
+            while !shared.flush_wanted.get()
+                && let Some(open) = tables.batches.pay(self.local.cpu, invalidated)
+            {
+                self.paid(&mut tables, &open);
             }
         }
     }

@@ -135,8 +135,8 @@ impl<M: Machine> Call<'_, M> {
 
     /// Copies the leased pages to the command and its data, or back.
     fn exchange(&self, first: Frame, out: bool) -> Outcome {
-        let lease = self.lease.filter(|lease| lease.pages <= 1 + DATA_BYTES / PAGE_SIZE).ok_or(Status::BadLease)?;
-        ensure(lease.write || !out, Status::BadLease)?;
+        let fits = |lease: &Lease| lease.pages <= 1 + DATA_BYTES / PAGE_SIZE && (lease.write || !out);
+        let lease = self.lease.filter(fits).ok_or(Status::BadLease)?;
         (0..lease.pages).try_for_each(|page| {
             let at = Frame(first.0 + page).spa();
             self.machine.copy((lease.page.0 + page) * PAGE_SIZE, at, PAGE_SIZE, out)

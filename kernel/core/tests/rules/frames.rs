@@ -102,10 +102,10 @@ proptest! {
                 }
                 Step::Pay(cpu) => {
                     let mut paid = BTreeSet::new();
-                    batches.pay(CpuId(cpu as u16), false, |open| {
+                    while let Some(open) = batches.pay(CpuId(cpu as u16), false) {
                         table.paid(open.frames);
                         paid.insert(open.id.0);
-                    });
+                    }
                     let mut expected = BTreeSet::new();
                     for (id, owed) in &mut debts {
                         if *owed >> cpu & 1 == 1 {
