@@ -49,8 +49,7 @@ impl Asids {
 
     /// The ASID of a VM, also of one that is gone.
     pub fn of(&mut self, vm: VmId) -> Option<(u32, &mut Asid)> {
-        let row = |asid: &Asid| asid.kind != VmKind::Plain && asid.vm == vm;
-        (0..).zip(&mut self.0).find(|(_, asid)| row(asid))
+        (0..).zip(&mut self.0).find(|(_, asid)| asid.kind != VmKind::Plain && asid.vm == vm)
     }
 
     /// Free → Bound.

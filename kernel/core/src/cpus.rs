@@ -10,9 +10,10 @@ impl CpuSet {
     /// None.
     pub const EMPTY: Self = Self([0; MAX_CPUS / 64]);
 
-    /// Puts a CPU in.
-    pub fn insert(&mut self, cpu: CpuId) {
+    /// With a CPU more.
+    fn with(mut self, cpu: CpuId) -> Self {
         self.0[usize::from(cpu.0) / 64 % (MAX_CPUS / 64)] |= 1 << (cpu.0 % 64);
+        self
     }
 
     /// Takes one out. Whether it was in.
@@ -34,8 +35,6 @@ impl CpuSet {
 
     /// A set of these.
     pub fn of(cpus: impl Iterator<Item = CpuId>) -> Self {
-        let mut set = Self::EMPTY;
-        cpus.for_each(|cpu| set.insert(cpu));
-        set
+        cpus.fold(Self::EMPTY, Self::with)
     }
 }

@@ -4,8 +4,6 @@ pub(crate) use core::{cell::Cell, mem::offset_of, ops::Deref};
 
 pub(crate) use caisson_proto::prelude::*;
 
-pub(crate) use crate::{
-    asids::*, batches::*, bells::*, boot::*, context::*, cpu::*, cpus::*, event::*, frames::*, machine::*,
-};
-pub(crate) use crate::{here::*, ipc::*, kernel::*, svm::state::*, vms, vms::*};
-pub(crate) use crate::{invalidation::*, machine::Machine, service::*, sync::*, turn::*, woken::*};
+pub(crate) use crate::{asids::*, batches::*, bells::*, boot::*, context::*, cpu::*, cpus::*, event::*, frames::*};
+pub(crate) use crate::{here::*, ipc::*, kernel::*, machine::Machine, machine::*, svm::state::*, vms, vms::*};
+pub(crate) use crate::{invalidation::*, service::*, sync::*, turn::*, woken::*};

@@ -13,9 +13,9 @@ pub(crate) use x86_64::{VirtAddr, instructions::tlb, registers::control::*, stru
 pub(crate) use crate::cpu::{CR0, cpuid};
 pub(crate) use crate::svm::{features, features::Features, vcpu, vcpu::vcpu};
 pub(crate) use crate::{
-    apic, boot, clock, cpu, epitaph, ioapic, kmap, log, mailbox, run, smp, translations, traps, user, window,
+    apic, boot, clock, cpu, epitaph, home::home, ioapic, kmap, layout::*, log, machine::*, mailbox,
 };
 pub(crate) use crate::{
-    home::home, layout::*, machine::*, percpu, percpu::*, segments::*, space::*, tables::*, traps::*,
+    percpu, percpu::*, run, segments, segments::*, smp, space::*, syscall, tables::*, translations,
 };
-pub(crate) use crate::{segments, syscall};
+pub(crate) use crate::{traps, traps::*, user, window};

@@ -72,11 +72,10 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn page_flush(&self, request: &PageFlush) -> Answer {
-        let tables = self.tables();
+        let mut tables = self.tables();
         let frame = tables.frames.get(request.frame, &tables.batches).ok_or(Status::State)?;
-        let (slot, _) = vms::find(&self.vms, frame.vm().ok_or(Status::State)?)?;
-        let is_its = tables.books.get(slot).is_some_and(|books| books.asid == request.asid);
-        ensure(frame.state == FrameState::Private && is_its, Status::State)?;
+        let asid = frame.vm().and_then(|vm| Some(tables.asids.of(vm)?.0));
+        ensure(frame.state == FrameState::Private && asid == Some(request.asid), Status::State)?;
         self.machine.flush_lines(request.frame, 1, request.asid);
         ok(Accepted { ticket: Ticket(0) })
     }

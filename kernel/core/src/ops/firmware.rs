@@ -167,18 +167,16 @@ impl<M: Machine> Call<'_, M> {
         match command {
             mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => tables.asids.recycle(),
             mailbox::INIT | mailbox::INIT_EX | mailbox::SNP_INIT_EX => tables.asids.doubt(tickets),
-            mailbox::SHUTDOWN | mailbox::SNP_SHUTDOWN_EX => {
-                tables.asids.shut_down(command == mailbox::SNP_SHUTDOWN_EX, tickets);
-            }
+            mailbox::SHUTDOWN => tables.asids.shut_down(false, tickets),
+            mailbox::SNP_SHUTDOWN_EX => tables.asids.shut_down(true, tickets),
             _ => {}
         }
         let Some((_, asid)) = tables.asids.of(report.vm) else { return };
+        let active = asid.state == AsidState::Active;
         match command {
             mailbox::LAUNCH_START => asid.handle = word & 0xffff_ffff,
             mailbox::ACTIVATE | mailbox::SNP_ACTIVATE => asid.state = AsidState::Active,
-            mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION if asid.state == AsidState::Active => {
-                asid.deactivate(tickets);
-            }
+            mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION if active => asid.deactivate(tickets),
             mailbox::DECOMMISSION => asid.handle = 0,
             _ => {}
         }

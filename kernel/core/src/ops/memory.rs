@@ -211,13 +211,11 @@ impl<M: Machine> Call<'_, M> {
         let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
         let (table, batches, books) = tables.of(slot)?;
         ensure(books.kind != VmKind::Plain, Status::State)?;
+        let owned = Frames::of(FrameState::Owned, request.vm);
         let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
         for gfn in request.gfn.0..request.gfn.0 + request.pages {
             let mapping = self.machine.nested_look_up(root, Gfn(gfn)).ok_or(Status::State)?;
-            ensure(
-                table.get(mapping.frame, batches) == Some(Frames::of(FrameState::Owned, request.vm)),
-                Status::State,
-            )?;
+            ensure(table.get(mapping.frame, batches) == Some(owned), Status::State)?;
             let _ = frames.push(mapping.frame);
         }
         // At most two large pages have to be split for it.
