@@ -21,7 +21,7 @@ use crate::script::Prompt;
 use crate::verdict::Notices;
 
 /// How long a guest may take to come to its shell.
-pub const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(360);
 /// How long anything else may take.
 pub const SOON: Duration = Duration::from_secs(30);
 /// How long one look for news takes at the most, per stream.
