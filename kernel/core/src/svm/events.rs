@@ -36,7 +36,7 @@ const fn has(set: u32, vector: u64) -> bool {
 /// again: the guest still stands at that instruction and executes it again. But what the vmm injected of that kind
 /// has no instruction behind it.
 ///
-/// `virq_reported_as_exception`: see [`Quirks`](crate::boot::Quirks).
+/// `virq_reported_as_exception`: see [`Quirks`].
 pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: bool) -> u64 {
     if int_info & VALID == 0 {
         return 0;
@@ -59,7 +59,7 @@ pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: boo
 /// Checks an event that a vmm wants to inject; 0 is none. One that this CPU refuses (APM volume 2, section 15.20) ends
 /// as [`INVALID`](caisson_proto::vcpu::code::INVALID).
 ///
-/// `few_error_codes`: see [`Quirks`](crate::boot::Quirks).
+/// `few_error_codes`: see [`Quirks`].
 ///
 /// # Errors
 /// [`Status::Malformed`] for what is no event, [`Status::Unsupported`] for an error code that this CPU doesn't push:

@@ -13,9 +13,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
 pub struct Limits {
     /// Bits of XCR0 that may be set.
     pub xcr0: u64,
-    /// See [`Quirks`](crate::boot::Quirks).
+    /// See [`Quirks`].
     pub few_error_codes: bool,
-    /// See [`Quirks`](crate::boot::Quirks).
+    /// See [`Quirks`].
     pub virq_reported_as_exception: bool,
 }
 
