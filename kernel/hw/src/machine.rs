@@ -203,6 +203,7 @@ impl Machine for Silicon {
 
     fn vcpu_load(&self, context: Context, groups: Groups) -> Result<(), Status> {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
+        vcpu.flush();
         state::load(&vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)
     }
 
@@ -218,7 +219,8 @@ impl Machine for Silicon {
             return Err(Status::Unsupported);
         }
         state::resume(&vcpu.page, resume, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)?;
-        if vcpu.vmcb.control.n_cr3 != root.spa().0 {
+        // What the guest translated with other control registers isn't its translation any more.
+        if vcpu.vmcb.control.n_cr3 != root.spa().0 || resume.groups.contains(Groups::CONTROL) {
             vcpu.vmcb.control.n_cr3 = root.spa().0;
             vcpu.flush();
         }

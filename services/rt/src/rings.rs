@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use caisson_proto::addr::PAGE_SIZE;
+use caisson_proto::addr::{PAGE_SIZE, ServiceId};
 use caisson_proto::bundle::MAX_RINGS;
 use caisson_proto::info::{RingInfo, RingUse};
 use caisson_proto::layout;
@@ -80,6 +80,15 @@ fn take(number: usize, role: u8) -> Option<(Page, RingInfo)> {
     Some((Page(layout::RINGS + number as u64 * PAGE_SIZE), *ring))
 }
 
+/// Rings the other side of a ring for a life before this one, which may have ended between taking note that the other side
+/// sleeps and ringing it.
+fn catch_up(ring: &RingInfo, bell: impl Fn(usize) -> u64) {
+    if ServiceId::from_bits(info().head.id).generation() > 0 {
+        // A refusal means that the peer is dead; its successor looks at its rings when it starts.
+        let _ = ring_doorbell(ring.peer, bell(usize::from(ring.peer_number)));
+    }
+}
+
 /// What this ring carries, if it is a known use.
 pub fn purpose(ring: &RingInfo) -> Option<RingUse> {
     RingUse::from_word(u64::from(ring.purpose))
@@ -97,6 +106,7 @@ impl Outward {
     /// Takes the ring with this number. `None` if it isn't written here or is taken.
     pub fn take(number: usize) -> Option<Self> {
         let (page, ring) = take(number, PRODUCER)?;
+        catch_up(&ring, doorbell::ring);
         Some(Self { producer: Producer::new(page), ring, number })
     }
 
@@ -160,7 +170,7 @@ impl Outward {
 
     fn wake(&self) {
         if self.producer.must_wake() {
-            // A refusal means that the peer is dead; its successor looks at its rings when it starts.
+            // As in `catch_up`.
             let _ = ring_doorbell(self.ring.peer, doorbell::ring(usize::from(self.ring.peer_number)));
         }
     }
@@ -178,6 +188,7 @@ impl Inward {
     /// Takes the ring with this number. `None` if it isn't read here or is taken.
     pub fn take(number: usize) -> Option<Self> {
         let (page, ring) = take(number, CONSUMER)?;
+        catch_up(&ring, doorbell::room);
         Some(Self { consumer: Consumer::new(page), ring, number })
     }
 
@@ -202,7 +213,7 @@ impl Inward {
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
         let received = self.consumer.pop(buffer);
         if received != Received::Nothing && self.consumer.must_wake() {
-            // As in `Outward::wake`.
+            // As in `catch_up`.
             let _ = ring_doorbell(self.ring.peer, doorbell::room(usize::from(self.ring.peer_number)));
         }
         received

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use caisson_proto::vcpu::CpuidEntry;
 
+use crate::dev::lapic_timer::CLOCK_SHIFT;
 use crate::hypercall::constant;
 use crate::vmm::Facts;
 
@@ -110,9 +111,9 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
 
     put(KVM, None, 0, [KVM + 0x10, u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from(b'M')]);
     put(KVM + 1, None, 0, [KVM_FEATURES, 0, 0, 0]);
-    // kHz of the TSC and of the APIC timer's clock, which is the TSC.
+    // kHz of the TSC and of the APIC timer's clock.
     let khz = u32::try_from(facts.tsc_khz).unwrap_or(u32::MAX);
-    put(KVM + 0x10, None, 0, [khz, khz, 0, 0]);
+    put(KVM + 0x10, None, 0, [khz, khz >> CLOCK_SHIFT, 0, 0]);
 
     put(0x8000_0000, None, 0, [0x8000_0008, vendor[0], vendor[1], vendor[2]]);
     let [signature, brand, ecx, edx] = extended(0x8000_0001);

@@ -36,14 +36,14 @@ const fn has(set: u32, vector: u64) -> bool {
 /// again: the guest still stands at that instruction and executes it again. But what the vmm injected of that kind
 /// has no instruction behind it.
 ///
-/// `virq_reported_as_exception`: see [`Quirks`](crate::boot::Quirks).
-pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: bool) -> u64 {
+/// `interrupts_are_exceptions`: see [`Quirks`].
+pub const fn again(int_info: u64, injected: u64, interrupts_are_exceptions: bool) -> u64 {
     if int_info & VALID == 0 {
         return 0;
     }
     let (kind, vector) = (int_info & TYPE, int_info & 0xff);
     if kind == EXCEPTION && vector >= 32 {
-        return if virq_reported_as_exception { VALID | INTERRUPT | vector } else { 0 };
+        return if interrupts_are_exceptions { VALID | INTERRUPT | vector } else { 0 };
     }
     let by_instruction = kind == SOFTWARE || kind == EXCEPTION && has(ASKED_FOR, vector);
     if by_instruction && (injected ^ int_info) & (VALID | TYPE | 0xff) != 0 {
@@ -56,10 +56,18 @@ pub const fn again(int_info: u64, injected: u64, virq_reported_as_exception: boo
     event
 }
 
+/// The word that has the CPU inject an event.
+///
+/// `interrupts_are_exceptions`: see [`Quirks`].
+pub const fn word(event: u64, interrupts_are_exceptions: bool) -> u64 {
+    let interrupt = event & (VALID | TYPE) == VALID | INTERRUPT && event & 0xff >= 32;
+    if interrupts_are_exceptions && interrupt { event | EXCEPTION } else { event }
+}
+
 /// Checks an event that a vmm wants to inject; 0 is none. One that this CPU refuses (APM volume 2, section 15.20) ends
 /// as [`INVALID`](caisson_proto::vcpu::code::INVALID).
 ///
-/// `few_error_codes`: see [`Quirks`](crate::boot::Quirks).
+/// `few_error_codes`: see [`Quirks`].
 ///
 /// # Errors
 /// [`Status::Malformed`] for what is no event, [`Status::Unsupported`] for an error code that this CPU doesn't push:

@@ -84,11 +84,11 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 /// After the guest was left for `code`: what was broken off waits for the next entry.
 ///
 /// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
-pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, virq_reported_as_exception: bool) {
+pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_are_exceptions: bool) {
     let control = &mut vmcb.control;
     let broken_off = control.int_info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
-    let event = if broken_off { events::again(control.int_info, extra.event, virq_reported_as_exception) } else { 0 };
-    control.event = event;
+    let event = if broken_off { events::again(control.int_info, extra.event, interrupts_are_exceptions) } else { 0 };
+    control.event = events::word(event, interrupts_are_exceptions);
     extra.event = event;
     control.tlb_control = TLB_KEEP;
     if vmcb.save.rip == extra.shadow_rip {

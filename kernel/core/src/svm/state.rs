@@ -13,10 +13,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
 pub struct Limits {
     /// Bits of XCR0 that may be set.
     pub xcr0: u64,
-    /// See [`Quirks`](crate::boot::Quirks).
+    /// See [`Quirks`].
     pub few_error_codes: bool,
-    /// See [`Quirks`](crate::boot::Quirks).
-    pub virq_reported_as_exception: bool,
+    /// See [`Quirks`].
+    pub interrupts_are_exceptions: bool,
 }
 
 /// What the kernel keeps of a vCPU beside its VMCB.
@@ -153,7 +153,8 @@ pub fn resume(
         load(page, resume.groups, vmcb, extra, limits)?;
     }
     if resume.inject != 0 {
-        (extra.event, extra.fresh, vmcb.control.event) = (resume.inject, 1, resume.inject);
+        (extra.event, extra.fresh) = (resume.inject, 1);
+        vmcb.control.event = events::word(resume.inject, limits.interrupts_are_exceptions);
     }
     if !resume.groups.contains(Groups::CORE) {
         (vmcb.save.rip, vmcb.save.rax) = (resume.rip, resume.rax);

@@ -50,6 +50,16 @@ pub fn no_alarm() {
     settle();
 }
 
+/// Sleeps until the alarm.
+pub fn rest() {
+    place(&[0xf4]);
+    let mut frame = Frame::new(Mode::Long);
+    frame.rflags |= INTERRUPTS;
+    alarm();
+    frame.run(Mode::Long);
+    no_alarm();
+}
+
 /// Takes and ends whatever interrupts are pending; how many.
 pub fn settle() -> u64 {
     for count in 0..512 {

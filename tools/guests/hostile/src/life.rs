@@ -53,7 +53,7 @@ fn main() -> ! {
     ports::quiet();
     println!("hostile seed {seed:#x}");
     while option("go").is_some() && inb(0x3fd) & 1 == 0 {
-        core::hint::spin_loop();
+        apic::rest();
     }
     for (name, part) in PARTS {
         if wanted.is_some_and(|wanted| !wanted.split(',').any(|one| one == *name)) {

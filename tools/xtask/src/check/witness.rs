@@ -21,7 +21,7 @@ use crate::script::Prompt;
 use crate::verdict::Notices;
 
 /// How long a guest may take to come to its shell.
-pub const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(360);
 /// How long anything else may take.
 pub const SOON: Duration = Duration::from_secs(30);
 /// How long one look for news takes at the most, per stream.
@@ -268,23 +268,21 @@ impl Witness {
         self.answers(guest, 0, line, answer, within)
     }
 
-    /// A line that gets no answer in a part of the time is typed again: what a console had in hand when it died is
-    /// lost. After Ctrl-C, as the shell may have half of the line and wait for the rest.
+    /// Where the guest is silent for a part of the time, the line is typed again: what a console had in hand when it died
+    /// is lost. After Ctrl-C, as the shell may have half of the line and wait for the rest.
     fn answers(&mut self, guest: usize, from: usize, line: &str, answer: &str, within: Duration) -> Result<(), String> {
+        let text = |this: &Self| this.guests.get(guest).map_or(0, |guest| guest.text.len());
         let came = |this: &Self| this.guests.get(guest).is_some_and(|guest| guest.text[from..].contains(answer));
-        for _ in 1..TRIES {
-            let start = Instant::now();
-            while start.elapsed() < within / TRIES {
-                if came(self) {
-                    return Ok(());
-                }
-                if !self.look() {
-                    break;
-                }
+        let (mut tries, mut last, mut quiet) = (1, text(self), Instant::now());
+        self.until(&format!("{answer:?} of guest {guest}"), within * TRIES, |this| {
+            if text(this) != last {
+                (last, quiet) = (text(this), Instant::now());
+            } else if quiet.elapsed() > within / TRIES && tries < TRIES {
+                (tries, quiet) = (tries + 1, Instant::now());
+                this.types(guest, &format!("\u{3}{line}"));
             }
-            self.types(guest, &format!("\u{3}{line}"));
-        }
-        self.until(&format!("{answer:?} of guest {guest}"), within / TRIES, |this| came(this))
+            came(this)
+        })
     }
 
     /// Waits for the end of the machine, and returns how it ended.

@@ -4,7 +4,7 @@ use caisson_proto::vcpu::Groups;
 use proptest::prelude::*;
 use zerocopy::FromZeros;
 
-use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check};
+use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check, word};
 use crate::svm::exits;
 use crate::svm::state::Extra;
 use crate::svm::vmcb::Vmcb;
@@ -84,6 +84,22 @@ fn exits_are_routed() {
     assert_eq!(exits::groups(code::MSR, 1, 0xc000_0080), Groups::CONTROL);
     assert!(exits::groups(code::MSR, 1, 0x1b).is_empty());
     assert_eq!(exits::groups(code::SHUTDOWN, 0, 0), Groups::all());
+}
+
+#[test]
+fn where_interrupts_are_exceptions_they_go_in_as_such_and_come_out_as_interrupts() {
+    let interrupt = VALID | 0x20;
+    let injected = word(interrupt, true);
+    assert_eq!((injected, again(injected, interrupt, true)), (VALID | EXCEPTION | 0x20, interrupt));
+    assert_eq!(word(interrupt, false), interrupt);
+    for other in [0, 0x20, VALID | 0x1f, VALID | NMI | 0x20, VALID | SOFTWARE | 0x80, VALID | EXCEPTION | 14] {
+        assert_eq!(word(other, true), other);
+    }
+    // Told to the vmm as what it is, at both ways to be injected.
+    let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
+    vmcb.control.int_info = VALID | EXCEPTION | 0x20;
+    exits::after(code::NPF, &mut vmcb, &mut extra, true);
+    assert_eq!((vmcb.control.event, extra.event), (VALID | EXCEPTION | 0x20, interrupt));
 }
 
 #[test]
