@@ -59,7 +59,7 @@ pub fn machine(
         io_apic: Spa(0xfec0_0000),
         log_port: LOG_PORT,
         power_off: Some(EXIT_PORT),
-        quirks: Quirks { assume_wbnoinvd, interrupts_are_exceptions: true, few_error_codes: true },
+        quirks: Quirks { assume_wbnoinvd, interrupts_by_virq: true, few_error_codes: true },
     }
 }
 
