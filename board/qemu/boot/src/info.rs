@@ -62,7 +62,7 @@ pub fn machine(
         log_port: LOG_PORT,
         power_off: Some(EXIT_PORT),
         sev_asids: SEV_ASIDS,
-        quirks: Quirks { assume_wbnoinvd, interrupts_are_exceptions: true, few_error_codes: true },
+        quirks: Quirks { assume_wbnoinvd, interrupts_by_virq: true, few_error_codes: true },
     }
 }
 

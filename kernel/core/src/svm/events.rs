@@ -36,14 +36,14 @@ const fn has(set: u32, vector: u64) -> bool {
 /// again: the guest still stands at that instruction and executes it again. But what the vmm injected of that kind
 /// has no instruction behind it.
 ///
-/// `interrupts_are_exceptions`: see [`Quirks`].
-pub const fn again(int_info: u64, injected: u64, interrupts_are_exceptions: bool) -> u64 {
+/// `interrupts_by_virq`: see [`Quirks`].
+pub const fn again(int_info: u64, injected: u64, interrupts_by_virq: bool) -> u64 {
     if int_info & VALID == 0 {
         return 0;
     }
     let (kind, vector) = (int_info & TYPE, int_info & 0xff);
     if kind == EXCEPTION && vector >= 32 {
-        return if interrupts_are_exceptions { VALID | INTERRUPT | vector } else { 0 };
+        return if interrupts_by_virq { VALID | INTERRUPT | vector } else { 0 };
     }
     let by_instruction = kind == SOFTWARE || kind == EXCEPTION && has(ASKED_FOR, vector);
     if by_instruction && (injected ^ int_info) & (VALID | TYPE | 0xff) != 0 {
@@ -56,12 +56,10 @@ pub const fn again(int_info: u64, injected: u64, interrupts_are_exceptions: bool
     event
 }
 
-/// The word that has the CPU inject an event.
-///
-/// `interrupts_are_exceptions`: see [`Quirks`].
-pub const fn word(event: u64, interrupts_are_exceptions: bool) -> u64 {
-    let interrupt = event & (VALID | TYPE) == VALID | INTERRUPT && event & 0xff >= 32;
-    if interrupts_are_exceptions && interrupt { event | EXCEPTION } else { event }
+/// The vector of an interrupt that can go in as V_IRQ: below 32, EXITINTINFO wouldn't tell it from an exception.
+pub const fn vector_of_interrupt(event: u64) -> Option<u64> {
+    let is_one = event & (VALID | TYPE) == VALID | INTERRUPT && event & 0xff >= 32;
+    if is_one { Some(event & 0xff) } else { None }
 }
 
 /// Checks an event that a vmm wants to inject; 0 is none. One that this CPU refuses (APM volume 2, section 15.20) ends

@@ -84,15 +84,18 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 /// After the guest was left for `code`: what was broken off waits for the next entry.
 ///
 /// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
-pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_are_exceptions: bool) {
-    let control = &mut vmcb.control;
-    let broken_off = control.int_info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
-    let event = if broken_off { events::again(control.int_info, extra.event, interrupts_are_exceptions) } else { 0 };
-    control.event = events::word(event, interrupts_are_exceptions);
-    extra.event = event;
-    control.tlb_control = TLB_KEEP;
+pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
+    let (waits, info) = (vmcb.take_virq(), vmcb.control.int_info);
+    let broken_off = info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
+    extra.event = match (broken_off, waits) {
+        (true, _) => events::again(info, extra.event, interrupts_by_virq),
+        (false, true) => extra.event,
+        (false, false) => 0,
+    };
+    vmcb.set_event(extra.event, interrupts_by_virq);
+    vmcb.control.tlb_control = TLB_KEEP;
     if vmcb.save.rip == extra.shadow_rip {
-        control.shadow |= 1;
+        vmcb.control.shadow |= 1;
     }
 }
 
@@ -101,6 +104,7 @@ pub fn drop_fresh(vmcb: &mut Vmcb, extra: &mut Extra) {
     if extra.fresh == 1 {
         extra.fresh = 0;
         extra.event = 0;
+        vmcb.take_virq();
         vmcb.control.event = 0;
     }
 }

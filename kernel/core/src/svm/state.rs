@@ -16,7 +16,7 @@ pub struct Limits {
     /// See [`Quirks`].
     pub few_error_codes: bool,
     /// See [`Quirks`].
-    pub interrupts_are_exceptions: bool,
+    pub interrupts_by_virq: bool,
 }
 
 /// What the kernel keeps of a vCPU beside its VMCB.
@@ -154,7 +154,6 @@ pub fn resume(
     }
     if resume.inject != 0 {
         (extra.event, extra.fresh) = (resume.inject, 1);
-        vmcb.control.event = events::word(resume.inject, limits.interrupts_are_exceptions);
     }
     if !resume.groups.contains(Groups::CORE) {
         (vmcb.save.rip, vmcb.save.rax) = (resume.rip, resume.rax);
@@ -163,6 +162,9 @@ pub fn resume(
         vmcb.control.shadow = 0;
     }
     vmcb.set_window(resume.window, resume.iret);
+    if extra.event != 0 {
+        vmcb.set_event(extra.event, limits.interrupts_by_virq);
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The virtual machine control block: APM volume 2, appendix B. Its layout is checked at compile time.
 
+use super::events;
 use crate::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -8,8 +9,11 @@ const VINTR: u32 = 1 << 4;
 /// The intercept of IRET.
 const IRET: u32 = 1 << 20;
 
-/// Virtual interrupts, in the quadword at 0x060: one is pending, of the highest priority, whatever the TPR says.
-const PENDING: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
+/// Virtual interrupts, in the quadword at 0x060: one is pending, and its vector.
+const V_IRQ: u64 = 1 << 8;
+const VECTOR_SHIFT: u32 = 32;
+/// There, too: one is pending, of the highest priority, whatever the TPR says.
+const PENDING: u64 = V_IRQ | 0xf << 16 | 1 << 20;
 /// There, too: the guest's IF masks virtual interrupts only; the host's IF at VMRUN masks physical ones.
 pub const MASKING: u64 = 1 << 24;
 
@@ -155,6 +159,28 @@ at! {
 const _: () = assert!(size_of::<Vmcb>() == 4096);
 
 impl Vmcb {
+    /// Has the CPU inject an event at the next entry, or none. `by_virq`: an interrupt goes in as V_IRQ, unless that waits
+    /// for a moment at which one can be taken.
+    pub fn set_event(&mut self, event: u64, by_virq: bool) {
+        self.control.event = event;
+        if by_virq
+            && let Some(vector) = events::vector_of_interrupt(event)
+            && self.control.intercepts[0] & VINTR == 0
+        {
+            self.control.event = 0;
+            self.control.interrupt = MASKING | PENDING | vector << VECTOR_SHIFT;
+        }
+    }
+
+    /// Whether the guest wasn't given yet what [`set_event`](Self::set_event) put in as V_IRQ. It is out then.
+    pub fn take_virq(&mut self) -> bool {
+        let waits = self.control.interrupt & V_IRQ != 0 && self.control.intercepts[0] & VINTR == 0;
+        if waits {
+            self.control.interrupt &= !PENDING;
+        }
+        waits
+    }
+
     /// Asks for VINTR as soon as the guest can take an interrupt, or doesn't, and for its IRETs, or doesn't.
     pub fn set_window(&mut self, open: bool, iret: bool) {
         self.control.intercepts[0] = self.control.intercepts[0] & !IRET | (u32::from(iret) * IRET);

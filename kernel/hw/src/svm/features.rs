@@ -36,7 +36,7 @@ impl Features {
         let limits = Limits {
             xcr0: u64::from(cpuid(0xd, 0).eax) & XCR0,
             few_error_codes: quirks.few_error_codes,
-            interrupts_are_exceptions: quirks.interrupts_are_exceptions,
+            interrupts_by_virq: quirks.interrupts_by_virq,
         };
         let flush = if svm.edx & 1 << 6 != 0 { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
         let tsc_aux = extended.edx & 1 << 27 != 0 || structured.ecx & 1 << 22 != 0;

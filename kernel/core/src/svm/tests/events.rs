@@ -4,7 +4,7 @@ use caisson_proto::vcpu::Groups;
 use proptest::prelude::*;
 use zerocopy::FromZeros;
 
-use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check, word};
+use crate::svm::events::{ERROR_CODE, EXCEPTION, INTERRUPT, NMI, SOFTWARE, VALID, again, check};
 use crate::svm::exits;
 use crate::svm::state::Extra;
 use crate::svm::vmcb::Vmcb;
@@ -87,19 +87,29 @@ fn exits_are_routed() {
 }
 
 #[test]
-fn where_interrupts_are_exceptions_they_go_in_as_such_and_come_out_as_interrupts() {
-    let interrupt = VALID | 0x20;
-    let injected = word(interrupt, true);
-    assert_eq!((injected, again(injected, interrupt, true)), (VALID | EXCEPTION | 0x20, interrupt));
-    assert_eq!(word(interrupt, false), interrupt);
-    for other in [0, 0x20, VALID | 0x1f, VALID | NMI | 0x20, VALID | SOFTWARE | 0x80, VALID | EXCEPTION | 14] {
-        assert_eq!(word(other, true), other);
-    }
-    // Told to the vmm as what it is, at both ways to be injected.
+fn where_interrupts_go_in_as_v_irq_they_are_delivered_once() {
+    let (event, v_irq) = (VALID | 0x55, 1 << 8);
     let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
-    vmcb.control.int_info = VALID | EXCEPTION | 0x20;
-    exits::after(code::NPF, &mut vmcb, &mut extra, true);
-    assert_eq!((vmcb.control.event, extra.event), (VALID | EXCEPTION | 0x20, interrupt));
+    let mut left = |vmcb: &mut Vmcb, info| {
+        vmcb.control.int_info = info;
+        exits::after(code::NPF, vmcb, &mut extra, true);
+        (vmcb.control.event, vmcb.control.interrupt & v_irq, vmcb.control.interrupt >> 32, extra.event)
+    };
+    // Its delivery was broken off; it isn't delivered, as an interrupt of the host's came first; it is.
+    assert_eq!(left(&mut vmcb, VALID | EXCEPTION | 0x55), (0, v_irq, 0x55, event));
+    assert_eq!(left(&mut vmcb, 0), (0, v_irq, 0x55, event));
+    vmcb.control.interrupt &= !v_irq;
+    assert_eq!(left(&mut vmcb, 0), (0, 0, 0x55, 0));
+    // While V_IRQ waits for the moment at which an interrupt can be taken, the event goes in as one, and V_IRQ stays.
+    vmcb.set_window(true, false);
+    assert_eq!(left(&mut vmcb, VALID | EXCEPTION | 0x55), (event, v_irq, 0x55, event));
+    assert_eq!(left(&mut vmcb, 0), (0, v_irq, 0x55, 0));
+    vmcb.set_window(false, false);
+    // Whatever else there is goes in as it is.
+    for other in [VALID | 0x1f, VALID | NMI | 2, VALID | EXCEPTION | 14] {
+        vmcb.set_event(other, true);
+        assert_eq!((vmcb.control.event, vmcb.control.interrupt & v_irq), (other, 0));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::svm::reset::{MSR_MAP, fill_msr_map, reset};
 use crate::svm::state::{ABSENT, Extra, Limits, SVME, StatePage, load, resume, save};
 use crate::svm::vmcb::Vmcb;
 
-const LIMITS: Limits = Limits { xcr0: 0x207, few_error_codes: false, interrupts_are_exceptions: false };
+const LIMITS: Limits = Limits { xcr0: 0x207, few_error_codes: false, interrupts_by_virq: false };
 
 impl StatePage for VcpuState {
     fn get(&self, offset: usize) -> u64 {
