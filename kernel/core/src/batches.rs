@@ -77,7 +77,7 @@ impl Batches {
     ///
     /// # Errors
     /// As `open`.
-    pub fn check_room(&self, kind: VmKind) -> Result<(), Status> {
+    pub fn check_room(&self, kind: VmKind) -> Outcome {
         if self.slots.iter().any(|slot| !slot.open || slot.kind == kind && !slot.invalidate) {
             Ok(())
         } else {

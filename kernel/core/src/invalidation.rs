@@ -29,7 +29,7 @@ impl Invalidation {
     ///
     /// # Errors
     /// [`Status::Range`] for an empty range, [`Status::Exhausted`] after 2³² − 1 begins without an end.
-    pub fn begin(&mut self, start: Gfn, end: Gfn) -> Result<(), Status> {
+    pub fn begin(&mut self, start: Gfn, end: Gfn) -> Outcome {
         if end <= start {
             return Err(Status::Range);
         }
@@ -45,7 +45,7 @@ impl Invalidation {
     ///
     /// # Errors
     /// [`Status::State`] if none is in progress.
-    pub fn end(&mut self) -> Result<(), Status> {
+    pub fn end(&mut self) -> Outcome {
         let left = self.in_progress.checked_sub(1).ok_or(Status::State)?;
         self.sequence += 1;
         self.in_progress = left;
@@ -59,7 +59,7 @@ impl Invalidation {
     ///
     /// # Errors
     /// [`Status::Stale`] if not: fault again.
-    pub fn commit(&self, snapshot: Sequence, gfn: Gfn, pages: u64) -> Result<(), Status> {
+    pub fn commit(&self, snapshot: Sequence, gfn: Gfn, pages: u64) -> Outcome {
         let in_hull = self.hull.is_some_and(|(low, high)| gfn.0 < high && low < gfn.0 + pages);
         if snapshot.0 != self.sequence || in_hull { Err(Status::Stale) } else { Ok(()) }
     }

@@ -31,13 +31,40 @@ fn state_page(vcpu: Context) -> VPage {
     VPage(VCPU_STATE / PAGE_SIZE + u64::from(vcpu::index(vcpu)))
 }
 
-impl Machine for Silicon {
-    fn now(&self) -> u64 {
-        cpu::tsc()
-    }
+/// Methods that are one expression.
+macro_rules! short {
+    ($(fn $name:ident(&self $(, $arg:ident: $type:ty)*) -> $result:ty = $body:expr;)+) => {
+        $(fn $name(&self $(, $arg: $type)*) -> $result { $body })+
+    };
+}
 
-    fn tsc_khz(&self) -> u64 {
-        clock::tsc_khz()
+impl Machine for Silicon {
+    short! {
+        fn now(&self) -> u64 = cpu::tsc();
+        fn tsc_khz(&self) -> u64 = clock::tsc_khz();
+        fn interrupt_cpu(&self, cpu: CpuId) -> () = apic::send(cpu, traps::vector::RESCHEDULE);
+        fn set_timer(&self, at: u64) -> () = apic::set_timer(at);
+        fn power_off(&self, status: u8) -> () = epitaph::power_off(status);
+        fn reset_service(&self, slot: usize) -> u64 = home(slot).map_or(0, |home| home.reset(KERNEL.service(slot).id.get().bits()));
+        fn disown(&self, frame: Frame) -> () = kmap::unmap(frame);
+        fn flush_translations(&self) -> () = translations::flush_everywhere();
+        fn zero(&self, first: Frame, pages: u64) -> () = window::zero(first, pages);
+        fn write_back(&self, invalidate: bool) -> () = cpu::write_back(invalidate);
+        fn flush_lines(&self, first: Frame, pages: u64, asid: u32) -> () = window::flush_lines(first, pages, asid);
+        fn mailbox(&self) -> Option<&'static Mailbox> = mailbox::MAILBOX.get();
+        fn nested_map(&self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome =
+            npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool);
+        fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> =
+            npt::unmap(&mut Mapped, Tree::nested(root), from, end, pool);
+        fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> = npt::look_up(&Mapped, Tree::nested(root), gfn);
+        fn nested_drop(&self, root: Frame, pool: Pool) -> () = npt::drop_all(&mut Mapped, Tree::nested(root), pool);
+        fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Outcome =
+            home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool);
+        fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Outcome =
+            home(slot).ok_or(Status::NotFound)?.space.unmap(in_window(gfn), pages, pool);
+        // A vCPU that is scheduled has frames.
+        fn vcpu_moment(&self, context: Context, code: u16) -> Exit =
+            vcpu(context).map_or_else(Exit::default, |vcpu| vcpu::exit(context, vcpu, code));
     }
 
     fn facts(&self) -> Facts {
@@ -61,17 +88,9 @@ impl Machine for Silicon {
         }
     }
 
-    fn interrupt_cpu(&self, cpu: CpuId) {
-        apic::send(cpu, traps::vector::RESCHEDULE);
-    }
-
     fn relax(&self) {
         translations::answer();
         core::hint::spin_loop();
-    }
-
-    fn set_timer(&self, at: u64) {
-        apic::set_timer(at);
     }
 
     fn log(&self, event: Event) {
@@ -80,10 +99,6 @@ impl Machine for Silicon {
             Event::Killed(_) | Event::Refused(..) => defmt::warn!("{}", event),
             _ => defmt::debug!("{}", event),
         }
-    }
-
-    fn power_off(&self, status: u8) {
-        epitaph::power_off(status);
     }
 
     #[inline(always)]
@@ -106,70 +121,16 @@ impl Machine for Silicon {
         }
     }
 
-    fn reset_service(&self, slot: usize) -> u64 {
-        home(slot).map_or(0, |home| home.reset(KERNEL.service(slot).id.get().bits()))
-    }
-
     fn adopt(&self, frame: Frame) {
         kmap::map(frame);
         kmap::zero(frame);
     }
 
-    fn disown(&self, frame: Frame) {
-        kmap::unmap(frame);
-    }
-
-    fn flush_translations(&self) {
-        translations::flush_everywhere();
-    }
-
-    fn zero(&self, first: Frame, pages: u64) {
-        window::zero(first, pages);
-    }
-
-    fn write_back(&self, invalidate: bool) {
-        cpu::write_back(invalidate);
-    }
-
-    fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
-        window::flush_lines(first, pages, asid);
-    }
-
-    fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
+    fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Outcome {
         let bytes = bytes.min(PAGE_SIZE - at.0 % PAGE_SIZE);
         // SAFETY: the bytes are inside the frame, and nobody's that Rust knows of.
         let copy = |page: *mut u8| unsafe { user::copy(user, page.add((at.0 % PAGE_SIZE) as usize), bytes, out) };
         ensure(window::with(at.frame(), copy), Status::BadLease)
-    }
-
-    fn mailbox(&self) -> Option<&'static Mailbox> {
-        mailbox::MAILBOX.get()
-    }
-
-    fn nested_map(
-        &self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool,
-    ) -> Result<(), Status> {
-        npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool)
-    }
-
-    fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> {
-        npt::unmap(&mut Mapped, Tree::nested(root), from, end, pool)
-    }
-
-    fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> {
-        npt::look_up(&Mapped, Tree::nested(root), gfn)
-    }
-
-    fn nested_drop(&self, root: Frame, pool: Pool) {
-        npt::drop_all(&mut Mapped, Tree::nested(root), pool);
-    }
-
-    fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Result<(), Status> {
-        home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool)
-    }
-
-    fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Result<(), Status> {
-        home(slot).ok_or(Status::NotFound)?.space.unmap(in_window(gfn), pages, pool)
     }
 
     fn window_drop(&self, slot: usize, pool: Pool) {
@@ -178,9 +139,7 @@ impl Machine for Silicon {
         }
     }
 
-    fn vcpu_create(
-        &self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool,
-    ) -> Result<(), Status> {
+    fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome {
         home(handler).ok_or(Status::NotFound)?.space.map(state_page(vcpu), first, 1, READ_WRITE, pool)?;
         vcpu::create(vcpu, first, asid, root);
         Ok(())
@@ -201,7 +160,7 @@ impl Machine for Silicon {
         }
     }
 
-    fn vcpu_load(&self, context: Context, groups: Groups) -> Result<(), Status> {
+    fn vcpu_load(&self, context: Context, groups: Groups) -> Outcome {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         vcpu.flush();
         state::load(&vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)
@@ -213,7 +172,7 @@ impl Machine for Silicon {
         }
     }
 
-    fn vcpu_resume(&self, context: Context, resume: &Resume, root: Frame) -> Result<(), Status> {
+    fn vcpu_resume(&self, context: Context, resume: &Resume, root: Frame) -> Outcome {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         if resume.context != 0 {
             return Err(Status::Unsupported);
@@ -227,18 +186,13 @@ impl Machine for Silicon {
         Ok(())
     }
 
-    fn vcpu_moment(&self, context: Context, code: u16) -> Exit {
-        // A vCPU that is scheduled has frames.
-        vcpu(context).map_or_else(Exit::default, |vcpu| vcpu::exit(context, vcpu, code))
-    }
-
     fn vcpu_flush(&self, context: Context) {
         if let Some(vcpu) = vcpu(context) {
             vcpu.flush();
         }
     }
 
-    fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Result<(), Status> {
+    fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Outcome {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         let mut entries = [CpuidEntry::default(); CpuidEntry::MAX];
         let bytes = entries.as_mut_bytes();

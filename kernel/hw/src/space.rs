@@ -54,7 +54,7 @@ impl Space {
     /// # Errors
     /// [`Status::Range`] outside the user half, for an access without reading, or for one with both writing and
     /// executing; else as [`npt::map`]. Nothing is mapped then.
-    pub fn map(&self, page: VPage, frame: Frame, pages: u64, access: Access, pool: Pool) -> Result<(), Status> {
+    pub fn map(&self, page: VPage, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome {
         if access.contains(Access::WRITE | Access::EXECUTE) {
             return Err(Status::Range);
         }
@@ -68,7 +68,7 @@ impl Space {
     /// As [`npt::unmap`].
     ///
     /// [`load`]: Self::load
-    pub(crate) fn unmap(&self, from: VPage, pages: u64, pool: Pool) -> Result<(), Status> {
+    pub(crate) fn unmap(&self, from: VPage, pages: u64, pool: Pool) -> Outcome {
         let (mut at, end) = (Gfn(from.0), Gfn(from.0 + pages));
         while let Some(removed) = npt::unmap(&mut Mapped, self.tree(), at, end, pool)? {
             self.changed();

@@ -9,7 +9,7 @@ const RUN_LIMIT: u64 = 1 << 15;
 const GUEST_PAGES: u64 = (caisson_proto::layout::USER_END - caisson_proto::layout::GUEST) >> 12;
 
 /// Checks that a range of guest frames is one that a single call may name.
-fn in_guest(gfn: Gfn, pages: u64, most: u64) -> Result<(), Status> {
+fn in_guest(gfn: Gfn, pages: u64, most: u64) -> Outcome {
     let end = gfn.0.checked_add(pages).ok_or(Status::Range)?;
     ensure((1..=most).contains(&pages) && end <= GUEST_PAGES, Status::Range)
 }

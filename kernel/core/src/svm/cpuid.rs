@@ -28,7 +28,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Status::Malformed`] for an unknown flag or a spare word that isn't 0, [`Status::Exhausted`] if it is full.
-    pub fn add(&mut self, entry: CpuidEntry) -> Result<(), Status> {
+    pub fn add(&mut self, entry: CpuidEntry) -> Outcome {
         if entry.flags & !KNOWN_FLAGS != 0 || entry.spare != 0 {
             return Err(Status::Malformed);
         }

@@ -70,7 +70,7 @@ pub const fn vector_of_interrupt(event: u64) -> Option<u64> {
 /// # Errors
 /// [`Status::Malformed`] for what is no event, [`Status::Unsupported`] for an error code that this CPU doesn't push:
 /// build the frame in guest memory.
-pub const fn check(word: u64, few_error_codes: bool) -> Result<(), Status> {
+pub const fn check(word: u64, few_error_codes: bool) -> Outcome {
     if word != 0 && (word & VALID == 0 || word & RESERVED != 0) {
         return Err(Status::Malformed);
     }

@@ -120,7 +120,7 @@ pub fn reach<T: Tables>(tables: &mut T, tree: Tree, page: u64, level: u32, pool:
 /// if something is mapped there, [`Status::Exhausted`] without tables. Nothing is mapped then.
 pub fn map<T: Tables>(
     tables: &mut T, tree: Tree, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool,
-) -> Result<(), Status> {
+) -> Outcome {
     let end = gfn.0.checked_add(pages).filter(|&end| end <= tree.end()).ok_or(Status::Range)?;
     if pages == 0 || pages > LARGE_PAGES || !access.contains(Access::READ) {
         return Err(Status::Range);

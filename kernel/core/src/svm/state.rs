@@ -116,9 +116,7 @@ const fn check_xcr0(xcr0: u64, mask: u64) -> bool {
 ///
 /// # Errors
 /// [`Status::Range`] for an XCR0 that XSETBV would refuse; nothing is loaded then.
-pub fn load(
-    page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits,
-) -> Result<(), Status> {
+pub fn load(page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits) -> Outcome {
     // Read once: the vmm may change it after the check.
     let xcr0 = if groups.contains(Groups::XCR0) { page.get(offset_of!(VcpuState, xcr0)) } else { extra.xcr0 };
     if groups.contains(Groups::XCR0) && !check_xcr0(xcr0, limits.xcr0) {
@@ -142,9 +140,7 @@ pub fn load(
 /// # Errors
 /// [`Status::Busy`] if it injects while another event waits, and not in its place; else as [`events::check`] and
 /// [`load`]. Nothing is changed then.
-pub fn resume(
-    page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits,
-) -> Result<(), Status> {
+pub fn resume(page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits) -> Outcome {
     if resume.inject != 0 && extra.event != 0 && !resume.replace {
         return Err(Status::Busy);
     }
