@@ -2,9 +2,11 @@
 
 mod guest;
 mod hostile;
+mod impostor;
 mod judges;
 mod kill;
 mod machines;
+mod recycle;
 mod steps;
 mod terminal;
 mod tiny;
@@ -86,6 +88,16 @@ const STEPS: &[Step] = &[
         name: "kill-services",
         about: "each service in turn is killed under two busy guests, which go on; a vmm ends its own guest only",
         run: kill::run,
+    },
+    Step {
+        name: "recycle-asids",
+        about: "an encrypted guest lives until ASIDs run out, again and again: WBINVD everywhere, DF_FLUSH, ACTIVATE, and no sooner",
+        run: recycle::run,
+    },
+    Step {
+        name: "hostile-firmware",
+        about: "a hostile service in sev-firmware's place names what isn't its: nothing of it reaches the processor",
+        run: impostor::run,
     },
     Step { name: "exits", about: "exits, calls and messages cost the same in every run", run: exits },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },

@@ -1,0 +1,155 @@
+//! An encrypted guest is launched, run and given up again and again, until the ASIDs of its class are used up several
+//! times. What the kernel and the secure processor did for it is judged by the kernel's log.
+
+use std::collections::BTreeSet;
+
+use caisson_proto::mailbox::{ACTIVATE, DECOMMISSION, DF_FLUSH};
+
+use super::Outcome;
+use super::witness::{BOOT, SOON, Witness};
+use crate::failure::Status;
+use crate::image;
+use crate::paths::Paths;
+
+/// ASIDs for SEV guests of QEMU's board.
+const ASIDS: usize = 4;
+/// CPUs of the machine, with the one that runs no guest.
+const CPUS: usize = 3;
+/// How often they are used up.
+const ROUNDS: usize = 3;
+/// The guest that must not notice.
+const WITNESS: (&str, &str) = ("a", "vcpus = 1\nmemory = \"256M\"\n");
+/// What the other writes in each of its lives.
+const WELL: &str = "flat: 262144 words, 0 wrong";
+
+/// What the kernel said that it or the secure processor did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Did {
+    /// This CPU wrote its caches back and invalidated them.
+    Flushed(usize),
+    /// This command succeeded.
+    Done(u16),
+    /// This command failed.
+    Failed(u16),
+}
+
+impl Did {
+    /// Reads one of the kernel's lines.
+    fn read(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split(['(', ')', ',', ' ']).filter(|word| !word.is_empty()).collect();
+        match *words.as_slice() {
+            ["WroteBack", "CpuId", cpu, "true"] => Some(Self::Flushed(cpu.parse().ok()?)),
+            ["Rung", command, "0"] => Some(Self::Done(command.parse().ok()?)),
+            ["Rung", command, _] => Some(Self::Failed(command.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// Counts how often the ASIDs were recycled and how many guests were activated. Every CPU must have flushed before each
+/// DF_FLUSH and none at any other time; and after the first, that comes when no ASID is left and a guest wants one.
+fn judge(log: impl Iterator<Item = Did>, cpus: usize, asids: usize) -> Result<(usize, usize), String> {
+    let (mut flushed, mut left, mut rounds, mut activated) = (BTreeSet::new(), 0, 0, 0);
+    for did in log {
+        match did {
+            Did::Flushed(_) if rounds > 0 && left > 0 => return Err(format!("a flush with {left} ASIDs left")),
+            Did::Flushed(cpu) if !flushed.insert(cpu) => return Err(format!("CPU {cpu} flushed twice")),
+            Did::Done(DF_FLUSH) if flushed.len() != cpus => {
+                return Err(format!("DF_FLUSH when only {flushed:?} of {cpus} CPUs had flushed"));
+            }
+            Did::Done(DF_FLUSH) => (flushed, left, rounds) = (BTreeSet::new(), asids, rounds + 1),
+            Did::Done(ACTIVATE) if left == 0 => return Err("a guest got an ASID when none was left".into()),
+            Did::Done(ACTIVATE) if !flushed.is_empty() => return Err("a guest got an ASID amid the flush".into()),
+            Did::Done(ACTIVATE) => (left, activated) = (left - 1, activated + 1),
+            Did::Failed(command) => return Err(format!("command {command:#x} failed")),
+            _ => {}
+        }
+    }
+    Ok((rounds, activated))
+}
+
+/// The whole step.
+pub fn run(paths: &Paths) -> Outcome {
+    match recycled(paths) {
+        Ok(checks) => Outcome::passed(checks),
+        Err(why) => Outcome::failed(why),
+    }
+}
+
+fn recycled(paths: &Paths) -> Result<usize, String> {
+    let flat = image::guest(paths, "caisson-guest-flat").map_err(|failure| failure.text)?;
+    let flat =
+        format!("vcpus = 1\nmemory = \"64M\"\nkernel = {flat:?}\nencryption = \"sev\"\non-reset = \"restart\"\n");
+    let mut machine = Witness::boot(paths, None, &[WITNESS, ("flat", &flat)]).map_err(|failure| failure.text)?;
+    let lives = ASIDS * ROUNDS + 1;
+    for life in 1..=lives {
+        machine.until(&format!("life {life} of the encrypted guest"), BOOT, |this| {
+            this.text(1).matches(WELL).count() >= life
+        })?;
+    }
+    machine.until("the agent's line", BOOT, |this| this.logged("agent", "agent: ready"))?;
+    machine.asks(0, "echo alive=$((3*3))", "alive=9\r", BOOT)?;
+    machine.kill("vmm-flat")?;
+    machine.until("the end of vmm-flat", SOON, |this| this.logged("kernel", "Killed(vmm-flat"))?;
+    machine.types(0, "poweroff -f");
+    let end = machine.ends(BOOT)?;
+    if end.status != Status::Faulted || !end.text.contains("service \"vmm-flat\" was killed") {
+        return Err(machine.told(&format!("it ended with {:?}: {}", end.status, end.text)));
+    }
+    if machine.text(1).contains("wrong")
+        && machine.text(1).matches(" wrong").count() != machine.text(1).matches(WELL).count()
+    {
+        return Err(machine.told("the guest found memory changed"));
+    }
+    let log = || machine.lines.iter().filter(|line| line.who == "kernel").filter_map(|line| Did::read(&line.what));
+    let (rounds, activated) = judge(log(), CPUS, ASIDS).map_err(|why| machine.told(&why))?;
+    let gone = log().filter(|did| *did == Did::Done(DECOMMISSION)).count();
+    if rounds < ROUNDS + 1 || activated < lives || gone != activated {
+        let all = format!("{activated} guests activated and {gone} gone, {rounds} times recycled");
+        return Err(machine.told(&all));
+    }
+    match machine.account() {
+        Some((before, after, 0)) if before == after => Ok(lives + rounds + 3),
+        account => Err(machine.told(&format!("frames free before and after, and leaked: {account:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flush() -> Vec<Did> {
+        vec![Did::Flushed(1), Did::Flushed(0), Did::Done(DF_FLUSH)]
+    }
+
+    fn activations(count: usize) -> Vec<Did> {
+        vec![Did::Done(ACTIVATE); count]
+    }
+
+    fn judged(parts: &[Vec<Did>]) -> Result<(usize, usize), String> {
+        judge(parts.concat().into_iter(), 2, 3)
+    }
+
+    #[test]
+    fn recycling_when_none_is_left_is_right() {
+        assert_eq!(judged(&[flush(), activations(3), flush(), activations(1)]), Ok((2, 4)));
+    }
+
+    #[test]
+    fn whatever_else_happens_is_found() {
+        assert!(judged(&[flush(), activations(2), flush()]).is_err(), "before none is left");
+        assert!(judged(&[flush(), activations(4)]).is_err(), "an ASID that isn't there");
+        assert!(judged(&[vec![Did::Flushed(0), Did::Done(DF_FLUSH)]]).is_err(), "a CPU left out");
+        assert!(judged(&[flush(), activations(3), vec![Did::Flushed(0)], activations(1)]).is_err(), "no DF_FLUSH");
+        assert!(judged(&[flush(), vec![Did::Failed(ACTIVATE)]]).is_err(), "a command failed");
+    }
+
+    #[test]
+    fn lines_of_the_log_are_read() {
+        assert_eq!(Did::read("WroteBack(CpuId(2), true)"), Some(Did::Flushed(2)));
+        assert_eq!(Did::read("WroteBack(CpuId(2), false)"), None);
+        assert_eq!(Did::read("Rung(10, 0)"), Some(Did::Done(DF_FLUSH)));
+        assert_eq!(Did::read("Rung(33, 11)"), Some(Did::Failed(ACTIVATE)));
+        assert_eq!(Did::read("Rang(33, VmId(1))"), None);
+    }
+}
