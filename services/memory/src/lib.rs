@@ -23,6 +23,7 @@ use caisson_proto::wire::{Done, Reply, Request, Words};
 
 use pool::Pool;
 use promise::Promises;
+pub use promise::overhead;
 
 /// The kernel, and the neighbours that memory talks to.
 pub trait Kernel {

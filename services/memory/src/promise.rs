@@ -21,7 +21,7 @@ pub(crate) struct Promises([Option<Promise>; MAX_VMS]);
 
 /// Frames that the kernel needs for a VM of that size at the most: root, vCPUs, a stock of tables, and last-level
 /// tables, nested and in the vmm's window, as if every page were a small one.
-pub(crate) fn overhead(pages: u64, vcpus: u8) -> u64 {
+pub fn overhead(pages: u64, vcpus: u8) -> u64 {
     pages.div_ceil(256) + 96 + u64::from(vcpus) * VCPU_FRAMES
 }
 

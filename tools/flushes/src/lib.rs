@@ -1,0 +1,4 @@
+//! How many cache flushes several policies need, on traces of encrypted VMs.
+#![forbid(unsafe_code)]
+
+pub mod trace;
