@@ -133,7 +133,7 @@ fn one(step: Step, page: &mut Page, vmcb: &mut Vmcb, extra: &mut Extra, limits: 
             exits::before(vmcb, extra);
             vmcb.control.int_info = int_info;
             vmcb.save.rip = vmcb.save.rip.wrapping_add(moved.into());
-            exits::after(code, vmcb, extra, limits.interrupts_by_virq);
+            exits::after(code, vmcb, extra, || limits.interrupts_by_virq);
             let by_virq = vmcb.control.event == 0 && vmcb.control.interrupt >> 32 == extra.event & 0xff;
             assert!(extra.event == vmcb.control.event || limits.interrupts_by_virq && by_virq);
             exits::flags(vmcb, extra, 0);

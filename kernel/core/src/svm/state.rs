@@ -145,15 +145,13 @@ pub fn load(
 pub fn resume(
     page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits,
 ) -> Result<(), Status> {
-    if resume.inject != 0 && extra.event != 0 && !resume.replace {
-        return Err(Status::Busy);
+    let any = resume.inject | extra.event != 0;
+    if any {
+        ensure(resume.inject == 0 || extra.event == 0 || resume.replace, Status::Busy)?;
+        events::check(resume.inject, limits.few_error_codes)?;
     }
-    events::check(resume.inject, limits.few_error_codes)?;
     if !resume.groups.is_empty() {
         load(page, resume.groups, vmcb, extra, limits)?;
-    }
-    if resume.inject != 0 {
-        (extra.event, extra.fresh) = (resume.inject, 1);
     }
     if !resume.groups.contains(Groups::CORE) {
         (vmcb.save.rip, vmcb.save.rax) = (resume.rip, resume.rax);
@@ -162,7 +160,10 @@ pub fn resume(
         vmcb.control.shadow = 0;
     }
     vmcb.set_window(resume.window, resume.iret);
-    if extra.event != 0 {
+    if any {
+        if resume.inject != 0 {
+            (extra.event, extra.fresh) = (resume.inject, 1);
+        }
         vmcb.set_event(extra.event, limits.interrupts_by_virq);
     }
     Ok(())
