@@ -21,6 +21,8 @@ use crate::guest::act::number;
 const ASKED_FOR: u32 = 1 << 4 | 1 << 20;
 /// V_IRQ with its priority and what makes that count for nothing, in the interrupt word.
 const V_IRQ: u64 = 1 << 8 | 0x1f << 16;
+/// There, too: its vector.
+const VECTOR: u64 = 0xff << 32;
 
 struct Page(Vec<u64>);
 
@@ -77,7 +79,8 @@ fn fixed(vmcb: &Vmcb) -> impl PartialEq + std::fmt::Debug + use<> {
     let control = &vmcb.control;
     let intercepts = (control.cr, control.dr, control.exceptions, control.intercepts.map(|word| word & !ASKED_FOR));
     let places = (control.iopm, control.msrpm, control.asid, control.nested, control.n_cr3);
-    (intercepts, places, control.interrupt & !V_IRQ)
+    // A vector without V_IRQ means nothing.
+    (intercepts, places, control.interrupt & !(V_IRQ | VECTOR))
 }
 
 /// The state page and replies: the rest of the VMCB stays the kernel's, and what would fault in ring 0 isn't loaded.
@@ -133,7 +136,7 @@ fn one(step: Step, page: &mut Page, vmcb: &mut Vmcb, extra: &mut Extra, limits: 
             exits::before(vmcb, extra);
             vmcb.control.int_info = int_info;
             vmcb.save.rip = vmcb.save.rip.wrapping_add(moved.into());
-            exits::after(code, vmcb, extra, limits.interrupts_by_virq);
+            exits::after(code, vmcb, extra, || limits.interrupts_by_virq);
             let by_virq = vmcb.control.event == 0 && vmcb.control.interrupt >> 32 == extra.event & 0xff;
             assert!(extra.event == vmcb.control.event || limits.interrupts_by_virq && by_virq);
             exits::flags(vmcb, extra, 0);

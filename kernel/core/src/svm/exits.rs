@@ -2,7 +2,7 @@
 
 use super::events;
 use super::state::Extra;
-use super::vmcb::{TLB_KEEP, Vmcb};
+use super::vmcb::{TLB_KEEP, V_IRQ, Vmcb};
 use crate::prelude::*;
 
 /// Vectors that go to the vmm, which gives them to the guest: #DB and #AC, which would otherwise keep the CPU in
@@ -84,7 +84,23 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 /// After the guest was left for `code`: what was broken off waits for the next entry.
 ///
 /// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
-pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
+#[inline(always)]
+pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: impl FnOnce() -> bool) {
+    let control = &mut vmcb.control;
+    control.tlb_control = TLB_KEEP;
+    if control.int_info & events::VALID | control.interrupt & V_IRQ != 0 {
+        keep_event(code, vmcb, extra, interrupts_by_virq());
+    } else {
+        (control.event, extra.event) = (0, 0);
+    }
+    if vmcb.save.rip == extra.shadow_rip {
+        vmcb.control.shadow |= 1;
+    }
+}
+
+/// What of an event is to be delivered yet.
+#[cold]
+fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
     let (waits, info) = (vmcb.take_virq(), vmcb.control.int_info);
     let broken_off = info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
     extra.event = match (broken_off, waits) {
@@ -93,10 +109,6 @@ pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: 
         (false, false) => 0,
     };
     vmcb.set_event(extra.event, interrupts_by_virq);
-    vmcb.control.tlb_control = TLB_KEEP;
-    if vmcb.save.rip == extra.shadow_rip {
-        vmcb.control.shadow |= 1;
-    }
 }
 
 /// Forgets an event of the vmm's that the guest was never entered with: the vmm is told that it wasn't injected.

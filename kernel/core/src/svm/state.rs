@@ -141,15 +141,13 @@ pub fn load(page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut 
 /// [`Status::Busy`] if it injects while another event waits, and not in its place; else as [`events::check`] and
 /// [`load`]. Nothing is changed then.
 pub fn resume(page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits) -> Outcome {
-    if resume.inject != 0 && extra.event != 0 && !resume.replace {
-        return Err(Status::Busy);
+    let any = resume.inject | extra.event != 0;
+    if any {
+        ensure(resume.inject == 0 || extra.event == 0 || resume.replace, Status::Busy)?;
+        events::check(resume.inject, limits.few_error_codes)?;
     }
-    events::check(resume.inject, limits.few_error_codes)?;
     if !resume.groups.is_empty() {
         load(page, resume.groups, vmcb, extra, limits)?;
-    }
-    if resume.inject != 0 {
-        (extra.event, extra.fresh) = (resume.inject, 1);
     }
     if !resume.groups.contains(Groups::CORE) {
         (vmcb.save.rip, vmcb.save.rax) = (resume.rip, resume.rax);
@@ -158,7 +156,10 @@ pub fn resume(page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &m
         vmcb.control.shadow = 0;
     }
     vmcb.set_window(resume.window, resume.iret);
-    if extra.event != 0 {
+    if any {
+        if resume.inject != 0 {
+            (extra.event, extra.fresh) = (resume.inject, 1);
+        }
         vmcb.set_event(extra.event, limits.interrupts_by_virq);
     }
     Ok(())

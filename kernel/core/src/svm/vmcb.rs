@@ -10,7 +10,7 @@ const VINTR: u32 = 1 << 4;
 const IRET: u32 = 1 << 20;
 
 /// Virtual interrupts, in the quadword at 0x060: one is pending, and its vector.
-const V_IRQ: u64 = 1 << 8;
+pub const V_IRQ: u64 = 1 << 8;
 const VECTOR_SHIFT: u32 = 32;
 /// There, too: one is pending, of the highest priority, whatever the TPR says.
 const PENDING: u64 = V_IRQ | 0xf << 16 | 1 << 20;

@@ -38,7 +38,7 @@ impl Vcpu {
         if code == code::INVALID {
             self.contain_failed_entry();
         }
-        exits::after(code, &mut self.vmcb, &mut self.extra, this().svm.limits.interrupts_by_virq);
+        exits::after(code, &mut self.vmcb, &mut self.extra, || this().svm.limits.interrupts_by_virq);
         (!exits::is_interrupt(code)).then_some(code)
     }
 

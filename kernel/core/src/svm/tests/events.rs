@@ -92,7 +92,7 @@ fn where_interrupts_go_in_as_v_irq_they_are_delivered_once() {
     let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
     let mut left = |vmcb: &mut Vmcb, info| {
         vmcb.control.int_info = info;
-        exits::after(code::NPF, vmcb, &mut extra, true);
+        exits::after(code::NPF, vmcb, &mut extra, || true);
         (vmcb.control.event, vmcb.control.interrupt & v_irq, vmcb.control.interrupt >> 32, extra.event)
     };
     // Its delivery was broken off; it isn't delivered, as an interrupt of the host's came first; it is.
@@ -121,7 +121,7 @@ fn an_exit_keeps_what_the_next_entry_needs() {
     exits::before(&vmcb, &mut extra);
     vmcb.control.shadow = 0; // QEMU forgets it
     vmcb.control.int_info = VALID | 0x20;
-    exits::after(code::NPF, &mut vmcb, &mut extra, false);
+    exits::after(code::NPF, &mut vmcb, &mut extra, || false);
     assert_eq!((vmcb.control.shadow, vmcb.control.tlb_control), (1, 0));
     assert_eq!((vmcb.control.event, extra.event), (VALID | 0x20, VALID | 0x20));
     // An event of the kernel's own isn't dropped by an exit without entry; one of the vmm's is.
@@ -134,6 +134,6 @@ fn an_exit_keeps_what_the_next_entry_needs() {
     exits::before(&vmcb, &mut extra);
     vmcb.control.shadow = 0;
     vmcb.save.rip = 0x101;
-    exits::after(code::INVALID, &mut vmcb, &mut extra, false);
+    exits::after(code::INVALID, &mut vmcb, &mut extra, || false);
     assert_eq!((vmcb.control.shadow, vmcb.control.event), (0, 0));
 }
