@@ -120,6 +120,7 @@ mod image {
                     let status = answer.err().unwrap_or(Status::Ok);
                     defmt::info!("agent: ended slot {=u16}, status {=u8}", slot, status as u8);
                 }
+                byte if byte & order::FORGIVE != 0 => self.forgive(u16::from(byte & !order::FORGIVE)),
                 _ => defmt::error!("agent: order {=u8} is none", byte),
             }
         }

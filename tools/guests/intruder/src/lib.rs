@@ -30,6 +30,8 @@ pub mod order {
     pub const GO: u8 = b'g';
     /// With the slot in the low bits: have this service ended.
     pub const END: u8 = 0x80;
+    /// With the slot in the low bits: have its restarts forgotten.
+    pub const FORGIVE: u8 = 0x40;
 }
 
 /// What an attempt that survived found: how many cases there were, and the first that went wrong.

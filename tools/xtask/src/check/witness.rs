@@ -234,8 +234,19 @@ impl Witness {
 
     /// Has the agent have a service ended.
     pub fn kill(&mut self, name: &str) -> Result<(), String> {
+        let slot = self.slot(name)?;
+        self.orders(order::END | slot)
+    }
+
+    /// Has the agent have a service's restarts forgotten.
+    pub fn forgive(&mut self, name: &str) -> Result<(), String> {
+        let slot = self.slot(name)?;
+        self.orders(order::FORGIVE | slot)
+    }
+
+    fn slot(&self, name: &str) -> Result<u8, String> {
         let slot = self.services.iter().position(|service| service == name);
-        self.orders(order::END | slot.ok_or_else(|| format!("no service {name:?}"))? as u8)
+        Ok(slot.ok_or_else(|| format!("no service {name:?}"))? as u8)
     }
 
     /// Types a line at a guest's shell.
