@@ -8,23 +8,27 @@
 mod image {
     use caisson_guest_intruder::Report;
     use caisson_proto::abi::{Lease, Status, doorbell};
-    use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, Ticket, VcpuId, VmId};
+    use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, Ticket, Tsc, VcpuId, VmId};
     use caisson_proto::kernel::{
         Access, AsidBind, CpuidLoad, FrameCount, FrameDonate, FrameRuns, GuestMap, GuestPrivate, GuestUnmap,
         InvalidateBegin, MailboxRing, MailboxState, MailboxTake, PageFlush, PowerOff, SequenceRead, SiliconCpu,
-        TablesDonate, TicketCheck, VcpuCreate, VcpuKick, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmInfo, VmKind,
-        VmRelease, VmReport, WriteBack, WriteBackInvalidate,
+        TablesDonate, TicketCheck, TimerSet, VcpuCreate, VcpuKick, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmInfo,
+        VmKind, VmRelease, VmReport, WriteBack, WriteBackInvalidate,
     };
     use caisson_proto::mailbox::{self, COMMANDS};
     use caisson_proto::wire::{Request, Words};
-    use caisson_rt::{LeasePage, Server, info, kernel, kernel_borrow, kernel_lend};
+    use caisson_rt::{LeasePage, Server, info, kernel, kernel_borrow, kernel_lend, time};
 
     /// An ASID for the victim, of its class.
     const ASID: u32 = 5;
+    /// No VM has this id.
+    const NOBODY: VmId = VmId::new(u16::MAX, 0x7fff);
     /// What every 8 bytes of a command hold that names what it mustn't: as an address 1 MiB, as a length 1 MiB or 4 KiB.
     const FOREIGN: u64 = 0x1000_0010_0000;
     /// Guest-physical addresses.
     const ADDRESSES: [u64; 6] = [0, 0x1000, 0x10_0000, (64 << 20) - 16, 64 << 20, u64::MAX - 0xfff];
+    /// Milliseconds until it looks for them again.
+    const SOON_MS: u64 = 5;
     /// Where the victim has memory, at the latest.
     const SEARCHED: u64 = 1024;
 
@@ -78,8 +82,7 @@ mod image {
         /// Rings a command that mustn't reach the processor.
         fn kept(&mut self, command: u16, vm: VmId) {
             let status = self.ring(command, vm);
-            let kept = !matches!(status, Status::Ok | Status::Busy);
-            self.report.case(kept, status as u64 | u64::from(command) << 8);
+            self.report.case(status != Status::Ok, status as u64 | u64::from(command) << 8);
         }
 
         fn sent(&mut self, command: u16, vm: VmId, then: Waits) {
@@ -156,10 +159,10 @@ mod image {
                 self.refused(&AsidBind { vm, asid }, &[Status::Range, Status::State]);
             }
             self.refused(&AsidBind { vm: other, asid: ASID }, &[Status::State]);
-            for frame in [0, 0x100, 0x200, 0x1000, 0x8000, u64::MAX].map(Frame) {
+            for frame in [0, 0x100, 0x200, 0x1000, 0x8000, 1 << 30].map(Frame) {
                 self.refused(&PageFlush { frame, asid: ASID }, &[Status::State]);
             }
-            let far = [(other, 0, 1), (vm, 0, 0), (vm, 0, 513), (vm, u64::MAX, 1), (vm, 1 << 20, 1)];
+            let far = [(other, 0, 1), (vm, 0, 0), (vm, 0, 513), (vm, 1 << 35, 1), (vm, 1 << 20, 1)];
             for (vm, gfn, pages) in far {
                 self.refused(&GuestPrivate { vm, gfn: Gfn(gfn), pages }, &[Status::Range, Status::State]);
             }
@@ -197,9 +200,16 @@ mod image {
             self.refused(&again, &[Status::State]);
         }
 
+        /// Begins when both VMs are there.
         fn begin(&mut self) {
-            self.begun = true;
             self.find();
+            if [self.victim, self.other].contains(&NOBODY) {
+                let at = Tsc(time::now().0 + time::ticks(SOON_MS));
+                self.allowed(&TimerSet { at });
+                return;
+            }
+            self.begun = true;
+            self.report = Report::default();
             self.commands();
             self.operations();
             self.names();
@@ -273,6 +283,9 @@ mod image {
         }
 
         fn doorbell(&mut self, bits: u64) {
+            if bits & doorbell::TIMER != 0 && !self.begun {
+                self.begin();
+            }
             if bits & doorbell::INTERRUPT != 0 {
                 self.answered();
             }
@@ -283,7 +296,7 @@ mod image {
     }
 
     fn start() -> ! {
-        let (victim, other) = (VmId::default(), VmId::default());
+        let (victim, other) = (NOBODY, NOBODY);
         let (page, report) = (LeasePage::zeroed(), Report::default());
         let mut impostor = Impostor { waits: Waits::Nothing, begun: false, victim, other, page, report };
         caisson_rt::serve(&mut impostor)
