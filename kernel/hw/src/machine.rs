@@ -62,6 +62,11 @@ impl Machine for Silicon {
             home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool);
         fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Outcome =
             home(slot).ok_or(Status::NotFound)?.space.unmap(in_window(gfn), pages, pool);
+        fn take_back(&self, slot: usize) -> () = if let Some(home) = home(slot) { home.space.take_back() };
+        fn window_drop(&self, slot: usize, pool: Pool) -> () = if let Some(home) = home(slot) { home.space.drop_guest(pool) };
+        fn vcpu_flush(&self, context: Context) -> () = if let Some(vcpu) = vcpu(context) { vcpu.flush() };
+        fn vcpu_save(&self, context: Context, groups: Groups) -> () =
+            if let Some(vcpu) = vcpu(context) { vcpu::save(context, vcpu, groups) };
         // A vCPU that is scheduled has frames.
         fn vcpu_moment(&self, context: Context, code: u16) -> Exit =
             vcpu(context).map_or_else(Exit::default, |vcpu| vcpu::exit(context, vcpu, code));
@@ -115,12 +120,6 @@ impl Machine for Silicon {
         to.space.lend(&from.space, lease)
     }
 
-    fn take_back(&self, slot: usize) {
-        if let Some(home) = home(slot) {
-            home.space.take_back();
-        }
-    }
-
     fn adopt(&self, frame: Frame) {
         kmap::map(frame);
         kmap::zero(frame);
@@ -131,12 +130,6 @@ impl Machine for Silicon {
         // SAFETY: the bytes are inside the frame, and nobody's that Rust knows of.
         let copy = |page: *mut u8| unsafe { user::copy(user, page.add((at.0 % PAGE_SIZE) as usize), bytes, out) };
         ensure(window::with(at.frame(), copy), Status::BadLease)
-    }
-
-    fn window_drop(&self, slot: usize, pool: Pool) {
-        if let Some(home) = home(slot) {
-            home.space.drop_guest(pool);
-        }
     }
 
     fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome {
@@ -166,12 +159,6 @@ impl Machine for Silicon {
         state::load(&vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)
     }
 
-    fn vcpu_save(&self, context: Context, groups: Groups) {
-        if let Some(vcpu) = vcpu(context) {
-            vcpu::save(context, vcpu, groups);
-        }
-    }
-
     fn vcpu_resume(&self, context: Context, resume: &Resume, root: Frame) -> Outcome {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
         if resume.context != 0 {
@@ -184,12 +171,6 @@ impl Machine for Silicon {
             vcpu.flush();
         }
         Ok(())
-    }
-
-    fn vcpu_flush(&self, context: Context) {
-        if let Some(vcpu) = vcpu(context) {
-            vcpu.flush();
-        }
     }
 
     fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Outcome {

@@ -103,11 +103,8 @@ pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: 
 fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
     let (waits, info) = (vmcb.take_virq(), vmcb.control.int_info);
     let broken_off = info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
-    extra.event = match (broken_off, waits) {
-        (true, _) => events::again(info, extra.event, interrupts_by_virq),
-        (false, true) => extra.event,
-        (false, false) => 0,
-    };
+    let kept = if waits { extra.event } else { 0 };
+    extra.event = if broken_off { events::again(info, extra.event, interrupts_by_virq) } else { kept };
     vmcb.set_event(extra.event, interrupts_by_virq);
 }
 
