@@ -10,6 +10,7 @@
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod make;
 pub mod pool;
 mod promise;
@@ -17,7 +18,7 @@ mod reclaim;
 
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
-use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport};
+use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
 use caisson_proto::memory::{MemoryCall, MemoryReport, Reclaimed};
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
@@ -91,6 +92,7 @@ impl Memory {
         match MemoryCall::decode(words) {
             Ok(MemoryCall::VmMake(request)) => answer(self.vm_make(sender, &request, kernel)),
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
+            Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
             Err(_) => (Status::Malformed, [0; 8]),
         }
@@ -160,6 +162,15 @@ impl Default for Memory {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A VM that its handler asks something of.
+fn own(vm: VmId, sender: ServiceId, kernel: &mut impl Kernel) -> Result<VmReport, Status> {
+    let report = vm_report(vm, kernel)?;
+    if report.handler != sender {
+        return Err(Status::Denied);
+    }
+    if report.state == VmState::Alive { Ok(report) } else { Err(Status::State) }
 }
 
 /// The VM in the kernel's table under this id.

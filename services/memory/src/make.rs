@@ -10,7 +10,7 @@ use caisson_proto::memory::{Populate, VmMade, VmMake};
 use heapless::Vec;
 
 use crate::promise::overhead;
-use crate::{Kernel, Memory, reclaim, vm_report, vms};
+use crate::{Kernel, Memory, own, reclaim, vm_report, vms};
 
 /// Table frames given at a time, or fewer where they don't lie in a row.
 const DONATION: u64 = 16;
@@ -87,7 +87,7 @@ impl Memory {
     }
 
     /// Gives table frames to a VM.
-    fn donate(&mut self, vm: VmId, kernel: &mut impl Kernel) -> Result<(), Status> {
+    pub(crate) fn donate(&mut self, vm: VmId, kernel: &mut impl Kernel) -> Result<(), Status> {
         let mut given = 0;
         let mut count = DONATION;
         while given < DONATION && count > 0 {
@@ -111,24 +111,17 @@ impl Memory {
         if pages == 0 || pages > MAX_PAGES_PER_CALL || gfn.0.checked_add(pages).is_none() {
             return Err(Status::Range);
         }
-        let report = vm_report(vm, kernel)?;
-        if report.handler != sender {
-            return Err(Status::Denied);
-        }
-        if report.state != VmState::Alive {
-            return Err(Status::State);
-        }
-        // Without a promise, as after a restart: what nobody else was promised.
-        let mut budget = match self.promises.pages(vm) {
-            Some(promised) => promised.saturating_sub(report.pages),
-            None => kernel.ask(&FrameCount {})?.free.saturating_sub(self.promises.outstanding(kernel)),
-        };
+        let report = own(vm, sender, kernel)?;
+        let mut budget = self.budget(vm, report.pages, kernel)?;
         // A range that can't be mapped in one piece is halved.
         let mut todo = Vec::<(Gfn, u64), HALVES>::new();
         let mut next = Some((gfn, pages));
         while let Some((gfn, pages)) = next {
             match self.map(vm, gfn, pages, kernel)? {
-                Mapped::New if pages <= budget => budget -= pages,
+                Mapped::New if pages <= budget => {
+                    budget -= pages;
+                    self.regain(vm, kernel);
+                }
                 Mapped::New => {
                     // Only now is it known that these pages weren't there before.
                     undo(vm, gfn, pages, kernel);

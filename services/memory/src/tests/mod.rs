@@ -1,5 +1,6 @@
 //! memory against a kernel that enforces the rules.
 
+mod balloon;
 mod fake;
 
 use caisson_proto::addr::{CpuId, Gfn};
