@@ -121,6 +121,8 @@ pub struct Config {
     pub actions: u32,
     /// In how many of 16 places where the kernel can be interleaved with other CPUs it is.
     pub preemption: u64,
+    /// In how many of 64 steps a line is evicted for no reason. What is never evicted stays dirty until it is flushed.
+    pub evictions: u64,
     /// Steps until the run counts as endless.
     pub steps: u64,
     /// The rule that is broken.
@@ -155,6 +157,7 @@ impl Config {
             resets: rng.below(10) as u32,
             actions: 20 + rng.below(60) as u32,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
+            evictions: [32, 4, 1, 0][rng.below(4) as usize],
             steps: 2_000_000,
             mutant: None,
         }
