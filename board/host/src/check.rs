@@ -50,8 +50,9 @@ fn counts(world: &World) {
     let Some((counts, total)) = world.kernel.inspect(|tables| (tables.frames.counts(), tables.frames.size())) else {
         return;
     };
-    let sum: u64 = counts.iter().sum();
-    world.check(sum == total, || format!("{sum} frames are counted of {total}: {counts:?}"));
+    // A count that went below zero is an enormous one.
+    let sum: u128 = counts.iter().map(|count| u128::from(*count)).sum();
+    world.check(sum == u128::from(total), || format!("{sum} frames are counted of {total}: {counts:?}"));
     let quarantined = counts[FrameState::Quarantined as usize];
     if world.quarantined.replace(quarantined) != quarantined {
         paid(world);

@@ -107,6 +107,8 @@ pub struct Config {
     pub lies: bool,
     /// Whether sev-firmware now and then claims what it didn't ask for.
     pub lazy: bool,
+    /// Whether frames are wanted all the time, so that nothing is held back in batches.
+    pub thirsty: bool,
     /// Pages of each guest; 0: as chance has it.
     pub guest_pages: u64,
     /// Times that a CPU doesn't answer for a while.
@@ -158,6 +160,7 @@ impl Config {
             actions: 20 + rng.below(60) as u32,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
             evictions: [32, 4, 1, 0][rng.below(4) as usize],
+            thirsty: rng.chance(1, 2),
             steps: 2_000_000,
             mutant: None,
         }

@@ -2,10 +2,10 @@
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
 use caisson_proto::addr::{ServiceId, VmId};
-use caisson_proto::kernel::{FrameCount, GuestUnmap};
+use caisson_proto::kernel::GuestUnmap;
 use caisson_proto::memory::GiveBack;
 
-use crate::{Kernel, Memory, own, reclaim, vm_report};
+use crate::{Kernel, Memory, own, reclaim, unpromised, vm_report};
 
 impl Memory {
     pub(crate) fn give_back(
@@ -26,7 +26,7 @@ impl Memory {
             answer => answer?,
         };
         self.stale |= unmapped.pages > 0;
-        self.promises.set_given(vm, self.promises.given(vm) + unmapped.pages);
+        self.promises.set_given(vm, self.promises.given(vm).saturating_add(unmapped.pages));
         reclaim::tell(vm, gfn, &unmapped, kernel);
         Ok(())
     }
@@ -39,8 +39,8 @@ impl Memory {
         if promised.is_some() && given == 0 {
             return Ok(firm);
         }
-        let unpromised = kernel.ask(&FrameCount {})?.free.saturating_sub(self.promises.outstanding(kernel));
-        Ok(if promised.is_some() { firm + given.min(unpromised) } else { unpromised })
+        let unpromised = unpromised(&self.promises, kernel)?;
+        Ok(if promised.is_some() { firm.saturating_add(given.min(unpromised)) } else { unpromised })
     }
 
     /// A VM populated pages: what it gave back is no more than what it lacks.

@@ -16,7 +16,7 @@ use caisson_proto::kernel::{
 };
 use caisson_proto::mailbox;
 use caisson_proto::memory::{GiveBack, Populate, Reclaimed, VmMade, VmMake};
-use caisson_proto::notifier::Settle;
+use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Reply, Request};
 use zerocopy::IntoBytes;
 
@@ -57,6 +57,9 @@ impl caisson_memory::Kernel for ForMemory<'_> {
     }
     fn settle(&mut self) {
         self.notifier.borrow_mut().handle(&Settle {}.encode(), &mut ForNotifier(self.system));
+    }
+    fn want(&mut self, frames: u64) {
+        self.notifier.borrow_mut().handle(&Want { frames }.encode(), &mut ForNotifier(self.system));
     }
     fn settled(&mut self) {}
     fn again(&mut self) -> bool {
@@ -205,6 +208,7 @@ impl Player<'_> {
     /// Everybody does what is to be done: notifier reads what memory posted, CPUs flush and go on in their guests, bells ring.
     fn come_to_rest(&mut self) {
         loop {
+            let told = !self.kernel.posted.is_empty();
             while let Some(reclaimed) = self.kernel.posted.pop_front() {
                 let kernel = &mut ForNotifier(self.system);
                 self.kernel.notifier.borrow_mut().reclaimed(reclaimed.as_bytes(), kernel);
@@ -221,7 +225,7 @@ impl Player<'_> {
                     self.system.enter(*at, here.vm.index(), *vcpu);
                 }
             }
-            if !flushed && executed.is_empty() && !std::mem::take(&mut self.kernel.again) {
+            if !told && !flushed && executed.is_empty() && !std::mem::take(&mut self.kernel.again) {
                 return;
             }
             self.kernel.notifier.borrow_mut().ticket(&mut ForNotifier(self.system));

@@ -34,7 +34,7 @@ fn balloon(other: bool) -> Trace {
 
 #[test]
 fn each_policy_is_dearer_than_the_next_and_none_beats_the_bound() {
-    for kind in [Kind::Storm, Kind::Churn] {
+    for kind in Kind::ALL {
         let row = run::row(kind, 16, 10).unwrap();
         let counts: Vec<_> = row.lines().map(|(_, count)| count).collect();
         assert!(counts.is_sorted_by(|dearer, cheaper| dearer >= cheaper), "{kind:?}: {counts:?}");

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod fake;
+mod held;
 
 use caisson_proto::addr::{CpuId, Gfn};
 use caisson_proto::kernel::VmKind;
