@@ -49,6 +49,13 @@ requests! {
         /** First page. */ gfn: Gfn,
         /** How many, at most 512. */ pages: u64,
     } -> Done;
+    /// Give pages of guest-physical memory back, as far as they are there: a balloon holds them. What the VM was promised becomes
+    /// less by that. It may populate them again as far as nobody else was promised them.
+    GiveBack = 4 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** First page. */ gfn: Gfn,
+        /** How many, at most 512. */ pages: u64,
+    } -> Done;
     /// How memory stands. Anybody may ask.
     Report = 3 {} -> MemoryReport;
 }

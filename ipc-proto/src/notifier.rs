@@ -28,4 +28,6 @@ requests! {
     Settle = 1 {} -> Done;
     /// What it did so far.
     Report = 2 {} -> NotifierReport;
+    /// Frames are wanted: write back until at least so many are on their way to be free, or nothing is left to be written back.
+    Want = 3 { /** How many. */ frames: u64 } -> Done;
 }

@@ -48,6 +48,8 @@ pub struct Caches {
     /// Key under which memory was written, and what. Absent: plain zero.
     dram: BTreeMap<u64, (u64, u64)>,
     hands: BTreeMap<u64, (Hand, u64)>,
+    /// Dirty lines of guests' aliases.
+    secret: BTreeSet<Tag>,
     /// Keys by ASID.
     keys: BTreeMap<u32, u64>,
     /// Written back, and perhaps not encrypted yet: ASID and key.
@@ -127,6 +129,15 @@ impl Caches {
             }
         }
         self.held[cpu].insert(tag);
+        if asid != 0 {
+            self.secret.insert(tag);
+        }
+    }
+
+    /// Lines of guests' aliases that have still to be written back: frame, ASID, the CPU that has to, and since when.
+    pub fn owed(&self) -> impl Iterator<Item = (u64, u32, u16, u64)> {
+        let line = |tag: &Tag| self.lines.get(tag).and_then(|line| Some((tag.0, tag.1, line.dirty?, line.step)));
+        self.secret.iter().filter_map(line)
     }
 
     /// Writes a line back, if it is dirty.
@@ -134,6 +145,7 @@ impl Caches {
         let Some(line) = self.lines.get_mut(&tag) else { return };
         let Some(cpu) = line.dirty.take() else { return };
         let (value, vm, at) = (line.value, line.vm, line.step);
+        self.secret.remove(&tag);
         self.written += 1;
         let (hand, since) = self.hands.get(&frame).copied().unwrap_or((Hand::Nobody, 0));
         let right = match hand {
@@ -189,13 +201,16 @@ impl Caches {
         (first..first + pages).for_each(|frame| self.drop_line((frame, asid)));
     }
 
-    /// Some line is evicted.
-    pub fn evict(&mut self, rng: &Rng, frames: u64) {
+    /// The lines of a frame that changed hands are evicted, if there is one. That is the worst time for it.
+    pub fn evict_hot(&mut self) {
         if let Some(frame) = self.hot.pop() {
             let tags: Vec<Tag> = self.lines.range((frame, 0)..=(frame, u32::MAX)).map(|(tag, _)| *tag).collect();
             tags.into_iter().for_each(|tag| self.drop_line(tag));
-            return;
         }
+    }
+
+    /// Some line is evicted.
+    pub fn evict(&mut self, rng: &Rng, frames: u64) {
         let from = (rng.below(frames), 0);
         if let Some(tag) = self.lines.range(from..).next().map(|(tag, _)| *tag) {
             if rng.chance(1, 2) { self.drop_line(tag) } else { self.clean(tag) }
@@ -296,7 +311,7 @@ mod tests {
             let mut caches = Caches::new(1);
             caches.write(0, FRAME, 0, VM, 1);
             caches.give(FRAME, hand);
-            caches.evict(&Rng::new(0), 4);
+            caches.evict_hot();
             assert!(caches.take_broken().is_some(), "{hand:?}");
         }
     }

@@ -107,6 +107,8 @@ pub struct Config {
     pub lies: bool,
     /// Whether sev-firmware now and then claims what it didn't ask for.
     pub lazy: bool,
+    /// Whether frames are wanted all the time, so that nothing is held back in batches.
+    pub thirsty: bool,
     /// Pages of each guest; 0: as chance has it.
     pub guest_pages: u64,
     /// Times that a CPU doesn't answer for a while.
@@ -121,6 +123,8 @@ pub struct Config {
     pub actions: u32,
     /// In how many of 16 places where the kernel can be interleaved with other CPUs it is.
     pub preemption: u64,
+    /// In how many of 64 steps a line is evicted for no reason. What is never evicted stays dirty until it is flushed.
+    pub evictions: u64,
     /// Steps until the run counts as endless.
     pub steps: u64,
     /// The rule that is broken.
@@ -155,6 +159,8 @@ impl Config {
             resets: rng.below(10) as u32,
             actions: 20 + rng.below(60) as u32,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
+            evictions: [32, 4, 1, 0][rng.below(4) as usize],
+            thirsty: rng.chance(1, 2),
             steps: 2_000_000,
             mutant: None,
         }

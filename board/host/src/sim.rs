@@ -220,6 +220,9 @@ fn surroundings(world: &World) {
     let mut caches = world.caches.borrow_mut();
     caches.step = world.step.get();
     if world.rng.chance(1, 2) {
+        caches.evict_hot();
+    }
+    if world.rng.chance(world.config.evictions, 64) {
         caches.evict(&world.rng, world.config.frames);
     }
     if let Some(broken) = caches.take_broken() {
@@ -350,9 +353,9 @@ pub fn main_like(seeds: u64, from: u64) -> ExitCode {
 
 /// The seed at which a broken rule is found, and as what. Every other seed has much taken from living VMs; where memory is
 /// encrypted there is more of that, too.
-pub fn find(mutant: Mutant, seeds: u64) -> Option<Failure> {
+pub fn find(mutant: Option<Mutant>, seeds: u64) -> Option<Failure> {
     (0..seeds).find_map(|seed| {
-        let usual = Config { mutant: Some(mutant), steps: 300_000, cpus: 4, lies: false, ..Config::of_seed(seed) };
+        let usual = Config { mutant, steps: 300_000, cpus: 4, lies: false, ..Config::of_seed(seed) };
         // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
         let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
         let config = match seed % 4 {
@@ -369,7 +372,7 @@ pub fn find(mutant: Mutant, seeds: u64) -> Option<Failure> {
 pub fn mutants(seeds: u64) -> ExitCode {
     let mut survivors = Vec::new();
     for mutant in Mutant::ALL {
-        match find(*mutant, seeds) {
+        match find(Some(*mutant), seeds) {
             Some(failure) => println!("{:<18} seed {:>4}: {}", format!("{mutant:?}"), failure.seed, failure.what),
             None => survivors.push(mutant),
         }

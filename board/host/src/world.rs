@@ -168,6 +168,8 @@ pub struct World {
     pub spoiled: RefCell<BTreeSet<(u32, u64)>>,
     /// Bytes of services' pages.
     pub bytes: RefCell<BTreeMap<(usize, u64), Box<[u8; PAGE_SIZE as usize]>>>,
+    /// Frames in quarantine at the last look.
+    pub quarantined: Cell<u64>,
     /// A CPU wrote back just now.
     pub acknowledged: Cell<bool>,
     /// A CPU that is taking pages from the VM in a slot.
@@ -240,6 +242,7 @@ impl World {
             memory: RefCell::default(),
             spoiled: RefCell::default(),
             bytes: RefCell::default(),
+            quarantined: Cell::new(0),
             acknowledged: Cell::new(false),
             unmapping: Cell::new(None),
             guests: RefCell::default(),

@@ -7,7 +7,7 @@ use caisson_proto::firmware::{Decommission, Init, PlatformState, PlatformStatus,
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
 use caisson_proto::memory::Reclaimed;
-use caisson_proto::notifier::Settle;
+use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Request, Words};
 use caisson_rt::rings::Outward;
 use caisson_rt::{Server, info, ring_doorbell, slot_of, time};
@@ -56,6 +56,13 @@ impl Kernel for OnKernel {
             && caisson_rt::call(notifier, &Settle {}).is_err()
         {
             let _ = caisson_rt::call(notifier, &Settle {});
+        }
+    }
+
+    fn want(&mut self, frames: u64) {
+        // One that died looks at everything when it starts.
+        if let Some(notifier) = self.notifier {
+            let _ = caisson_rt::call(notifier, &Want { frames });
         }
     }
 

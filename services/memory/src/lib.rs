@@ -10,6 +10,7 @@
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod make;
 pub mod pool;
 mod promise;
@@ -17,13 +18,16 @@ mod reclaim;
 
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
-use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport};
+use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
 use caisson_proto::memory::{MemoryCall, MemoryReport, Reclaimed};
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
 use pool::Pool;
 use promise::Promises;
 pub use promise::overhead;
+
+/// Frames that are to be free although encrypted ones wait: 16 MiB, which guests need some time to fill.
+pub const RESERVE: u64 = 4096;
 
 /// The kernel, and the neighbours that memory talks to.
 pub trait Kernel {
@@ -36,6 +40,8 @@ pub trait Kernel {
     fn post(&mut self, reclaimed: &Reclaimed) -> bool;
     /// Calls notifier: it lost count and should look at everything open.
     fn settle(&mut self);
+    /// Calls notifier: so many frames are wanted soon.
+    fn want(&mut self, frames: u64);
     /// Asks sev-firmware to make the secure processor forget the guest of a dead VM.
     fn forget(&mut self, _vm: VmId) {}
     /// Rings the supervisor: all frames of dead VMs are free.
@@ -91,6 +97,7 @@ impl Memory {
         match MemoryCall::decode(words) {
             Ok(MemoryCall::VmMake(request)) => answer(self.vm_make(sender, &request, kernel)),
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
+            Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
             Err(_) => (Status::Malformed, [0; 8]),
         }
@@ -143,23 +150,73 @@ impl Memory {
         };
     }
 
-    /// Takes frames in a row from the pool; looks once more at all of memory before it gives up.
+    /// Takes frames in a row from the pool; before it gives up it looks for others, and lets those be written back that wait.
     fn take(&mut self, frames: u64, kernel: &mut impl Kernel) -> Option<Frame> {
         if let Some(frame) = self.pool.take(frames) {
             return Some(frame);
         }
-        if self.scan.is_none() && !self.stale && !self.pool.forgot() {
-            return None;
+        if self.look(kernel)
+            && let Some(frame) = self.pool.take(frames)
+        {
+            return Some(frame);
         }
-        self.rescan(kernel);
-        self.pool.take(frames)
+        // Who asked may ask again when they are free. What only this CPU owes is so at once.
+        self.keep_reserve(kernel);
+        if self.look(kernel) { self.pool.take(frames) } else { None }
     }
+
+    /// Whether so many more frames are free than are known that it's worth to look for them.
+    pub(crate) fn knows_little(&self, kernel: &mut impl Kernel) -> bool {
+        let free = kernel.ask(&FrameCount {}).map_or(0, |counts| counts.free);
+        self.scan.is_none() && free >= self.pool.free() + RESERVE
+    }
+
+    /// Enumerates all frames anew if more are free than are known.
+    fn look(&mut self, kernel: &mut impl Kernel) -> bool {
+        let free = kernel.ask(&FrameCount {}).map_or(0, |counts| counts.free);
+        let more = self.scan.is_some() || free > self.pool.free();
+        if more {
+            self.rescan(kernel);
+        }
+        more
+    }
+
+    /// Sees to it that some frames are free, before somebody has to wait for them.
+    pub(crate) fn keep_reserve(&mut self, kernel: &mut impl Kernel) {
+        if let Ok(counts) = kernel.ask(&FrameCount {})
+            && counts.free < RESERVE
+            && counts.quarantined > 0
+        {
+            kernel.want(RESERVE - counts.free);
+        }
+    }
+}
+
+/// Why there is nothing to give: it may come soon, or it doesn't exist.
+pub(crate) fn lacking(kernel: &mut impl Kernel) -> Status {
+    let quarantined = kernel.ask(&FrameCount {}).map_or(0, |counts| counts.quarantined);
+    if quarantined > 0 { Status::Busy } else { Status::Exhausted }
+}
+
+/// Frames that nobody was promised, now or once what is owed for them is paid.
+pub(crate) fn unpromised(promises: &Promises, kernel: &mut impl Kernel) -> Result<u64, Status> {
+    let counts = kernel.ask(&FrameCount {})?;
+    Ok(counts.free.saturating_add(counts.quarantined).saturating_sub(promises.outstanding(kernel)))
 }
 
 impl Default for Memory {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A VM that its handler asks something of.
+fn own(vm: VmId, sender: ServiceId, kernel: &mut impl Kernel) -> Result<VmReport, Status> {
+    let report = vm_report(vm, kernel)?;
+    if report.handler != sender {
+        return Err(Status::Denied);
+    }
+    if report.state == VmState::Alive { Ok(report) } else { Err(Status::State) }
 }
 
 /// The VM in the kernel's table under this id.

@@ -3,14 +3,14 @@
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, ServiceId, VcpuId, VmId};
 use caisson_proto::kernel::{
-    Access, FrameCount, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceRead, TablesDonate, VCPU_FRAMES,
-    VcpuCreate, VmCreate, VmDestroy, VmState,
+    Access, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceRead, TablesDonate, VCPU_FRAMES, VcpuCreate, VmCreate,
+    VmDestroy, VmState,
 };
 use caisson_proto::memory::{Populate, VmMade, VmMake};
 use heapless::Vec;
 
 use crate::promise::overhead;
-use crate::{Kernel, Memory, reclaim, vm_report, vms};
+use crate::{Kernel, Memory, lacking, own, reclaim, unpromised, vm_report, vms};
 
 /// Table frames given at a time, or fewer where they don't lie in a row.
 const DONATION: u64 = 16;
@@ -42,11 +42,10 @@ impl Memory {
             return Err(Status::State);
         }
         let needed = pages.checked_add(overhead(pages, vcpus)).ok_or(Status::Exhausted)?;
-        let unpromised = kernel.ask(&FrameCount {})?.free.saturating_sub(self.promises.outstanding(kernel));
-        if needed > unpromised {
+        if needed > unpromised(&self.promises, kernel)? {
             return Err(Status::Exhausted);
         }
-        let root = self.take(1, kernel).ok_or(Status::Exhausted)?;
+        let root = self.take(1, kernel).ok_or_else(|| lacking(kernel))?;
         let vm = match kernel.ask(&VmCreate { handler: sender, kind, root }) {
             Ok(created) => created.vm,
             Err(status) => {
@@ -69,7 +68,7 @@ impl Memory {
 
     fn vcpu(&mut self, vcpu: VcpuId, cpu: CpuId, kernel: &mut impl Kernel) -> Result<(), Status> {
         for _ in 0..ATTEMPTS {
-            let frame = self.take(VCPU_FRAMES, kernel).ok_or(Status::Exhausted)?;
+            let frame = self.take(VCPU_FRAMES, kernel).ok_or_else(|| lacking(kernel))?;
             match kernel.ask(&VcpuCreate { vcpu, cpu, frame }) {
                 Ok(_) => return Ok(()),
                 Err(Status::Exhausted) => {
@@ -87,7 +86,7 @@ impl Memory {
     }
 
     /// Gives table frames to a VM.
-    fn donate(&mut self, vm: VmId, kernel: &mut impl Kernel) -> Result<(), Status> {
+    pub(crate) fn donate(&mut self, vm: VmId, kernel: &mut impl Kernel) -> Result<(), Status> {
         let mut given = 0;
         let mut count = DONATION;
         while given < DONATION && count > 0 {
@@ -101,7 +100,7 @@ impl Memory {
             }
             given += count;
         }
-        if given > 0 { Ok(()) } else { Err(Status::Exhausted) }
+        if given > 0 { Ok(()) } else { Err(lacking(kernel)) }
     }
 
     pub(crate) fn populate(
@@ -111,24 +110,17 @@ impl Memory {
         if pages == 0 || pages > MAX_PAGES_PER_CALL || gfn.0.checked_add(pages).is_none() {
             return Err(Status::Range);
         }
-        let report = vm_report(vm, kernel)?;
-        if report.handler != sender {
-            return Err(Status::Denied);
-        }
-        if report.state != VmState::Alive {
-            return Err(Status::State);
-        }
-        // Without a promise, as after a restart: what nobody else was promised.
-        let mut budget = match self.promises.pages(vm) {
-            Some(promised) => promised.saturating_sub(report.pages),
-            None => kernel.ask(&FrameCount {})?.free.saturating_sub(self.promises.outstanding(kernel)),
-        };
+        let report = own(vm, sender, kernel)?;
+        let mut budget = self.budget(vm, report.pages, kernel)?;
         // A range that can't be mapped in one piece is halved.
         let mut todo = Vec::<(Gfn, u64), HALVES>::new();
         let mut next = Some((gfn, pages));
         while let Some((gfn, pages)) = next {
             match self.map(vm, gfn, pages, kernel)? {
-                Mapped::New if pages <= budget => budget -= pages,
+                Mapped::New if pages <= budget => {
+                    budget -= pages;
+                    self.regain(vm, kernel);
+                }
                 Mapped::New => {
                     // Only now is it known that these pages weren't there before.
                     undo(vm, gfn, pages, kernel);
@@ -143,10 +135,11 @@ impl Memory {
                     continue;
                 }
                 Mapped::Before => {}
-                Mapped::NoRun => return Err(Status::Exhausted),
+                Mapped::NoRun => return Err(lacking(kernel)),
             }
             next = todo.pop();
         }
+        self.keep_reserve(kernel);
         Ok(())
     }
 

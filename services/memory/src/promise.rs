@@ -13,6 +13,8 @@ struct Promise {
     pages: u64,
     /// Frames in all.
     frames: u64,
+    /// Of the pages, those that were given back.
+    given: u64,
 }
 
 /// The promises by VM slot.
@@ -32,7 +34,7 @@ impl Promises {
 
     pub(crate) fn make(&mut self, vm: VmId, pages: u64, vcpus: u8) {
         if let Some(place) = self.0.get_mut(vm.index()) {
-            *place = Some(Promise { vm, pages, frames: pages.saturating_add(overhead(pages, vcpus)) });
+            *place = Some(Promise { vm, pages, frames: pages.saturating_add(overhead(pages, vcpus)), given: 0 });
         }
     }
 
@@ -45,13 +47,26 @@ impl Promises {
         self.of(vm).map(|promise| promise.pages)
     }
 
+    /// Pages that were given back, and so aren't promised any more.
+    pub(crate) fn given(&self, vm: VmId) -> u64 {
+        self.of(vm).map_or(0, |promise| promise.given)
+    }
+
+    /// Another number of pages was given back.
+    pub(crate) fn set_given(&mut self, vm: VmId, given: u64) {
+        if let Some(promise) = self.0.get_mut(vm.index()).and_then(Option::as_mut).filter(|promise| promise.vm == vm) {
+            promise.given = given.min(promise.pages);
+        }
+    }
+
     /// Frames promised to living VMs and not theirs yet.
     pub(crate) fn outstanding(&self, kernel: &mut impl Kernel) -> u64 {
         vms(kernel)
             .filter(|report| report.state == VmState::Alive)
             .filter_map(|report| {
                 let has = report.pages.saturating_add(report.kernel_frames);
-                Some(self.of(report.vm)?.frames.saturating_sub(has))
+                let promise = self.of(report.vm)?;
+                Some(promise.frames.saturating_sub(promise.given).saturating_sub(has))
             })
             .fold(0, u64::saturating_add)
     }

@@ -36,11 +36,13 @@ impl Memory {
                 return;
             }
             if progress == Progress::Clear {
-                if any_open(kernel) {
+                let open = open(kernel);
+                if open == Open::Closing {
                     // The bell of the last acknowledgement brings us back.
                     return;
                 }
-                if self.stale {
+                // While some are held back, little was freed, as long as there are frames to take.
+                if self.stale && open == Open::Nothing || self.knows_little(kernel) {
                     self.begin_scan();
                 }
                 while self.scan.is_some() && operations > 0 {
@@ -85,6 +87,38 @@ impl Memory {
         }
         progress
     }
+}
+
+/// Which batches are open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Open {
+    /// None.
+    Nothing,
+    /// Only such as notifier holds back.
+    HeldBack,
+    /// Some that close soon.
+    Closing,
+}
+
+/// Looks which batches are open. What is held back is so only as long as there is a VM that could want it, so that everything is
+/// free in the end.
+fn open(kernel: &mut impl Kernel) -> Open {
+    let (mut slot, mut open) = (0, Open::Nothing);
+    while let Ok(report) = kernel.ask(&BatchInfo { slot }) {
+        if report.kind == VmKind::Plain || report.owed == 0 {
+            return Open::Closing;
+        }
+        open = Open::HeldBack;
+        if report.next <= slot {
+            break;
+        }
+        slot = report.next;
+    }
+    if open == Open::Nothing || vms_from(0, kernel).any(|report| report.state == VmState::Alive) {
+        return open;
+    }
+    kernel.settle();
+    if any_open(kernel) { Open::Closing } else { Open::Nothing }
 }
 
 /// The next dying VM from a slot on.

@@ -2,6 +2,10 @@
 //!
 //! A batch of a plain VM owes nothing; `WriteBack` is what settles it, and the kernel frees its frames at once. For
 //! encrypted VMs the kernel sends the instruction to the CPUs that owe it, and rings when the last has answered.
+//!
+//! That is dear, and nobody needs the frames yet: so such a batch is held back until memory [`Want`]s frames. Meanwhile others
+//! join it, and flushes for other batches pay part of it. Then those are written back first that give most frames for each CPU that
+//! has to flush.
 //! The kernel knows every open batch, so notices that were lost, or read by a predecessor, are made up for by
 //! enumerating: at the start, when asked to [`Settle`](caisson_proto::notifier::Settle), and when a ticket makes room for
 //! what was refused.
@@ -10,15 +14,17 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{BatchId, Ticket};
-use caisson_proto::kernel::{BatchInfo, TicketCheck, VmKind, WriteBack};
+use caisson_proto::kernel::{BatchInfo, BatchReport, TicketCheck, VmKind, WriteBack};
 use caisson_proto::memory::Reclaimed;
-use caisson_proto::notifier::{NotifierCall, NotifierReport};
+use caisson_proto::notifier::{NotifierCall, NotifierReport, Want};
 use caisson_proto::wire::{Done, Reply, Request, Words};
 use heapless::Vec;
 use zerocopy::FromBytes;
 
 /// Tickets that are waited for at the most; what exceeds them is found again by enumeration.
 pub const TICKETS: usize = 64;
+/// Batches that are held back at the most. The others of the kernel's 64 are for plain VMs and for recycling ASIDs.
+pub const HELD: usize = 48;
 
 /// The kernel.
 pub trait Kernel {
@@ -51,13 +57,53 @@ impl Notifier {
     pub fn settle(&mut self, kernel: &mut impl Kernel) {
         self.check_tickets(kernel);
         let mut slot = 0;
-        while let Ok(report) = kernel.ask(&BatchInfo { slot }) {
-            self.write_back(report.batch, report.kind == VmKind::Plain, kernel);
-            if report.next <= slot {
-                return;
+        while let Some(report) = next_open(slot, kernel) {
+            self.write_back(&report, kernel);
+            slot = report.next;
+        }
+    }
+
+    /// Frames are wanted.
+    fn want(&mut self, frames: u64, kernel: &mut impl Kernel) {
+        self.check_tickets(kernel);
+        let (mut coming, mut slot) = (0u64, 0);
+        while let Some(report) = next_open(slot, kernel) {
+            if self.waits_for(report.batch) {
+                coming = coming.saturating_add(report.frames);
             }
             slot = report.next;
         }
+        // As many as there can be batches.
+        for _ in 0..TICKETS {
+            let Some((report, _)) = self.cheapest(kernel).filter(|_| coming < frames) else { return };
+            coming = coming.saturating_add(report.frames);
+            if !self.write_back(&report, kernel) {
+                return;
+            }
+        }
+    }
+
+    /// Of the batches that are held back, the one that gives most frames for each CPU that has to flush; and how many there are.
+    fn cheapest(&self, kernel: &mut impl Kernel) -> Option<(BatchReport, usize)> {
+        let (mut best, mut count, mut slot) = (None::<BatchReport>, 0, 0);
+        while let Some(report) = next_open(slot, kernel) {
+            slot = report.next;
+            if self.waits_for(report.batch) {
+                continue;
+            }
+            count += 1;
+            let dearer = |best: &BatchReport| {
+                u128::from(report.owed) * u128::from(best.frames) < u128::from(best.owed) * u128::from(report.frames)
+            };
+            if best.as_ref().is_none_or(dearer) {
+                best = Some(report);
+            }
+        }
+        best.zip(Some(count))
+    }
+
+    fn waits_for(&self, batch: BatchId) -> bool {
+        self.waiting.iter().any(|(waiting, _)| *waiting == batch)
     }
 
     /// A message of memory's ring. False if it is none.
@@ -69,7 +115,12 @@ impl Notifier {
         if let Ok(report) = kernel.ask(&BatchInfo { slot: (batch.0 & 0xffff) as u16 })
             && report.batch == batch
         {
-            self.write_back(batch, report.kind == VmKind::Plain, kernel);
+            let held = report.kind != VmKind::Plain && report.owed != 0 && !self.waits_for(batch);
+            if !held {
+                self.write_back(&report, kernel);
+            } else if let Some((report, _)) = self.cheapest(kernel).filter(|(_, count)| *count > HELD) {
+                self.write_back(&report, kernel);
+            }
         }
         true
     }
@@ -89,6 +140,10 @@ impl Notifier {
                 self.settle(kernel);
                 (Status::Ok, Done {}.encode())
             }
+            Ok(NotifierCall::Want(Want { frames })) => {
+                self.want(frames, kernel);
+                (Status::Ok, Done {}.encode())
+            }
             Ok(NotifierCall::Report(_)) => {
                 let report = NotifierReport {
                     notices: self.notices,
@@ -103,22 +158,27 @@ impl Notifier {
     }
 
     /// Also for a batch that is waited for: it may have taken in frames since, which further CPUs owe for, and those
-    /// were not asked yet.
-    fn write_back(&mut self, batch: BatchId, plain: bool, kernel: &mut impl Kernel) {
+    /// were not asked yet. False if there are too many under way.
+    fn write_back(&mut self, report: &BatchReport, kernel: &mut impl Kernel) -> bool {
+        let batch = report.batch;
         match kernel.ask(&WriteBack { batch }) {
             Ok(accepted) if accepted.ticket == Ticket(0) => {
                 self.settled += 1;
-                self.owed_nothing += u64::from(plain);
+                self.owed_nothing += u64::from(report.kind == VmKind::Plain);
             }
             Ok(accepted) => match self.waiting.iter_mut().find(|(waiting, _)| *waiting == batch) {
                 Some((_, ticket)) => *ticket = accepted.ticket,
                 // A place too few only means that it isn't counted when it is settled.
                 None => drop(self.waiting.push((batch, accepted.ticket))),
             },
-            Err(Status::Busy) => self.refused = true,
+            Err(Status::Busy) => {
+                self.refused = true;
+                return false;
+            }
             // Settled meanwhile by another CPU's flush.
             Err(_) => {}
         }
+        true
     }
 
     fn check_tickets(&mut self, kernel: &mut impl Kernel) {
@@ -130,6 +190,12 @@ impl Notifier {
         });
         self.settled += done;
     }
+}
+
+/// The open batch in a slot or the next that has one.
+fn next_open(slot: u16, kernel: &mut impl Kernel) -> Option<BatchReport> {
+    // A table that doesn't advance would never end.
+    kernel.ask(&BatchInfo { slot }).ok().filter(|report| report.next > slot)
 }
 
 impl Default for Notifier {

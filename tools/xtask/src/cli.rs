@@ -150,6 +150,29 @@ pub enum Bench {
     Boot(BenchArgs),
     /// Instructions and wall ticks of each kind of exit, call and message, beside KVM's
     Exits(ExitsArgs),
+    /// Cache flushes for encrypted VMs under several policies, on traces
+    Flushes(FlushesArgs),
+}
+
+/// How to count flushes.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Nothing is timed and nothing random: the numbers are the same in each run.
+
+Examples:
+  cargo xtask bench flushes
+  cargo xtask bench flushes --json --cpus 128
+  cargo xtask bench flushes --book")]
+pub struct FlushesArgs {
+    /// Only machines with so many CPUs; may be given several times
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(16..=512), conflicts_with = "book")]
+    pub cpus: Vec<u16>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "book")]
+    pub json: bool,
+    /// Write table and plot of the book instead
+    #[arg(long)]
+    pub book: bool,
 }
 
 /// How to measure exits.

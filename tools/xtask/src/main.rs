@@ -10,6 +10,7 @@ mod cli;
 mod debian;
 mod exits;
 mod failure;
+mod flushes;
 mod fuzz;
 mod gdb;
 mod guests;
@@ -65,6 +66,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
         Command::Bench(Bench::Boot(args)) => bench::boot(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Bench(Bench::Exits(args)) => exits::exits(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(Bench::Flushes(args)) => flushes::flushes(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => match check::test(&paths, &args) {
             // The count is the last line.
             Err(failure) if failure.text.is_empty() => Ok(ExitCode::from(failure.status as u8)),

@@ -7,7 +7,7 @@ use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Gfn, ServiceId, Tsc};
 use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmDestroy, VmRelease, VmState};
 use caisson_proto::memory::Reclaimed;
-use caisson_proto::notifier::Settle;
+use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Request, Words};
 use caisson_rt::ring::Producer;
 use zerocopy::IntoBytes;
@@ -62,6 +62,10 @@ impl Kernel for OnKernel<'_, '_> {
         if self.sys.call(notifier, &Settle {}).is_err() {
             let _ = self.sys.call(notifier, &Settle {});
         }
+    }
+
+    fn want(&mut self, frames: u64) {
+        let _ = self.sys.call(self.sys.world.manifest.notifier, &Want { frames });
     }
 
     fn settled(&mut self) {

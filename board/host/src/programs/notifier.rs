@@ -48,7 +48,7 @@ impl Image<'_, '_> {
                 Received::Message(_) => {}
                 Received::Broken => self.sys.world.fail(|| "a broken notice".into()),
                 Received::Nothing if !self.reclaimed.sleep() => {}
-                Received::Nothing if left >= LIMIT => return,
+                Received::Nothing if left >= LIMIT && !self.sys.world.config.thirsty => return,
                 Received::Nothing => break,
             }
         }

@@ -47,6 +47,9 @@ pub struct Fake {
     pub posted: Vec<Reclaimed>,
     pub ring_full: bool,
     pub settles: u32,
+    pub wanted: Vec<u64>,
+    /// What leaves VMs owes write-backs.
+    pub encrypted: bool,
     pub settled: u32,
     pub again: bool,
     pub later: bool,
@@ -71,6 +74,8 @@ impl Fake {
             posted: Vec::new(),
             ring_full: false,
             settles: 0,
+            wanted: Vec::new(),
+            encrypted: false,
             settled: 0,
             again: false,
             later: false,
@@ -298,8 +303,10 @@ impl Fake {
             }
             KernelCall::BatchInfo(BatchInfo { slot: 0 }) => {
                 let (&batch, &vm) = self.batches.first_key_value().ok_or(Status::NotFound)?;
-                BatchReport { batch: BatchId(batch), vm, kind: VmKind::Plain, frames: 0, owed: 0, next: 1 }.encode()
+                let (kind, owed) = if self.encrypted { (VmKind::Sev, 2) } else { (VmKind::Plain, 0) };
+                BatchReport { batch: BatchId(batch), vm, kind, frames: 0, owed, next: 1 }.encode()
             }
+            KernelCall::BatchInfo(_) if self.encrypted => return Err(Status::NotFound),
             other => panic!("{other:?} isn't memory's"),
         })
     }
@@ -322,6 +329,9 @@ impl Kernel for Fake {
     }
     fn settle(&mut self) {
         self.settles += u32::from(!self.dead());
+    }
+    fn want(&mut self, frames: u64) {
+        self.wanted.push(frames);
     }
     fn settled(&mut self) {
         self.settled += u32::from(!self.dead());

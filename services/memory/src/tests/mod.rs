@@ -1,6 +1,8 @@
 //! memory against a kernel that enforces the rules.
 
+mod balloon;
 mod fake;
+mod held;
 
 use caisson_proto::addr::{CpuId, Gfn};
 use caisson_proto::kernel::VmKind;

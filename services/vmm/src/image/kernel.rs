@@ -23,20 +23,24 @@ use super::events;
 const WORD: usize = size_of::<u64>();
 /// How often a call to memory is made again because memory died meanwhile.
 const RETRIES: usize = 3;
+/// How long it may take until memory that somebody else had is written back, in milliseconds.
+const PATIENCE_MS: u64 = 200;
 
-/// Calls memory. One that was restarted has lost nothing of this VM: it enumerates the kernel's tables.
+/// Calls memory. One that was restarted has lost nothing of this VM: it enumerates the kernel's tables. One that is `Busy` has
+/// enough as soon as other CPUs have written back what they owe.
 ///
 /// # Errors
 /// What it answered.
 pub fn call_memory<R: Request>(memory: u16, request: &R) -> Result<R::Reply, Status> {
-    let mut result = caisson_rt::call(memory, request);
-    for _ in 0..RETRIES {
-        match result {
-            Err(Status::Dead | Status::Died) => result = caisson_rt::call(memory, request),
-            _ => break,
+    let mut retries = 0;
+    let until = time::now().0.saturating_add(time::ticks(PATIENCE_MS));
+    loop {
+        match caisson_rt::call(memory, request) {
+            Err(Status::Dead | Status::Died) if retries < RETRIES => retries += 1,
+            Err(Status::Busy) if time::now().0 < until => core::hint::spin_loop(),
+            result => return result,
         }
     }
-    result
 }
 
 /// The surroundings.

@@ -52,6 +52,7 @@ impl caisson_memory::Kernel for Kernel<'_, '_> {
         self.0.arbitrary().unwrap_or(false)
     }
     fn settle(&mut self) {}
+    fn want(&mut self, _: u64) {}
     fn settled(&mut self) {}
     fn again(&mut self) -> bool {
         self.0.arbitrary().unwrap_or(false)

@@ -1,0 +1,55 @@
+//! Memory that a living VM gives back, and takes again.
+
+use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
+use caisson_proto::addr::{ServiceId, VmId};
+use caisson_proto::kernel::GuestUnmap;
+use caisson_proto::memory::GiveBack;
+
+use crate::{Kernel, Memory, own, reclaim, unpromised, vm_report};
+
+impl Memory {
+    pub(crate) fn give_back(
+        &mut self, sender: ServiceId, request: &GiveBack, kernel: &mut impl Kernel,
+    ) -> Result<(), Status> {
+        let GiveBack { vm, gfn, pages } = *request;
+        if pages == 0 || pages > MAX_PAGES_PER_CALL {
+            return Err(Status::Range);
+        }
+        own(vm, sender, kernel)?;
+        let unmap = GuestUnmap { vm, view: 0, gfn, pages };
+        let unmapped = match kernel.ask(&unmap) {
+            // Large pages are split.
+            Err(Status::Exhausted) => {
+                self.donate(vm, kernel)?;
+                kernel.ask(&unmap)?
+            }
+            answer => answer?,
+        };
+        self.stale |= unmapped.pages > 0;
+        self.promises.set_given(vm, self.promises.given(vm).saturating_add(unmapped.pages));
+        reclaim::tell(vm, gfn, &unmapped, kernel);
+        Ok(())
+    }
+
+    /// Pages that a VM which has so many may have more: what it was promised, and of what it gave back as much as nobody else was
+    /// promised. Without a promise, as after a restart: what nobody was.
+    pub(crate) fn budget(&self, vm: VmId, has: u64, kernel: &mut impl Kernel) -> Result<u64, Status> {
+        let (promised, given) = (self.promises.pages(vm), self.promises.given(vm));
+        let firm = promised.unwrap_or(0).saturating_sub(given).saturating_sub(has);
+        if promised.is_some() && given == 0 {
+            return Ok(firm);
+        }
+        let unpromised = unpromised(&self.promises, kernel)?;
+        Ok(if promised.is_some() { firm.saturating_add(given.min(unpromised)) } else { unpromised })
+    }
+
+    /// A VM populated pages: what it gave back is no more than what it lacks.
+    pub(crate) fn regain(&mut self, vm: VmId, kernel: &mut impl Kernel) {
+        let (Some(promised), given) = (self.promises.pages(vm), self.promises.given(vm)) else { return };
+        if given > 0
+            && let Ok(report) = vm_report(vm, kernel)
+        {
+            self.promises.set_given(vm, given.min(promised.saturating_sub(report.pages)));
+        }
+    }
+}

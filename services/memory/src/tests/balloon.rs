@@ -1,0 +1,57 @@
+//! Memory that is given back and taken again.
+
+use caisson_proto::memory::GiveBack;
+
+use super::*;
+
+fn give(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId, gfn: u64, pages: u64) -> Status {
+    memory.handle(vmm(slot), &GiveBack { vm, gfn: Gfn(gfn), pages }.encode(), fake).0
+}
+
+/// A VM that has almost all of memory.
+fn large() -> (Box<Memory>, Fake, VmId) {
+    let (mut memory, mut fake) = started();
+    let vm = make(&mut memory, &mut fake, 5, 10_240).unwrap();
+    for chunk in 0..20 {
+        assert_eq!(populate(&mut memory, &mut fake, 5, vm, chunk * 512, 512), Status::Ok);
+    }
+    (memory, fake, vm)
+}
+
+#[test]
+fn what_is_given_back_is_another_vms_and_comes_again_when_that_is_over() {
+    let (mut memory, mut fake, vm) = large();
+    assert_eq!(make(&mut memory, &mut fake, 6, 3200), Err(Status::Exhausted));
+    for chunk in 4..8 {
+        assert_eq!(give(&mut memory, &mut fake, 5, vm, chunk * 512, 512), Status::Ok);
+    }
+    run(&mut memory, &mut fake);
+    let other = make(&mut memory, &mut fake, 6, 3200).unwrap();
+    // What the other one was promised isn't there, even while nobody uses it.
+    let again = populate(&mut memory, &mut fake, 5, vm, 7 * 512, 512);
+    assert_eq!(again, Status::Exhausted);
+    run(&mut memory, &mut fake);
+    assert_eq!(populate(&mut memory, &mut fake, 6, other, 0, 512), Status::Ok);
+    die(&mut memory, &mut fake, 6);
+    run(&mut memory, &mut fake);
+    for chunk in 4..8 {
+        assert_eq!(populate(&mut memory, &mut fake, 5, vm, chunk * 512, 512), Status::Ok);
+    }
+    assert_eq!(populate(&mut memory, &mut fake, 5, vm, 10_240, 1), Status::Exhausted, "more than it ever had");
+    assert_eq!(make(&mut memory, &mut fake, 6, 3200), Err(Status::Exhausted), "it is promised again");
+    die(&mut memory, &mut fake, 5);
+    run(&mut memory, &mut fake);
+    assert_eq!(fake.free(), FREE);
+}
+
+#[test]
+fn giving_back_what_isnt_there_changes_nothing() {
+    let (mut memory, mut fake, vm) = large();
+    assert_eq!(give(&mut memory, &mut fake, 5, vm, 20_000, 512), Status::Ok);
+    assert_eq!(give(&mut memory, &mut fake, 5, vm, 0, 513), Status::Range);
+    assert_eq!(give(&mut memory, &mut fake, 5, vm, 0, 0), Status::Range);
+    assert_eq!(give(&mut memory, &mut fake, 6, vm, 0, 512), Status::Denied);
+    assert!(fake.posted.is_empty());
+    die(&mut memory, &mut fake, 5);
+    assert_eq!(give(&mut memory, &mut fake, 5, vm, 0, 512), Status::State);
+}
