@@ -1,16 +1,23 @@
 //! What is simulated: the machine, its VMs, and what goes wrong.
 
+use caisson_proto::mailbox;
+
 use crate::rng::Rng;
 
 macro_rules! mutants {
-    ($($(#[$meta:meta])* $name:ident,)+) => {
+    ($(#[doc = $rule:literal] $name:ident,)+) => {
         /// A rule that is broken on purpose, to see that it is found.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Mutant { $($(#[$meta])* $name,)+ }
+        pub enum Mutant { $(#[doc = $rule] $name,)+ }
 
         impl Mutant {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// How it breaks which rule.
+            pub fn rule(self) -> &'static str {
+                match self { $(Self::$name => $rule.trim(),)+ }
+            }
         }
     };
 }
@@ -103,6 +110,8 @@ pub struct Config {
     pub sev_asids: (u32, u32),
     /// Commands of the secure processor that fail or are lied about.
     pub faults: u32,
+    /// A command that fails oftener than others; 0: none.
+    pub stubborn: u16,
     /// Whether the processor lies about them.
     pub lies: bool,
     /// Whether sev-firmware now and then claims what it didn't ask for.
@@ -113,16 +122,24 @@ pub struct Config {
     pub guest_pages: u64,
     /// Times that a CPU doesn't answer for a while.
     pub deaf: u32,
+    /// An interrupt is taken in one of so many steps of its CPU.
+    pub latency: u64,
     /// Services that are killed, crash or run for ever.
     pub deaths: u32,
     /// Times that pages are taken from a living VM.
     pub reclaims: u32,
+    /// In one of how many steps that happens.
+    pub calm: u64,
     /// Times that a VM may reset.
     pub resets: u32,
     /// What a vCPU does until it is done.
     pub actions: u32,
+    /// In how many of 16 steps a guest does nothing but use its memory.
+    pub diligence: u64,
     /// In how many of 16 places where the kernel can be interleaved with other CPUs it is.
     pub preemption: u64,
+    /// In how many of 64 of those the CPU doesn't come on for a while.
+    pub stalls: u64,
     /// In how many of 64 steps a line is evicted for no reason. What is never evicted stays dirty until it is flushed.
     pub evictions: u64,
     /// Steps until the run counts as endless.
@@ -131,34 +148,51 @@ pub struct Config {
     pub mutant: Option<Mutant>,
 }
 
+/// Commands whose failure costs most; and none.
+const STUBBORN: [u16; 8] = [
+    0,
+    0,
+    mailbox::LAUNCH_START,
+    mailbox::ACTIVATE,
+    mailbox::DF_FLUSH,
+    mailbox::DEACTIVATE,
+    mailbox::DECOMMISSION,
+    mailbox::DECOMMISSION,
+];
+
 impl Config {
     /// What a seed stands for.
     pub fn of_seed(seed: u64) -> Self {
         let rng = Rng::new(seed ^ 0xc0_ff_ee);
-        let cpus = match rng.below(32) {
+        let cpus = match rng.below(64) {
             0 => 256,
             1..4 => 8 + rng.below(56) as usize,
-            4..8 => 1,
-            _ => 2 + rng.below(6) as usize,
+            _ => 8,
         };
-        let vms = if rng.chance(1, 16) { 16 } else { 1 + rng.below(4) as usize };
+        let vms = 16;
+        let guest_pages = [24, 48, 48, 48, 48, 100, 300, 520][rng.below(8) as usize];
         Self {
             cpus,
             vms,
             vcpus: 1 + rng.below(4) as u8,
-            frames: 512 * (5 + rng.below(4) + 2 * vms as u64),
+            frames: 512 * (5 + rng.below(4)) + (vms as u64 * (guest_pages + 160)).next_multiple_of(512),
             encrypted: rng.chance(2, 3),
             sev_asids: (2 + rng.below(2) as u32, 3 + rng.below(3) as u32),
             faults: rng.below(3).saturating_sub(1) as u32 * rng.below(6) as u32,
+            stubborn: STUBBORN[rng.below(STUBBORN.len() as u64) as usize],
             lies: rng.chance(2, 3),
             lazy: rng.chance(1, 8),
-            guest_pages: 0,
+            guest_pages,
             deaf: rng.below(4) as u32,
+            latency: [2, 8, 32][rng.below(3) as usize],
             deaths: rng.below(6) as u32,
             reclaims: rng.below(12) as u32,
+            calm: [30, 100, 500][rng.below(3) as usize],
             resets: rng.below(10) as u32,
-            actions: 20 + rng.below(60) as u32,
+            actions: 20 + rng.below(40) as u32,
+            diligence: [0, 8, 14][rng.below(3) as usize],
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
+            stalls: [0, 1, 8][rng.below(3) as usize],
             evictions: [32, 4, 1, 0][rng.below(4) as usize],
             thirsty: rng.chance(1, 2),
             steps: 2_000_000,

@@ -114,7 +114,7 @@ impl Running<'_> {
             if !self.wait(if circles { Mode::Circles(slot) } else { Mode::User(slot) }) {
                 return Next::User;
             }
-            if world.interrupted(self.number) && world.rng.chance(1, 2) {
+            if world.interrupted(self.number) && world.rng.chance(1, world.config.latency) {
                 if let Some(next) = self.interrupts(here, true, frame) {
                     world.calls.borrow_mut().remove(&slot);
                     return next;
@@ -211,10 +211,13 @@ impl Running<'_> {
             if !self.wait(if spins { Mode::Spins(context) } else { Mode::Guest(context) }) {
                 break Next::Pick;
             }
-            if world.interrupted(self.number) && (spins || world.rng.chance(1, 2)) {
+            if world.interrupted(self.number) && world.rng.chance(1, world.config.latency) {
                 self.leave(here, context);
                 self.interrupts(here, false, frame);
                 break Next::Pick;
+            }
+            if spins {
+                continue;
             }
             match guest::step(world, self.number, context) {
                 Act::On => {}
@@ -231,7 +234,6 @@ impl Running<'_> {
     fn leave(&self, here: &On<'_>, context: Context) {
         self.cpu.mode.set(Mode::Kernel);
         guest::left(self.world, context);
-        mutate::left(self.world, self.number, context);
         if !self.world.breaks(Mutant::NoShootDown) {
             here.left(context);
         }

@@ -34,6 +34,9 @@ pub mod ask {
     pub const ECHO: u64 = 8;
 }
 
+/// Pages that an encrypted guest likes best: about those of its launch.
+const NEAR: u64 = 16;
+
 /// A vCPU.
 #[derive(Debug)]
 pub struct Guest {
@@ -136,6 +139,9 @@ impl Guest {
             return self.ask(how, 0);
         }
         self.left -= 1;
+        if self.rng.chance(world.config.diligence, 16) {
+            return self.work(world, cpu);
+        }
         match self.rng.below(24) {
             0 => self.ask(ask::NOTHING, 0),
             1..3 => self.ask(ask::KICK, self.rng.below(self.siblings)),
@@ -144,12 +150,22 @@ impl Guest {
             6 => Act::Exit(self.exit(code::HLT, 0, self.rng.below(3000))),
             7 => Act::Spin,
             8..11 => self.look(world),
-            _ => {
-                let gfn = self.rng.below(self.pages);
-                let write = self.rng.chance(1, 2);
-                self.touch(world, cpu, gfn, write)
+            _ => self.work(world, cpu),
+        }
+    }
+
+    /// Uses a few pages; of an encrypted guest often those that it was launched with, which are private.
+    fn work(&mut self, world: &World, cpu: usize) -> Act {
+        for _ in 0..1 + self.rng.below(6) {
+            let near = self.kind != VmKind::Plain && self.rng.chance(2, 3);
+            let gfn = self.rng.below(if near { NEAR } else { self.pages });
+            let write = self.rng.chance(1, 2);
+            let act = self.touch(world, cpu, gfn, write);
+            if !matches!(act, Act::On) || self.faulted.is_some() {
+                return act;
             }
         }
+        Act::On
     }
 
     fn look(&self, world: &World) -> Act {
@@ -166,19 +182,24 @@ impl Guest {
     fn touch(&mut self, world: &World, cpu: usize, gfn: u64, write: bool) -> Act {
         let Some(here) = world.cpus.get(cpu) else { return Act::On };
         let known = here.guest_tlb.borrow().get(&(self.asid, gfn)).copied();
-        let frame = match known {
-            Some(frame) => frame,
+        let (frame, secret) = match known {
+            Some(known) => known,
             None => {
                 let Some(mapping) = world.nested(self.root, gfn) else {
                     self.faulted = Some((gfn, write));
                     let exit = self.exit(code::NPF, 0, 0);
                     return Act::Exit(Exit { info1: u64::from(write) << 1, info2: gfn << 12, ..exit });
                 };
-                here.guest_tlb.borrow_mut().insert((self.asid, gfn), mapping.frame);
-                mapping.frame
+                (mapping.frame, false)
             }
         };
+        let mapped = world.owner.borrow().get(&frame.0) == Some(&(self.root.0, gfn));
         let Some(is) = world.frame(frame) else {
+            // What was private it uses on, as long as it can.
+            if secret {
+                self.access(world, cpu, (gfn, frame.0), (true, mapped, write));
+                return Act::On;
+            }
             // Somebody is changing the tables. It will know later whether its page is private.
             self.faulted = Some((gfn, write));
             return Act::On;
@@ -187,7 +208,7 @@ impl Guest {
         world.check(private || is == Frames::of(FrameState::Owned, self.vm), || {
             format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
         });
-        let mapped = world.owner.borrow().get(&frame.0) == Some(&(self.root.0, gfn));
+        here.guest_tlb.borrow_mut().insert((self.asid, gfn), (frame, private));
         self.access(world, cpu, (gfn, frame.0), (private, mapped, write));
         Act::On
     }

@@ -16,6 +16,7 @@ use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
+use crate::mutate;
 use crate::silicon::MAIL_FRAMES;
 use crate::world::{KHZ, View, World, ipi};
 
@@ -40,7 +41,9 @@ impl Hardware<'_> {
     /// Lets other CPUs go on, now and then.
     pub(crate) fn pause(&self) {
         if self.world.rng.chance(self.world.config.preemption, 16) {
-            self.yielder.suspend(());
+            // Now and then something takes its time, as an interrupt of the firmware's does.
+            let stalls = self.world.rng.chance(self.world.config.stalls, 64);
+            if stalls { self.dwell(1 + self.world.rng.below(300)) } else { self.yielder.suspend(()) }
         }
     }
 
@@ -272,7 +275,9 @@ impl Machine for &Hardware<'_> {
                 }
                 self.world.caches.borrow_mut().give(frame, Hand::Nobody);
             }
-            self.world.unmapping.set(vm.map(|(slot, _)| (self.cpu, slot)));
+            if let Some((slot, _)) = vm {
+                mutate::unmapping(self.world, self.cpu, slot);
+            }
             if self.world.breaks(Mutant::KeptMapping) && self.world.rng.chance(1, 4) {
                 self.keep(root, &removed);
             }

@@ -53,6 +53,7 @@ struct Note {
 #[derive(Debug, Default)]
 pub struct History {
     notes: VecDeque<Note>,
+    events: u64,
     digest: DefaultHasher,
 }
 
@@ -61,10 +62,16 @@ impl History {
     pub fn note(&mut self, step: u64, now: u64, cpu: usize, what: What) {
         (step, now, cpu).hash(&mut self.digest);
         hash(&what, &mut self.digest);
+        self.events += 1;
         if self.notes.len() == KEPT {
             self.notes.pop_front();
         }
         self.notes.push_back(Note { step, now, cpu: cpu as u16, what });
+    }
+
+    /// How much happened.
+    pub fn events(&self) -> u64 {
+        self.events
     }
 
     /// A number that two histories share only if they are the same.

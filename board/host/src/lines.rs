@@ -15,7 +15,9 @@ impl Hardware<'_> {
     pub(crate) fn write_lines_back(&self, invalidate: bool) {
         let world = self.world;
         self.meddle_with_rows();
-        self.pause();
+        // It takes a millisecond, in which others do a lot; lines go at any time of it.
+        let long = [1, 30, 300, 3000][world.rng.below(4) as usize];
+        self.dwell(world.rng.below(long));
         let some = world.breaks(Mutant::SomeCpusOnly) && invalidate && world.rng.chance(1, 4);
         if !world.breaks(Mutant::NoWriteBack) && !some {
             let weak = world.breaks(Mutant::WeakRecycling);
@@ -25,7 +27,18 @@ impl Hardware<'_> {
             }
         }
         world.acknowledged.set(true);
-        self.pause();
+        self.dwell(world.rng.below(long));
+    }
+
+    /// Time passes for the others while this CPU doesn't come on.
+    pub(crate) fn dwell(&self, time: u64) {
+        let world = self.world;
+        if time > 0 && world.config.preemption > 0 {
+            let until = world.now.get() + time;
+            let Some(cpu) = world.cpus.get(self.cpu) else { return };
+            cpu.deaf_until.set(cpu.deaf_until.get().max(until));
+            self.yielder.suspend(());
+        }
     }
 
     /// Flushes frames' lines of one alias; for the plain one, as they are to be private or the processor's.
@@ -77,7 +90,6 @@ impl Hardware<'_> {
         let world = self.world;
         if world.breaks(Mutant::ClearEarly) {
             world.kernel.cpus[self.cpu].ran.store(0, Ordering::SeqCst);
-            (0..world.rng.below(200)).for_each(|_| self.yielder.suspend(()));
         }
         if world.breaks(Mutant::ClearForeignRow) {
             let other = world.rng.below(world.config.cpus as u64) as usize;

@@ -19,14 +19,20 @@ pub fn entered(world: &World, cpu: usize, vcpu: Context) {
     if world.breaks(Mutant::OmitCpu) && world.rng.chance(1, 2) {
         forget(world, cpu, slot);
     }
+    // It wasn't in the sample.
+    let unmapping = world.unmapping.borrow();
+    if unmapping.as_ref().is_some_and(|(_, of, rows)| *of == slot && rows[cpu] >> (slot % 64) & 1 == 0) {
+        forget(world, cpu, slot);
+        world.withheld.borrow_mut().push((cpu, slot));
+    }
 }
 
-/// A CPU left a guest.
-pub fn left(world: &World, cpu: usize, vcpu: Context) {
-    let Kind::Vcpu(slot, _) = vcpu.kind() else { return };
-    // It was entered since its pages were unmapped: a sample of before doesn't have it.
-    if world.breaks(Mutant::SampleEarly) && world.unmapping.get().is_some_and(|(_, of)| of == slot) {
-        forget(world, cpu, slot);
+/// A CPU takes pages from a VM: what a sample that is taken now would have.
+pub fn unmapping(world: &World, cpu: usize, slot: usize) {
+    let mut unmapping = world.unmapping.borrow_mut();
+    if world.breaks(Mutant::SampleEarly) && unmapping.is_none() {
+        let rows = world.kernel.cpus.iter().take(world.config.cpus).map(|cpu| cpu.ran.load(Ordering::SeqCst));
+        *unmapping = Some((cpu, slot, rows.collect()));
     }
 }
 
@@ -36,10 +42,12 @@ fn forget(world: &World, cpu: usize, slot: usize) {
 
 /// Between two steps.
 pub fn step(world: &World) {
-    if let Some((cpu, _)) = world.unmapping.get()
-        && world.cpus.get(cpu).is_none_or(|cpu| cpu.mode.get() != Mode::Kernel)
-    {
-        world.unmapping.set(None);
+    let unmapper = world.unmapping.borrow().as_ref().map(|(cpu, ..)| *cpu);
+    if unmapper.and_then(|cpu| world.cpus.get(cpu)).is_some_and(|cpu| cpu.mode.get() != Mode::Kernel) {
+        world.unmapping.take();
+        for (cpu, slot) in world.withheld.take() {
+            world.kernel.cpus[cpu].ran.fetch_or(1 << (slot % 64), Ordering::SeqCst);
+        }
     }
     let Some(mutant) = world.config.mutant else { return };
     let last = world.config.sev_asids.1;

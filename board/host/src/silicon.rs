@@ -113,7 +113,7 @@ impl Silicon {
         }
         let now = world.now.get();
         if self.answers_at.get() == 0 {
-            let time = [1, 30, 300, 3000][world.rng.below(4) as usize];
+            let time = [1, 10, 100, 1000][world.rng.below(4) as usize];
             return self.answers_at.set(now + 1 + world.rng.below(time));
         }
         if self.answers_at.get() <= now {
@@ -167,7 +167,8 @@ impl Silicon {
             return Some(Mischief::ClaimsIt);
         }
         let left = self.faults.get();
-        if left == 0 || !world.rng.chance(1, 12) {
+        let often = if command == world.config.stubborn { 6 } else { 1 };
+        if left == 0 || !world.rng.chance(often, 12) {
             return None;
         }
         self.faults.set(left - 1);

@@ -77,8 +77,8 @@ pub struct Cpu {
     pub wishes: Cell<(u32, u32)>,
     /// Host translations that it holds: (slot, gfn) of a window to frame.
     pub tlb: RefCell<BTreeMap<(usize, u64), Frame>>,
-    /// Guests' translations that it holds: (ASID, gfn) to frame.
-    pub guest_tlb: RefCell<BTreeMap<(u32, u64), Frame>>,
+    /// Guests' translations that it holds: (ASID, gfn) to frame, and whether its guest found it private.
+    pub guest_tlb: RefCell<BTreeMap<(u32, u64), (Frame, bool)>>,
     /// WBINVDs that it executed.
     pub wbinvds: Cell<u64>,
     /// It takes no step before this time.
@@ -172,8 +172,10 @@ pub struct World {
     pub quarantined: Cell<u64>,
     /// A CPU wrote back just now.
     pub acknowledged: Cell<bool>,
-    /// A CPU that is taking pages from the VM in a slot.
-    pub unmapping: Cell<Option<(usize, usize)>>,
+    /// A CPU that is taking pages from the VM in a slot, and each CPU's row as that began.
+    pub unmapping: RefCell<Option<(usize, usize, Vec<u64>)>>,
+    /// Rows that a mutant keeps from who is unmapping: CPU and slot.
+    pub withheld: RefCell<Vec<(usize, usize)>>,
     /// vCPUs, by context.
     pub guests: RefCell<BTreeMap<u16, Guest>>,
     /// Pages lent to each service: by whom.
@@ -244,7 +246,8 @@ impl World {
             bytes: RefCell::default(),
             quarantined: Cell::new(0),
             acknowledged: Cell::new(false),
-            unmapping: Cell::new(None),
+            unmapping: RefCell::default(),
+            withheld: RefCell::default(),
             guests: RefCell::default(),
             lent: RefCell::default(),
             pages: RefCell::default(),

@@ -15,7 +15,7 @@ use crate::service::Sys;
 /// A SEV-ES guest's policy.
 const ES_POLICY: u32 = 1 << 2;
 /// Looks in a row that found something to wait for: an ASID, or the service.
-const PATIENCE: u32 = 400;
+const PATIENCE: u32 = 100;
 
 /// What is asked next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

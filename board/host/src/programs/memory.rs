@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{Gfn, ServiceId, Tsc};
+use caisson_proto::addr::{Gfn, ServiceId, Tsc, VmId};
 use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmDestroy, VmRelease, VmState};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::{Settle, Want};
@@ -106,20 +106,31 @@ impl OnKernel<'_, '_> {
         let (sys, world) = (self.sys, self.sys.world);
         let alive: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive)).collect();
         let Some((vm, handler)) = world.rng.pick(&alive).map(|vm| (vm.id.get(), vm.handler.get())) else { return };
-        if world.rng.chance(1, 16) {
+        if world.rng.chance(1, 32) {
             // All of it: its vmm has to find out.
             if sys.ask(&VmDestroy { vm }).is_ok() {
                 world.knock(handler.index());
             }
             return;
         }
+        // Where memory is short, all have to give some.
+        for _ in 0..1 + world.rng.below(6) {
+            let some = world.rng.pick(&alive).filter(|vm| vm.state() == Some(VmState::Alive));
+            some.into_iter().for_each(|vm| self.take_some(vm.id.get()));
+        }
+    }
+
+    /// Takes a range of pages from a VM.
+    fn take_some(&mut self, vm: VmId) {
+        let (sys, world) = (self.sys, self.sys.world);
         let gfn = Gfn(world.rng.below(world.manifest.guest_pages));
         let pages = 1 + world.rng.below([64, world.manifest.guest_pages][world.rng.below(2) as usize]);
         if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages })
             && unmapped.pages > 0
         {
             let (batch, pages) = (unmapped.batch.0, unmapped.pages);
-            if !self.post(&Reclaimed { vm: vm.bits(), batch, gfn: gfn.0, pages }) {
+            // Notifier may be asked at once, so that the next range is taken while CPUs flush for this one.
+            if !self.post(&Reclaimed { vm: vm.bits(), batch, gfn: gfn.0, pages }) || world.rng.chance(1, 2) {
                 self.settle();
             }
         }
