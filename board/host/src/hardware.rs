@@ -16,7 +16,6 @@ use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
-use crate::mutate;
 use crate::silicon::MAIL_FRAMES;
 use crate::world::{KHZ, View, World, ipi};
 
@@ -55,17 +54,6 @@ impl Hardware<'_> {
             return None;
         };
         Some(act(guest))
-    }
-
-    fn take_page(&self, root: Frame, gfn: u64, frame: u64) {
-        let world = self.world;
-        let before = world.owner.borrow_mut().insert(frame, (root.0, gfn));
-        world.check(before.is_none(), || format!("frame {frame:#x} is mapped in two places of guests: {before:?}"));
-        world.check(!world.adopted.borrow().contains(&frame), || format!("frame {frame:#x} of the kernel's is mapped"));
-        let vm = world.vm_of_root(root).map_or(u32::MAX, |(_, vm)| vm.bits());
-        world.caches.borrow_mut().give(frame, Hand::Shared(vm));
-        let reads = world.caches.borrow().peek(frame);
-        world.check(reads == 0, || format!("frame {frame:#x} given out reads {reads:#x} instead of zero"));
     }
 }
 
@@ -263,24 +251,7 @@ impl Machine for &Hardware<'_> {
     ) -> Result<Option<Removed>, Status> {
         let removed = npt::unmap(&mut View(self.world), Tree::nested(root), from, end, pool)?;
         if let Some(removed) = removed {
-            let vm = self.world.vm_of_root(root);
-            self.world.check(vm.is_some(), || format!("root {:#x} is no VM's", root.0));
-            for page in 0..removed.pages {
-                let (gfn, frame) = (removed.gfn.0 + page, removed.frame.0 + page);
-                let owner = self.world.owner.borrow_mut().remove(&frame);
-                self.world.check(owner == Some((root.0, gfn)), || format!("frame {frame:#x} is taken from {owner:?}"));
-                if let Some((_, vm)) = vm {
-                    self.world.memory.borrow_mut().remove(&(vm.bits(), gfn));
-                    self.world.spoiled.borrow_mut().remove(&(vm.bits(), gfn));
-                }
-                self.world.caches.borrow_mut().give(frame, Hand::Nobody);
-            }
-            if let Some((slot, _)) = vm {
-                mutate::unmapping(self.world, self.cpu, slot);
-            }
-            if self.world.breaks(Mutant::KeptMapping) && self.world.rng.chance(1, 4) {
-                self.keep(root, &removed);
-            }
+            self.lose_pages(root, &removed);
         }
         self.pause();
         Ok(removed)
@@ -402,28 +373,5 @@ impl Machine for &Hardware<'_> {
     fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, _: u16) -> Result<(), Status> {
         self.guest(vcpu, "CPUID table", |_| ());
         if LENDABLE.contains(&lease.page.0) { Ok(()) } else { Err(Status::BadLease) }
-    }
-}
-
-impl Hardware<'_> {
-    /// Root of the VM that a service handles.
-    fn root_of(&self, slot: usize) -> Frame {
-        let mut vms = self.world.kernel.vms.iter();
-        let own = vms.find(|vm| vm.state().is_some() && vm.handler.get().index() == slot);
-        own.and_then(|vm| vm.root(0)).unwrap_or(Frame(0))
-    }
-
-    /// Mutant: the entry stays.
-    fn keep(&self, root: Frame, removed: &Removed) {
-        struct Nothing;
-        impl TablePool for Nothing {
-            fn take(&mut self) -> Option<Frame> {
-                None
-            }
-            fn give_back(&mut self, _: Frame) {}
-        }
-        let access = Access::READ | Access::WRITE;
-        let tree = Tree::nested(root);
-        let _ = npt::map(&mut View(self.world), tree, removed.gfn, removed.frame, removed.pages, access, &mut Nothing);
     }
 }

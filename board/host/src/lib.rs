@@ -18,6 +18,7 @@ mod history;
 mod lines;
 mod manifest;
 mod mutate;
+mod pages;
 mod programs;
 mod rng;
 mod service;
