@@ -123,7 +123,7 @@ pub struct FuzzArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 A test that passes bare must pass on Caisson, or skip what a guest isn't shown; if one doesn't, the exit status is 1. Bare it has the time that the list
-gives it or 90 s, on Caisson twice that.
+gives it or 90 s, on Caisson twice that and 300 s at least.
 
 Examples:
   cargo xtask kut ../kvm-unit-tests

@@ -2,7 +2,7 @@
 
 use super::events;
 use super::state::Extra;
-use super::vmcb::{TLB_KEEP, V_IRQ, Vmcb};
+use super::vmcb::{Control, TLB_KEEP, V_IRQ, Vmcb};
 use crate::prelude::*;
 
 /// Vectors that go to the vmm, which gives them to the guest: #DB and #AC, which would otherwise keep the CPU in
@@ -88,7 +88,7 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: impl FnOnce() -> bool) {
     let control = &mut vmcb.control;
     control.tlb_control = TLB_KEEP;
-    if control.int_info & events::VALID | control.interrupt & V_IRQ != 0 {
+    if control.int_info & events::VALID | control.interrupt & V_IRQ != 0 || is_interrupt(code) {
         keep_event(code, vmcb, extra, interrupts_by_virq());
     } else {
         (control.event, extra.event) = (0, 0);
@@ -99,11 +99,15 @@ pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: 
 }
 
 /// What of an event is to be delivered yet.
+///
+/// QEMU sets V_IRQ in a word that other threads change at the same time, and may lose it when an interrupt of the host's comes,
+/// for which the guest is left at once. Its EVENTINJ then doesn't show that anything was delivered.
 #[cold]
 fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
-    let (waits, info) = (vmcb.take_virq(), vmcb.control.int_info);
+    let Control { int_info: info, event, .. } = vmcb.control;
+    let lost = interrupts_by_virq && event == 0 && events::vector_of_interrupt(extra.event).is_some();
     let broken_off = info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
-    let kept = if waits { extra.event } else { 0 };
+    let kept = if vmcb.take_virq() || lost { extra.event } else { 0 };
     extra.event = if broken_off { events::again(info, extra.event, interrupts_by_virq) } else { kept };
     vmcb.set_event(extra.event, interrupts_by_virq);
 }

@@ -163,10 +163,9 @@ impl Vmcb {
     /// for a moment at which one can be taken.
     pub fn set_event(&mut self, event: u64, by_virq: bool) {
         self.control.event = event;
-        if by_virq
-            && let Some(vector) = events::vector_of_interrupt(event)
-            && self.control.intercepts[0] & VINTR == 0
-        {
+        if self.control.intercepts[0] & VINTR != 0 {
+            self.control.interrupt |= PENDING;
+        } else if by_virq && let Some(vector) = events::vector_of_interrupt(event) {
             self.control.event = 0;
             self.control.interrupt = MASKING | PENDING | vector << VECTOR_SHIFT;
         }

@@ -105,6 +105,21 @@ fn where_interrupts_go_in_as_v_irq_they_are_delivered_once() {
     assert_eq!(left(&mut vmcb, VALID | EXCEPTION | 0x55), (event, v_irq, 0x55, event));
     assert_eq!(left(&mut vmcb, 0), (0, v_irq, 0x55, 0));
     vmcb.set_window(false, false);
+    // It is lost while it is set: an interrupt of the host's comes at once, and nothing was delivered. Else what was
+    // delivered last is in EVENTINJ, no longer valid.
+    let left = |vmcb: &mut Vmcb, extra: &mut Extra, delivered| {
+        (vmcb.control.int_info, vmcb.control.event) = (0, delivered);
+        vmcb.control.interrupt &= !v_irq;
+        exits::after(code::INTR, vmcb, extra, || true);
+        (vmcb.control.event, vmcb.control.interrupt & v_irq, extra.event)
+    };
+    let mut extra = Extra { event, ..Extra::default() };
+    vmcb.set_event(event, true);
+    assert_eq!(left(&mut vmcb, &mut extra, 0), (0, v_irq, event));
+    assert_eq!(left(&mut vmcb, &mut extra, EXCEPTION | 0x55), (0, 0, 0));
+    vmcb.set_window(true, false);
+    assert_eq!(left(&mut vmcb, &mut extra, 0), (0, v_irq, 0));
+    vmcb.set_window(false, false);
     // Whatever else there is goes in as it is.
     for other in [VALID | 0x1f, VALID | NMI | 2, VALID | EXCEPTION | 14] {
         vmcb.set_event(other, true);
