@@ -103,7 +103,7 @@ fn where_interrupts_go_in_as_v_irq_they_are_delivered_once() {
     // While V_IRQ waits for the moment at which an interrupt can be taken, the event goes in as one, and V_IRQ stays.
     vmcb.set_window(true, false);
     assert_eq!(left(&mut vmcb, VALID | EXCEPTION | 0x55), (event, v_irq, 0x55, event));
-    assert_eq!(left(&mut vmcb, 0), (0, v_irq, 0x55, 0));
+    assert_eq!(left(&mut vmcb, 0x55), (0, v_irq, 0x55, 0));
     vmcb.set_window(false, false);
     // It is lost while it is set: an interrupt of the host's comes at once, and nothing was delivered. Else what was
     // delivered last is in EXITINTINFO, no longer valid.
