@@ -2,7 +2,7 @@
 
 use super::events;
 use super::state::Extra;
-use super::vmcb::{Control, TLB_KEEP, V_IRQ, Vmcb};
+use super::vmcb::{TLB_KEEP, V_IRQ, Vmcb};
 use crate::prelude::*;
 
 /// Vectors that go to the vmm, which gives them to the guest: #DB and #AC, which would otherwise keep the CPU in
@@ -101,11 +101,11 @@ pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: 
 /// What of an event is to be delivered yet.
 ///
 /// QEMU sets V_IRQ in a word that other threads change at the same time, and may lose it when an interrupt of the host's comes,
-/// for which the guest is left at once. Its EVENTINJ then doesn't show that anything was delivered.
+/// for which the guest is left at once. EXITINTINFO, which there shows the last delivery after its end as well, then shows none.
 #[cold]
 fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
-    let Control { int_info: info, event, .. } = vmcb.control;
-    let lost = interrupts_by_virq && event == 0 && events::vector_of_interrupt(extra.event).is_some();
+    let info = vmcb.control.int_info;
+    let lost = interrupts_by_virq && info == 0 && events::vector_of_interrupt(extra.event).is_some();
     let broken_off = info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
     let kept = if vmcb.take_virq() || lost { extra.event } else { 0 };
     extra.event = if broken_off { events::again(info, extra.event, interrupts_by_virq) } else { kept };

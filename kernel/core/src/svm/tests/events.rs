@@ -99,16 +99,16 @@ fn where_interrupts_go_in_as_v_irq_they_are_delivered_once() {
     assert_eq!(left(&mut vmcb, VALID | EXCEPTION | 0x55), (0, v_irq, 0x55, event));
     assert_eq!(left(&mut vmcb, 0), (0, v_irq, 0x55, event));
     vmcb.control.interrupt &= !v_irq;
-    assert_eq!(left(&mut vmcb, 0), (0, 0, 0x55, 0));
+    assert_eq!(left(&mut vmcb, EXCEPTION | 0x55), (0, 0, 0x55, 0));
     // While V_IRQ waits for the moment at which an interrupt can be taken, the event goes in as one, and V_IRQ stays.
     vmcb.set_window(true, false);
     assert_eq!(left(&mut vmcb, VALID | EXCEPTION | 0x55), (event, v_irq, 0x55, event));
-    assert_eq!(left(&mut vmcb, 0), (0, v_irq, 0x55, 0));
+    assert_eq!(left(&mut vmcb, 0x55), (0, v_irq, 0x55, 0));
     vmcb.set_window(false, false);
     // It is lost while it is set: an interrupt of the host's comes at once, and nothing was delivered. Else what was
-    // delivered last is in EVENTINJ, no longer valid.
+    // delivered last is in EXITINTINFO, no longer valid.
     let left = |vmcb: &mut Vmcb, extra: &mut Extra, delivered| {
-        (vmcb.control.int_info, vmcb.control.event) = (0, delivered);
+        (vmcb.control.int_info, vmcb.control.event) = (delivered, 0);
         vmcb.control.interrupt &= !v_irq;
         exits::after(code::INTR, vmcb, extra, || true);
         (vmcb.control.event, vmcb.control.interrupt & v_irq, extra.event)
