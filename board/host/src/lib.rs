@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+pub mod campaign;
 mod check;
 pub mod config;
 mod cpu;
@@ -24,6 +25,7 @@ mod rng;
 mod service;
 mod silicon;
 pub mod sim;
+mod view;
 mod world;
 
 pub use config::{Config, Mutant};

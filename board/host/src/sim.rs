@@ -2,11 +2,8 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::Write;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use caisson_core::frames::{FrameTable, Frames};
 use caisson_proto::addr::Frame;
@@ -15,7 +12,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 
 use crate::check;
-use crate::config::{Config, Mutant};
+use crate::config::Config;
 use crate::cpu;
 use crate::history::What;
 use crate::manifest::Manifest;
@@ -72,7 +69,7 @@ pub struct Failure {
     /// What happened before.
     pub history: String,
     /// What was simulated.
-    pub config: Config,
+    pub config: Box<Config>,
 }
 
 impl fmt::Display for Failure {
@@ -160,7 +157,7 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
         }),
         Some(what) => {
             let history = world.history.borrow().tell(&world.manifest.names) + &check::state(&world);
-            Err(Failure { seed, what, history, config: *config })
+            Err(Failure { seed, what, history, config: Box::new(*config) })
         }
     };
     stop(&world, cpus);
@@ -312,102 +309,4 @@ fn stop(world: &Rc<World>, mut cpus: Vec<CpuLife>) {
         }
     }
     world.lives.end();
-}
-
-/// Runs seeds from `from` on, with progress on standard output. Stops at the first failure and tells it.
-pub fn main_like(seeds: u64, from: u64) -> ExitCode {
-    let begin = Instant::now();
-    let hook = std::panic::take_hook();
-    let (mut steps, mut events, mut exits, mut settled, mut commands, mut written) = (0, 0, 0, 0, 0, 0);
-    let mut fewest = u64::MAX;
-    for seed in from..from.saturating_add(seeds) {
-        std::panic::set_hook(Box::new(move |info| {
-            eprintln!("{info}\nreplay: cargo xtask sim --seeds 1 --from {seed}");
-        }));
-        match run(seed, &Config::of_seed(seed)) {
-            Ok(report) => {
-                steps += report.steps;
-                events += report.events;
-                fewest = fewest.min(report.events);
-                exits += report.exits;
-                commands += report.commands;
-                written += report.written;
-                settled += u64::from(report.settled);
-                if seeds == 1 {
-                    println!("{report:#?}");
-                }
-            }
-            Err(failure) => {
-                eprintln!("{failure}");
-                return ExitCode::from(1);
-            }
-        }
-        let done = seed - from + 1;
-        if done.is_multiple_of(100) {
-            println!("{done} of {seeds} seeds, {steps} steps, {exits} VM exits, {:.0?}", begin.elapsed());
-            let _ = std::io::stdout().flush();
-        }
-    }
-    std::panic::set_hook(hook);
-    println!(
-        "{seeds} seeds from {from}: no rule broken; {steps} steps, {events} events (at least {fewest} a seed), {exits} VM exits, {commands} commands of the secure \
-         processor, {written} lines written back, {settled} settled, {:.0?}",
-        begin.elapsed()
-    );
-    ExitCode::SUCCESS
-}
-
-/// The seed at which a broken rule is found, and as what. Every other seed has much taken from living VMs; where memory is
-/// encrypted there is more of that, too.
-pub fn find(mutant: Option<Mutant>, seeds: u64) -> Option<Failure> {
-    (0..seeds).find_map(|seed| {
-        let usual = Config {
-            mutant,
-            cpus: 2 + (seed / 4 % 3) as usize,
-            lies: false,
-            vms: 1 + (seed % 5) as usize,
-            ..Config::of_seed(seed)
-        };
-        // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
-        let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
-        let config = match seed % 4 {
-            0 => usual,
-            1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
-            2 => Config { actions: 300, resets: 20, reclaims: 100, faults: 6, lazy: seed % 16 == 2, ..tight },
-            _ => {
-                Config { actions: 500, resets: 20, reclaims: 200, faults: 0, deaths: 0, lazy: seed % 16 == 7, ..tight }
-            }
-        };
-        run(seed, &config).err()
-    })
-}
-
-/// Breaks each rule, and shows the seed at which it is found. One that isn't fails, and so does a seed in which none is broken.
-pub fn mutants(seeds: u64) -> ExitCode {
-    let mut survivors = Vec::new();
-    println!("{:<18} {:>5}  broken: found as", "mutant", "seed");
-    for mutant in Mutant::ALL {
-        match find(Some(*mutant), seeds) {
-            Some(Failure { seed, what, .. }) => {
-                println!("{:<18} {seed:>5}  {} {what}", format!("{mutant:?}"), mutant.rule());
-            }
-            None => survivors.push(mutant),
-        }
-        let _ = std::io::stdout().flush();
-    }
-    println!("{} of {} broken rules found", Mutant::ALL.len() - survivors.len(), Mutant::ALL.len());
-    if !survivors.is_empty() {
-        eprintln!("not found within {seeds} seeds: {survivors:?}");
-        return ExitCode::from(1);
-    }
-    match find(None, seeds) {
-        None => {
-            println!("and nothing is found in {seeds} seeds where no rule is broken");
-            ExitCode::SUCCESS
-        }
-        Some(failure) => {
-            eprintln!("no rule is broken on purpose, and one is found to be:\n{failure}");
-            ExitCode::from(1)
-        }
-    }
 }

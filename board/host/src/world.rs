@@ -11,7 +11,7 @@ use caisson_core::context::{Context, Kind};
 use caisson_core::cpu::Local;
 use caisson_core::frames::Frames;
 use caisson_core::kernel::Kernel;
-use caisson_core::svm::npt::{ENTRIES, Mapping, Tables, Tree, look_up};
+use caisson_core::svm::npt::{ENTRIES, Mapping, Tree, look_up};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
 
@@ -27,6 +27,7 @@ use crate::manifest::Manifest;
 use crate::rng::Rng;
 use crate::service::Lives;
 use crate::silicon::Silicon;
+pub use crate::view::View;
 
 /// Ticks of the clock in a millisecond.
 pub const KHZ: u64 = 1000;
@@ -132,6 +133,9 @@ pub struct Pending {
     pub answer: Option<(Status, Words)>,
 }
 
+/// The bytes of a page.
+pub type Page = Box<[u8; PAGE_SIZE as usize]>;
+
 /// The machine.
 pub struct World {
     /// What is simulated.
@@ -167,7 +171,7 @@ pub struct World {
     /// Pages of which a mad guest used the wrong alias: what they hold is anybody's guess until they are unmapped.
     pub spoiled: RefCell<BTreeSet<(u32, u64)>>,
     /// Bytes of services' pages.
-    pub bytes: RefCell<BTreeMap<(usize, u64), Box<[u8; PAGE_SIZE as usize]>>>,
+    pub bytes: RefCell<BTreeMap<(usize, u64), Page>>,
     /// Frames in quarantine at the last look.
     pub quarantined: Cell<u64>,
     /// A CPU wrote back just now.
@@ -377,27 +381,5 @@ impl World {
     pub fn vm_of(&self, context: Context) -> Option<VmId> {
         let Kind::Vcpu(slot, _) = context.kind() else { return None };
         self.kernel.vms.get(slot).filter(|vm| vm.state().is_some()).map(|vm| vm.id.get())
-    }
-}
-
-/// The kernel's tables as [`caisson_core::svm::npt`] sees them.
-pub struct View<'a>(pub &'a World);
-
-impl Tables for View<'_> {
-    fn read(&self, table: Frame, index: usize) -> u64 {
-        match self.0.tables.borrow().get(&table.0) {
-            Some(entries) => entries[index],
-            None => {
-                self.0.fail(|| format!("a walk through frame {:#x}, which is no table", table.0));
-                0
-            }
-        }
-    }
-
-    fn write(&mut self, table: Frame, index: usize, entry: u64) {
-        match self.0.tables.borrow_mut().get_mut(&table.0) {
-            Some(entries) => entries[index] = entry,
-            None => self.0.fail(|| format!("frame {:#x} is written as a table and is none", table.0)),
-        }
     }
 }

@@ -9,9 +9,10 @@
 //! together. A CPU that flushes as late as it can, whenever this would fail, flushes least often: at each moment, who flushed later has
 //! less that it didn't flush. The bound is the sum of what each CPU needs.
 //!
-//! *[Windows](windows)*: how many CPUs must flush in a stretch of the trace so that what begins in it finds memory.
+//! *[Groups](groups)* of CPUs, for the same reason: what one of them didn't flush is nobody's either. Only where no VM takes memory
+//! again that it gave back.
 
-mod windows;
+mod groups;
 
 use std::collections::BTreeMap;
 
@@ -20,8 +21,6 @@ use crate::trace::{ASIDS, CHUNK, Event, Trace};
 /// Memory that leaves a VM.
 #[derive(Debug)]
 struct Release {
-    /// Which event it is.
-    at: usize,
     vm: usize,
     pages: u64,
     /// The VM is gone.
@@ -72,7 +71,7 @@ fn releases(trace: &Trace) -> Vec<Release> {
             Event::Start(_) | Event::Take(..) => continue,
         };
         let pages = chunks.map_or(trace.vms[vm].pages, |count| count * CHUNK);
-        releases.push(Release { at, vm, pages, gone: chunks.is_none(), last: runs.last(at, vm) });
+        releases.push(Release { vm, pages, gone: chunks.is_none(), last: runs.last(at, vm) });
     }
     releases
 }
@@ -81,7 +80,10 @@ fn releases(trace: &Trace) -> Vec<Release> {
 pub fn bound(trace: &Trace, frames: u64) -> u64 {
     let releases = releases(trace);
     let alone = (0..usize::from(trace.cpus)).map(|cpu| one_cpu(trace, frames, &releases, cpu)).sum();
-    windows::bound(trace, frames, &releases).max(alone)
+    if trace.events.iter().any(|(_, event)| matches!(event, Event::Take(..))) {
+        return alone;
+    }
+    groups::bound(trace, frames, &releases).max(alone)
 }
 
 /// Flushes that one CPU can't do without.

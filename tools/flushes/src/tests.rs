@@ -59,6 +59,17 @@ fn memory_that_changes_hands_takes_a_flush_of_each_cpu_that_ran_its_owner() {
 }
 
 #[test]
+fn four_cpus_together_say_more_than_each_by_itself() {
+    // Four VMs, each on a CPU of its own, end one after the other; then memory is there for all of them but two, or one, or none.
+    let vm = Vm { pages: PAGES, vcpus: 1 };
+    let ends = (0..4).flat_map(|vm| [Event::Start(vm), Event::Run(vm, 0, vm as u16), Event::Stop(vm)]);
+    let events = ends.chain([Event::Start(4)]);
+    let trace = Trace { kind: Kind::Churn, cpus: 4, vms: vec![vm; 5], events: (0..).zip(events).collect() };
+    // Each CPU by itself never owes for more than one VM.
+    assert_eq!([1, 2, 3, 4, 5].map(|vms| bound(&trace, vms * PAGES)), [4, 3, 2, 1, 0]);
+}
+
+#[test]
 fn where_nothing_changes_hands_nothing_is_bound_to_happen() {
     let trace = successors();
     assert_eq!(bound(&trace, 2 * trace.frames(0)), 0, "there is memory for both");
