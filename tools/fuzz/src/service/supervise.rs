@@ -2,8 +2,8 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
-use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState};
+use caisson_proto::addr::{ServiceId, VmId};
+use caisson_proto::kernel::{FaultKind, ServiceReport, ServiceState, VmKind, VmReport, VmState};
 use caisson_proto::supervisor::{Notice, SupervisorCall};
 use caisson_proto::wire::Field;
 use caisson_supervisor::{Event, Machine, Setup, Supervisor};
@@ -52,6 +52,11 @@ impl Machine for Fake {
         }
         place.state = ServiceState::Killed;
         Ok(())
+    }
+    fn vm(&mut self, slot: u16) -> Option<VmReport> {
+        let handler = self.services[2].id;
+        let (vm, kind, state) = (VmId::new(0, 0), VmKind::Sev, VmState::Alive);
+        (slot == 0).then_some(VmReport { vm, handler, kind, state, pages: 0, kernel_frames: 0, next: 1 })
     }
     fn end_itself(&mut self) {
         self.services[OWN] = report(OWN, self.services[OWN].id.generation() + 1, ServiceState::Running);
@@ -106,7 +111,8 @@ pub fn supervisor(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut services: Vec<_> = (0..SLOTS).map(|slot| report(slot, 0, ServiceState::Unstarted)).collect();
     services[OWN].state = ServiceState::Running;
-    let mut setup = Setup { own: services[OWN].id, services: SLOTS as u16, is_vmm: [false; MAX_SERVICES] };
+    let mut setup =
+        Setup { own: services[OWN].id, services: SLOTS as u16, is_vmm: [false; MAX_SERVICES], processor: Some([4, 5]) };
     (setup.is_vmm[2], setup.is_vmm[3]) = (true, true);
     let mut machine = Fake { services, refusal: None, now: 0, takes: 4, ended: false, succeeded: false };
     let mut supervisor = Box::new(Supervisor::new());

@@ -9,7 +9,7 @@ use caisson_core::event::Event;
 use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, Spa, VPage};
-use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
+use caisson_proto::kernel::{Access, Features, Machine as Facts};
 use caisson_proto::layout;
 use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume};
 
