@@ -82,34 +82,38 @@ pub fn before(vmcb: &Vmcb, extra: &mut Extra) {
 }
 
 /// After the guest was left for `code`: what was broken off waits for the next entry.
-///
-/// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
 #[inline(always)]
 pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: impl FnOnce() -> bool) {
     let control = &mut vmcb.control;
-    control.tlb_control = TLB_KEEP;
-    if control.int_info & events::VALID | control.interrupt & V_IRQ != 0 || is_interrupt(code) {
-        keep_event(code, vmcb, extra, interrupts_by_virq());
-    } else {
-        (control.event, extra.event) = (0, 0);
+    if control.int_info & events::VALID | control.interrupt & V_IRQ != 0 {
+        return keep_event(code, vmcb, extra, interrupts_by_virq());
     }
-    if vmcb.save.rip == extra.shadow_rip {
-        vmcb.control.shadow |= 1;
-    }
+    (control.event, extra.event) = (0, 0);
+    keep_shadow(vmcb, extra);
 }
 
-/// What of an event is to be delivered yet.
+/// The same where something of an event may be to be delivered yet, and always after an interrupt of the host's.
 ///
 /// QEMU sets V_IRQ in a word that other threads change at the same time, and may lose it when an interrupt of the host's comes,
 /// for which the guest is left at once. EXITINTINFO, which there shows the last delivery after its end as well, then shows none.
 #[cold]
-fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
+pub fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: bool) {
     let info = vmcb.control.int_info;
     let lost = interrupts_by_virq && info == 0 && events::vector_of_interrupt(extra.event).is_some();
     let broken_off = info & events::VALID != 0 && !matches!(code, code::INVALID | code::SHUTDOWN);
     let kept = if vmcb.take_virq() || lost { extra.event } else { 0 };
     extra.event = if broken_off { events::again(info, extra.event, interrupts_by_virq) } else { kept };
     vmcb.set_event(extra.event, interrupts_by_virq);
+    keep_shadow(vmcb, extra);
+}
+
+/// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
+#[inline(always)]
+fn keep_shadow(vmcb: &mut Vmcb, extra: &Extra) {
+    vmcb.control.tlb_control = TLB_KEEP;
+    if vmcb.save.rip == extra.shadow_rip {
+        vmcb.control.shadow |= 1;
+    }
 }
 
 /// Forgets an event of the vmm's that the guest was never entered with: the vmm is told that it wasn't injected.

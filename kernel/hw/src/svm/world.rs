@@ -38,8 +38,13 @@ impl Vcpu {
         if code == code::INVALID {
             self.contain_failed_entry();
         }
-        exits::after(code, &mut self.vmcb, &mut self.extra, || this().svm.limits.interrupts_by_virq);
-        (!exits::is_interrupt(code)).then_some(code)
+        let by_virq = || this().svm.limits.interrupts_by_virq;
+        if exits::is_interrupt(code) {
+            exits::keep_event(code, &mut self.vmcb, &mut self.extra, by_virq());
+            return None;
+        }
+        exits::after(code, &mut self.vmcb, &mut self.extra, by_virq);
+        Some(code)
     }
 
     /// QEMU stores the host's registers over the guest's when VMRUN refuses a VMCB; the vmm must not see them. It

@@ -110,7 +110,7 @@ fn where_interrupts_go_in_as_v_irq_they_are_delivered_once() {
     let left = |vmcb: &mut Vmcb, extra: &mut Extra, delivered| {
         (vmcb.control.int_info, vmcb.control.event) = (delivered, 0);
         vmcb.control.interrupt &= !v_irq;
-        exits::after(code::INTR, vmcb, extra, || true);
+        exits::keep_event(code::INTR, vmcb, extra, true);
         (vmcb.control.event, vmcb.control.interrupt & v_irq, extra.event)
     };
     let mut extra = Extra { event, ..Extra::default() };
