@@ -50,29 +50,29 @@ pub fn seeds(seeds: u64, from: u64) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The seed at which a broken rule is found, and as what. Every other seed has much taken from living VMs; where memory is
-/// encrypted there is more of that, too.
+/// What a seed stands for where broken rules are looked for. Every other one has much taken from living VMs; where memory
+/// is encrypted there is more of that, too.
+pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
+    let usual = Config {
+        mutant,
+        cpus: 2 + (seed / 4 % 3) as usize,
+        lies: false,
+        vms: 1 + (seed % 5) as usize,
+        ..Config::of_seed(seed)
+    };
+    // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
+    let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
+    match seed % 4 {
+        0 => usual,
+        1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
+        2 => Config { actions: 300, resets: 20, reclaims: 100, faults: 6, lazy: seed % 16 == 2, ..tight },
+        _ => Config { actions: 500, resets: 20, reclaims: 200, faults: 0, deaths: 0, lazy: seed % 16 == 7, ..tight },
+    }
+}
+
+/// The seed at which a broken rule is found, and as what.
 pub fn find(mutant: Option<Mutant>, seeds: u64) -> Option<Failure> {
-    (0..seeds).find_map(|seed| {
-        let usual = Config {
-            mutant,
-            cpus: 2 + (seed / 4 % 3) as usize,
-            lies: false,
-            vms: 1 + (seed % 5) as usize,
-            ..Config::of_seed(seed)
-        };
-        // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
-        let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
-        let config = match seed % 4 {
-            0 => usual,
-            1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
-            2 => Config { actions: 300, resets: 20, reclaims: 100, faults: 6, lazy: seed % 16 == 2, ..tight },
-            _ => {
-                Config { actions: 500, resets: 20, reclaims: 200, faults: 0, deaths: 0, lazy: seed % 16 == 7, ..tight }
-            }
-        };
-        run(seed, &config).err()
-    })
+    (0..seeds).find_map(|seed| run(seed, &hunt(seed, mutant)).err())
 }
 
 /// Breaks each rule, and shows the seed at which it is found. One that isn't fails, and so does a seed in which none is broken.
