@@ -326,7 +326,10 @@ impl Vmm<'_, '_> {
             if let Some(frame) = mapped.map(|it| it.frame.0).filter(|_| !sys.stopped()) {
                 let value = world.rng.next() | 1;
                 world.caches.borrow_mut().write(world.running.get(), frame, 0, self.vm.bits(), value);
-                world.memory.borrow_mut().insert((self.vm.bits(), gfn), Some(value));
+                // Unless it is just being taken away, and only the window still has it.
+                if world.owns(self.vm, gfn) {
+                    world.memory.borrow_mut().insert((self.vm.bits(), gfn), Some(value));
+                }
             }
         }
     }
