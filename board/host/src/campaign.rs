@@ -12,7 +12,7 @@ pub fn seeds(seeds: u64, from: u64) -> ExitCode {
     let begin = Instant::now();
     let hook = std::panic::take_hook();
     let (mut steps, mut events, mut exits, mut settled, mut commands, mut written) = (0, 0, 0, 0, 0, 0);
-    let mut fewest = u64::MAX;
+    let mut fewest = (u64::MAX, 0);
     for seed in from..from.saturating_add(seeds) {
         std::panic::set_hook(Box::new(move |info| {
             eprintln!("{info}\nreplay: cargo xtask sim --seeds 1 --from {seed}");
@@ -21,7 +21,7 @@ pub fn seeds(seeds: u64, from: u64) -> ExitCode {
             Ok(report) => {
                 steps += report.steps;
                 events += report.events;
-                fewest = fewest.min(report.events);
+                fewest = fewest.min((report.events, seed));
                 exits += report.exits;
                 commands += report.commands;
                 written += report.written;
@@ -43,8 +43,10 @@ pub fn seeds(seeds: u64, from: u64) -> ExitCode {
     }
     std::panic::set_hook(hook);
     println!(
-        "{seeds} seeds from {from}: no rule broken; {steps} steps, {events} events (at least {fewest} a seed), {exits} VM exits, {commands} commands of the secure \
+        "{seeds} seeds from {from}: no rule broken; {steps} steps, {events} events (at least {}, in seed {}), {exits} VM exits, {commands} commands of the secure \
          processor, {written} lines written back, {settled} settled, {:.0?}",
+        fewest.0,
+        fewest.1,
         begin.elapsed()
     );
     ExitCode::SUCCESS
@@ -57,6 +59,7 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         mutant,
         cpus: 2 + (seed / 4 % 3) as usize,
         lies: false,
+        events: 0,
         vms: 1 + (seed % 5) as usize,
         ..Config::of_seed(seed)
     };
