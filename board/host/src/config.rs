@@ -142,6 +142,8 @@ pub struct Config {
     pub stalls: u64,
     /// In how many of 64 steps a line is evicted for no reason. What is never evicted stays dirty until it is flushed.
     pub evictions: u64,
+    /// Events before the last VM may end for good.
+    pub events: u64,
     /// Steps until the run counts as endless.
     pub steps: u64,
     /// The rule that is broken.
@@ -174,7 +176,7 @@ impl Config {
         Self {
             cpus,
             vms,
-            vcpus: 1 + rng.below(4) as u8,
+            vcpus: 2 + rng.below(3) as u8,
             frames: 512 * (5 + rng.below(4)) + (vms as u64 * (guest_pages + 160)).next_multiple_of(512),
             encrypted: rng.chance(2, 3),
             sev_asids: (2 + rng.below(2) as u32, 3 + rng.below(3) as u32),
@@ -188,13 +190,14 @@ impl Config {
             deaths: rng.below(6) as u32,
             reclaims: rng.below(12) as u32,
             calm: [30, 100, 500][rng.below(3) as usize],
-            resets: rng.below(10) as u32,
-            actions: 20 + rng.below(40) as u32,
+            resets: 4 + rng.below(12) as u32,
+            actions: 40 + rng.below(30) as u32,
             diligence: [0, 8, 14][rng.below(3) as usize],
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
             stalls: [0, 1, 8][rng.below(3) as usize],
             evictions: [32, 4, 1, 0][rng.below(4) as usize],
             thirsty: rng.chance(1, 2),
+            events: 5000,
             steps: 2_000_000,
             mutant: None,
         }

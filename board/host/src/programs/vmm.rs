@@ -43,12 +43,13 @@ impl Vmm<'_, '_> {
         self.sys.world
     }
 
-    /// Ends this life. One that failed is often tried again, as a reset.
+    /// Ends this life. One that failed is often tried again, as a reset; and while not much has happened each is.
     fn end(&self, kind: ExitKind, detail: u64) {
         let world = self.world();
+        let young = kind != ExitKind::Reset && world.history.borrow().events() < world.config.events;
         let again = kind == ExitKind::Crashed && detail == CrashKind::Hung as u64 && world.rng.chance(3, 4);
-        if again && world.resets.get() > 0 {
-            world.resets.set(world.resets.get() - 1);
+        if young || again && world.resets.get() > 0 {
+            world.resets.set(world.resets.get().saturating_sub(1));
             return self.sys.exit(&[ExitKind::Reset as u64, 0, 0, 0, 0, 0, 0, 0]);
         }
         self.sys.exit(&[kind as u64, detail, 0, 0, 0, 0, 0, 0]);
@@ -326,7 +327,10 @@ impl Vmm<'_, '_> {
             if let Some(frame) = mapped.map(|it| it.frame.0).filter(|_| !sys.stopped()) {
                 let value = world.rng.next() | 1;
                 world.caches.borrow_mut().write(world.running.get(), frame, 0, self.vm.bits(), value);
-                world.memory.borrow_mut().insert((self.vm.bits(), gfn), Some(value));
+                // Unless it is just being taken away, and only the window still has it.
+                if world.owns(self.vm, gfn) {
+                    world.memory.borrow_mut().insert((self.vm.bits(), gfn), Some(value));
+                }
             }
         }
     }
