@@ -43,9 +43,11 @@ impl Machine for Silicon {
         fn now(&self) -> u64 = cpu::tsc();
         fn tsc_khz(&self) -> u64 = clock::tsc_khz();
         fn interrupt_cpu(&self, cpu: CpuId) -> () = apic::send(cpu, traps::vector::RESCHEDULE);
+        fn relax(&self) -> () = { translations::answer(); core::hint::spin_loop() };
         fn set_timer(&self, at: u64) -> () = apic::set_timer(at);
         fn power_off(&self, status: u8) -> () = epitaph::power_off(status);
         fn reset_service(&self, slot: usize) -> u64 = home(slot).map_or(0, |home| home.reset(KERNEL.service(slot).id.get().bits()));
+        fn adopt(&self, frame: Frame) -> () = { kmap::map(frame); kmap::zero(frame) };
         fn disown(&self, frame: Frame) -> () = kmap::unmap(frame);
         fn flush_translations(&self) -> () = translations::flush_everywhere();
         fn zero(&self, first: Frame, pages: u64) -> () = window::zero(first, pages);
@@ -93,11 +95,6 @@ impl Machine for Silicon {
         }
     }
 
-    fn relax(&self) {
-        translations::answer();
-        core::hint::spin_loop();
-    }
-
     fn log(&self, event: Event) {
         match event {
             Event::Faulted { .. } => defmt::error!("{:#x}", event),
@@ -118,11 +115,6 @@ impl Machine for Silicon {
     fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status> {
         let (Some(from), Some(to)) = (home(from), home(to)) else { return Err(Status::BadLease) };
         to.space.lend(&from.space, lease)
-    }
-
-    fn adopt(&self, frame: Frame) {
-        kmap::map(frame);
-        kmap::zero(frame);
     }
 
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Outcome {
