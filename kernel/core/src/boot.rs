@@ -16,8 +16,8 @@ pub struct Range {
 pub struct Quirks {
     /// Act as if CPUID reported WBNOINVD (F3 0F 09 is executed; old CPUs take it for WBINVD).
     pub assume_wbnoinvd: bool,
-    /// An interrupt that is injected with EVENTINJ is delivered again when the CPU is next disturbed by nothing, so it goes
-    /// in as V_IRQ. EXITINTINFO reports such a one as type 3.
+    /// An interrupt that is injected with EVENTINJ may be delivered twice, so interrupts go in as V_IRQ, and again if an exit
+    /// lost that. EXITINTINFO reports one from V_IRQ as type 3.
     pub interrupts_by_virq: bool,
     /// The CPU pushes an injected error code only for vectors 8, 10 to 14 and 17.
     pub few_error_codes: bool,

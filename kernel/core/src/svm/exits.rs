@@ -89,7 +89,7 @@ pub fn after(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_virq: 
         return keep_event(code, vmcb, extra, interrupts_by_virq());
     }
     (control.event, extra.event) = (0, 0);
-    keep_shadow(vmcb, extra);
+    keep_rest(vmcb, extra);
 }
 
 /// The same where something of an event may be to be delivered yet, and always after an interrupt of the host's.
@@ -104,12 +104,13 @@ pub fn keep_event(code: u16, vmcb: &mut Vmcb, extra: &mut Extra, interrupts_by_v
     let kept = if vmcb.take_virq() || lost { extra.event } else { 0 };
     extra.event = if broken_off { events::again(info, extra.event, interrupts_by_virq) } else { kept };
     vmcb.set_event(extra.event, interrupts_by_virq);
-    keep_shadow(vmcb, extra);
+    keep_rest(vmcb, extra);
 }
 
-/// A shadow that the guest was entered with holds while it stands at the same instruction; QEMU forgets it.
+/// A flush is done by then. A shadow that the guest was entered with holds while it stands at the same instruction; QEMU
+/// forgets it.
 #[inline(always)]
-fn keep_shadow(vmcb: &mut Vmcb, extra: &Extra) {
+fn keep_rest(vmcb: &mut Vmcb, extra: &Extra) {
     vmcb.control.tlb_control = TLB_KEEP;
     if vmcb.save.rip == extra.shadow_rip {
         vmcb.control.shadow |= 1;
