@@ -9,7 +9,7 @@
 //! together. A CPU that flushes as late as it can, whenever this would fail, flushes least often: at each moment, who flushed later has
 //! less that it didn't flush. The bound is the sum of what each CPU needs.
 //!
-//! *[Groups](groups)* of CPUs, for the same reason: what one of them didn't flush is nobody's either. Only where no VM takes memory
+//! *Groups (`bound::groups`)* of CPUs, for the same reason: what one of them didn't flush is nobody's either. Only where no VM takes memory
 //! again that it gave back.
 
 mod groups;
