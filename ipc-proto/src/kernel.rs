@@ -61,6 +61,8 @@ bitflags::bitflags! {
         const NEXT_RIP = 1 << 3;
         /// The CPU pushes an error code for every injected vector that has one.
         const INJECT_ERROR_CODES = 1 << 4;
+        /// There is an RMP, and so there can be SEV-SNP VMs.
+        const SNP = 1 << 5;
     }
 }
 wire_flags!(Features);
@@ -83,6 +85,9 @@ wire_enum! {
     /// since, and DF_FLUSH is owed.
     pub enum AsidState { Free = 0, Bound = 1, Active = 2, Dirty = 3, Flushed = 4 }
 }
+
+/// In the handle of an ASID's guest: the firmware knows no guest there, and still has the page.
+pub const FORGOTTEN: u64 = 1 << 63;
 
 wire_enum! {
     /// How the secure processor's mailbox stands: no command was rung since its last result was taken; one is under way; one
@@ -150,13 +155,13 @@ replies! {
     /// The invalidation sequence of a VM, to be given back with the commit.
     pub struct SequenceNow { sequence: Sequence }
     /// An ASID of encrypted VMs: what it is, the VM that has it or had it last with its kind, and the firmware's handle
-    /// of that VM or the address of its context page; 0 for none.
+    /// of that VM or the address of its context page, perhaps with [`FORGOTTEN`]; 0 for none.
     pub struct AsidReport { state: AsidState, vm: VmId, kind: VmKind, handle: u64 }
     /// How the last command of the secure processor stands: its number, what was answered (bits 15:0 of the register; 0
     /// unless it has ended), the VM that it was for.
     pub struct MailboxReport { state: MailboxState, command: u16, status: u16, vm: VmId }
-    /// What a CPU shows to the secure processor: WBINVDs that it completed.
-    pub struct CpuReport { wbinvds: u64 }
+    /// What a CPU shows to the secure processor: WBINVDs that it completed; the RMP's first frame, 0 for none.
+    pub struct CpuReport { wbinvds: u64, rmp: Frame }
 }
 
 requests! {
@@ -211,11 +216,12 @@ requests! {
     InvalidateBegin = 27 { vm: VmId, start: Gfn, end: Gfn } -> Done;
     /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.
     InvalidateEnd = 28 { vm: VmId } -> Done;
-    /// Give free frames to the secure processor, for good. [`Caps::FRAMES`].
+    /// Give free frames to the secure processor, for good. [`Caps::FRAMES`]. Those that the RMP refuses are leaked.
     FrameDonate = 29 { frame: Frame, pages: u64 } -> Done;
     /// Turn at most 512 shared pages of an encrypted VM's view 0, all mapped, private: they disappear from its handler,
-    /// translations and plain lines of them are flushed everywhere; for SEV-SNP they are assigned in the RMP.
-    /// [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. Back they come only through [`GuestUnmap`] and the batch.
+    /// translations and plain lines of them are flushed everywhere. [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. Back they come only
+    /// through [`GuestUnmap`] and the batch. A SEV-SNP VM must have its ASID and pages of 4 KiB; the RMP assigns them. `State` if
+    /// it refuses one; what lies before that is private then.
     GuestPrivate = 30 { vm: VmId, gfn: Gfn, pages: u64 } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.

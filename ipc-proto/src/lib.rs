@@ -24,6 +24,7 @@ pub mod memory;
 pub mod notifier;
 pub mod prelude;
 pub mod ring;
+pub mod rmp;
 pub mod supervisor;
 pub mod vcpu;
 #[cfg(feature = "config")]

@@ -8,6 +8,7 @@ use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, Spa, VPage};
 use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
 use caisson_proto::layout;
+use caisson_proto::rmp::Entry;
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 use corosensei::Yielder;
@@ -227,6 +228,10 @@ impl Machine for &Hardware<'_> {
 
     fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
         self.flush_lines_of(first, pages, asid);
+    }
+
+    fn rmp_update(&self, frame: Frame, to: Entry) -> Result<(), Status> {
+        self.update_rmp(frame, to)
     }
 
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
+use caisson_proto::rmp::Entry;
 
 use crate::cache::Hand;
 use crate::config::Mutant;
@@ -63,6 +64,12 @@ impl Hardware<'_> {
         self.pause();
     }
 
+    /// RMPUPDATE.
+    pub(crate) fn update_rmp(&self, frame: Frame, to: Entry) -> Result<(), Status> {
+        self.pause();
+        self.world.silicon.registers.rmp.0.update(frame, to).map_err(|_| Status::State)
+    }
+
     /// Copies between the mailbox's frames and a page of the service in user mode.
     pub(crate) fn copy_mail(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
         let world = self.world;
@@ -78,7 +85,7 @@ impl Hardware<'_> {
             if out { **own = *mail } else { *mail = **own }
         }
         drop(pages);
-        if mail == 0 && !out {
+        if mail < 2 && !out {
             world.silicon.put_out();
         }
         self.pause();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use caisson_core::machine::Mailbox as Registers;
+use caisson_core::rmp::Rmp;
 use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
 use caisson_proto::mailbox;
 use caisson_qemu_psp::rmp::Entry;
@@ -20,7 +21,9 @@ use crate::world::World;
 /// The command's frame; those of the data follow. The kernel's own.
 pub const MAILBOX: u64 = 8;
 /// Frames of command and data.
-pub const MAIL_FRAMES: usize = 9;
+pub const MAIL_FRAMES: usize = 10;
+/// Frames that an RMP covers: more than any machine here has.
+const MAX_FRAMES: usize = 1 << 14;
 /// Frames that SEV-ES takes.
 pub const DONATION: u64 = 256;
 
@@ -67,12 +70,19 @@ thread_local! {
 fn registers() -> &'static Registers {
     let made = || {
         let registers = [(); 3].map(|()| &*Box::leak(Box::new(AtomicU32::new(0))));
-        let command = Box::leak(Box::new([const { AtomicU64::new(0) }; mailbox::BUFFER_BYTES / 8]));
-        &*Box::leak(Box::new(Registers { registers, command, first: Frame(MAILBOX) }))
+        let command = [(); 2].map(|()| &*Box::leak(Box::new([const { AtomicU64::new(0) }; mailbox::BUFFER_BYTES / 8])));
+        let entries = (0..MAX_FRAMES).map(|_| [const { AtomicU64::new(0) }; 2]).collect::<Vec<_>>().leak();
+        &*Box::leak(Box::new(Registers {
+            registers,
+            command,
+            first: Frame(MAILBOX),
+            rmp: (Rmp(entries), Frame(MAILBOX)),
+        }))
     };
     let registers = REGISTERS.with_borrow_mut(Vec::pop).unwrap_or_else(made);
     registers.registers.iter().for_each(|register| register.store(1 << 31, Ordering::Relaxed));
-    registers.command.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    registers.command.iter().flat_map(|buffer| buffer.iter()).for_each(|word| word.store(0, Ordering::Relaxed));
+    registers.rmp.0.0.iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
     registers
 }
 
@@ -122,21 +132,25 @@ impl Silicon {
         }
     }
 
-    /// The command's first words lie where the kernel has them as atomics.
+    /// The commands' first words lie where the kernel has them as atomics.
     fn take_in(&self) {
         let mut mail = self.mail.borrow_mut();
-        for (at, word) in self.registers.command.iter().enumerate() {
-            mail[0][at * 8..at * 8 + 8].copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        for (page, buffer) in self.registers.command.iter().enumerate() {
+            for (at, word) in buffer.iter().enumerate() {
+                mail[page][at * 8..at * 8 + 8].copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+            }
         }
     }
 
     /// And are put there.
     pub fn put_out(&self) {
         let mail = self.mail.borrow();
-        for (at, word) in self.registers.command.iter().enumerate() {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&mail[0][at * 8..at * 8 + 8]);
-            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        for (page, buffer) in self.registers.command.iter().enumerate() {
+            for (at, word) in buffer.iter().enumerate() {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&mail[page][at * 8..at * 8 + 8]);
+                word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+            }
         }
     }
 

@@ -27,6 +27,11 @@ pub struct Asid {
 impl Asid {
     const FREE: Self = Self { state: AsidState::Free, vm: VmId::new(0, 0), kind: VmKind::Plain, handle: 0, since: 0 };
 
+    /// Whether the firmware knows its guest.
+    pub const fn is_known(&self) -> bool {
+        self.handle != 0 && self.handle & FORGOTTEN == 0
+    }
+
     /// Its VM is gone, or was deactivated: → Dirty.
     pub fn deactivate(&mut self, tickets: u64) {
         (self.state, self.since) = (AsidState::Dirty, tickets);
@@ -78,7 +83,7 @@ impl Asids {
 
     /// The firmware accepted DF_FLUSH: Flushed → Free, unless it still knows the guest.
     pub fn recycle(&mut self) {
-        let done = |asid: &&mut Asid| asid.state == AsidState::Flushed && asid.handle == 0;
+        let done = |asid: &&mut Asid| asid.state == AsidState::Flushed && !asid.is_known();
         self.0.iter_mut().filter(done).for_each(|asid| *asid = Asid::FREE);
     }
 

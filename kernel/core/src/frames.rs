@@ -103,7 +103,8 @@ impl FrameTable {
     }
 
     /// Makes frames something else, which were checked before, under the same lock. The transitions: Free → Owned, once
-    /// zeroed; Free → Kernel for a VM; Free → Firmware, for good; Owned → Private, once it is mapped nowhere in the host; Owned,
+    /// zeroed; Free → Kernel for a VM; Free → Firmware, for good; a VM's Kernel → Firmware, for its context, and that → Free once
+    /// the processor gave it back; what the RMP refuses → Leaked; Owned → Private, once it is mapped nowhere in the host; Owned,
     /// Private or a VM's Kernel → Quarantined, once it is mapped nowhere at all.
     pub fn turn(&self, first: Frame, pages: u64, from: FrameState, to: Frames) {
         let start = usize::try_from(first.0).unwrap_or(usize::MAX);

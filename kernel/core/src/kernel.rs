@@ -33,6 +33,10 @@ initial! {
         /// The secure processor's mailbox: the command that was rung last, and for which VM.
         pub mailbox: MailboxReport =
             MailboxReport { state: MailboxState::Idle, command: 0, status: 0, vm: VmId::new(0, 0) },
+        /// Whether SEV-SNP is initialised, so that what the processor writes must be its own by the RMP.
+        pub snp: bool = false,
+        /// Frames after the mailbox's first that are the processor's until they are reclaimed.
+        pub lent: u64 = 0,
         /// VMs, by slot.
         pub books: [Books; MAX_VMS] = array![Books::new(); MAX_VMS],
         /// Tickets given so far.

@@ -30,6 +30,7 @@ pub mod kernel;
 pub mod machine;
 mod ops;
 mod prelude;
+pub mod rmp;
 pub mod schedule;
 pub mod service;
 pub mod svm;

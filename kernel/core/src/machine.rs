@@ -54,10 +54,13 @@ pub struct Mapping {
 pub struct Mailbox {
     /// Command and response; low and high half of the buffer's address.
     pub registers: [&'static AtomicU32; 3],
-    /// The command's buffer, at the beginning of a frame.
-    pub command: &'static [AtomicU64; mailbox::BUFFER_BYTES / 8],
-    /// That frame; those of the data follow.
+    /// Buffers at the beginning of a frame each: of commands that the processor only reads, and of those that it writes where
+    /// that takes pages of its own.
+    pub command: [&'static [AtomicU64; mailbox::BUFFER_BYTES / 8]; 2],
+    /// The first of these frames; those of the data follow on the second.
     pub first: Frame,
+    /// The RMP, and its first frame.
+    pub rmp: (Rmp, Frame),
 }
 
 /// The machine.
@@ -104,6 +107,11 @@ pub trait Machine: Copy {
     /// Flushes every line of frames out of all caches: those of the guest with this ASID, or the host's for 0. Where the
     /// caches are coherent across encryption (SME_COHERENT) that is the same, or nothing.
     fn flush_lines(&self, first: Frame, pages: u64, asid: u32);
+    /// RMPUPDATE. Nothing where there is no RMP.
+    ///
+    /// # Errors
+    /// [`Status::State`] if the processor has the frame, or its entry isn't of 4 KiB.
+    fn rmp_update(&self, frame: Frame, to: Entry) -> Outcome;
     /// Copies between the space of the service that is in user mode and memory, within one frame.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 
 pub(crate) use core::{cell::Cell, mem::offset_of, ops::Deref};
 
-pub(crate) use caisson_proto::prelude::*;
+pub(crate) use caisson_proto::{prelude::*, rmp::Entry};
 
 pub(crate) use crate::{asids::*, batches::*, bells::*, boot::*, context::*, cpu::*, cpus::*, event::*, frames::*};
 pub(crate) use crate::{here::*, ipc::*, kernel::*, machine::Machine, machine::*, svm::state::*, vms, vms::*};
-pub(crate) use crate::{invalidation::*, service::*, sync::*, turn::*, woken::*};
+pub(crate) use crate::{invalidation::*, rmp::Rmp, service::*, sync::*, turn::*, woken::*};

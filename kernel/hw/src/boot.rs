@@ -30,7 +30,7 @@ const fn page_of(address: u64) -> u64 {
 pub struct Early {
     frames: Frames,
     /// So many frames there are.
-    count: u64,
+    pub(crate) count: u64,
 }
 
 impl Early {

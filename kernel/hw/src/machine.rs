@@ -54,6 +54,8 @@ impl Machine for Silicon {
         fn write_back(&self, invalidate: bool) -> () = cpu::write_back(invalidate);
         fn flush_lines(&self, first: Frame, pages: u64, asid: u32) -> () = window::flush_lines(first, pages, asid);
         fn mailbox(&self) -> Option<&'static Mailbox> = mailbox::MAILBOX.get();
+        fn rmp_update(&self, frame: Frame, to: Entry) -> Outcome =
+            mailbox::MAILBOX.get().map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State));
         fn nested_map(&self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome =
             npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool);
         fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> =
@@ -83,6 +85,7 @@ impl Machine for Silicon {
         let sev_asids =
             boot::BOARD.get().filter(|_| mailbox::MAILBOX.is_completed()).map_or(0, |board| board.sev_asids);
         features.set(Features::SEV, sev_asids != 0);
+        features.set(Features::SNP, mailbox::MAILBOX.get().is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty()));
         Facts {
             cpus: KERNEL.cpu_count() as u16,
             tsc_khz: clock::tsc_khz(),

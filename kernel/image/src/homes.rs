@@ -21,7 +21,7 @@ pub fn build(bundle: &Bundle<'static>, boot: &BootInfo, early: &mut Early) -> Re
                 *first = early.take_frames(map.pages.into()).ok_or(Status::Exhausted)?;
             }
             if map.page == MAILBOX / PAGE_SIZE {
-                mailbox::settle(*first);
+                mailbox::settle(*first, early);
             }
             for page in 0..map.pages.into() {
                 home.space.map(VPage(map.page + page), Frame(first.0 + page), 1, access, early)?;

@@ -2,7 +2,7 @@
 //!
 //! An ASID that was given up is *reclaimable*: it isn't free until a flush, and the flush comes when a launch finds none free.
 
-use caisson_proto::kernel::{AsidInfo, AsidReport, AsidState, Machine, VmKind};
+use caisson_proto::kernel::{AsidInfo, AsidReport, AsidState, FORGOTTEN, Machine, VmKind};
 
 use crate::Kernel;
 
@@ -94,7 +94,7 @@ impl Leaked {
         let mut found = Found::Nothing;
         for asid in first..=last {
             let Ok(row) = kernel.ask(&AsidInfo { asid }) else { break };
-            if self.contains(asid) || unforgotten(&row) {
+            if self.contains(asid) || unforgotten(&row) && row.handle & FORGOTTEN == 0 {
                 continue;
             }
             match row.state {
@@ -114,7 +114,7 @@ impl Leaked {
     }
 }
 
-/// Whether the processor still has the guest that had this ASID, though it took the ASID away.
+/// Whether the processor still has the guest that had this ASID, or its context's page, though it took the ASID away.
 pub(crate) fn unforgotten(row: &AsidReport) -> bool {
     row.handle != 0 && !matches!(row.state, AsidState::Bound | AsidState::Active)
 }

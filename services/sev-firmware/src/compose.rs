@@ -93,6 +93,7 @@ pub(crate) fn buffer(number: u16, call: Option<&FirmwareCall>, piece: Piece) -> 
             b.u64(0, config.tcb).u32(8, u32::from(config.mask_chip_id))
         }
         (mailbox::SNP_COMMIT, _) => b.u32(0, 4),
+        (mailbox::SNP_PAGE_RECLAIM, _) => b.u64(0, piece.gpa),
         _ => b,
     };
     buffer.0

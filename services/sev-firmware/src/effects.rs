@@ -9,7 +9,7 @@ use caisson_proto::mailbox;
 use crate::area::{get, put};
 use crate::asids::handle_is_new;
 use crate::engine::Failure;
-use crate::plan::ending;
+use crate::plan::{Page, ending};
 use crate::shape::{GUEST_STATUS, PLATFORM_STATUS};
 use crate::steps::is_flush;
 use crate::{Firmware, Kernel, Note, Phase, status};
@@ -110,6 +110,7 @@ impl Firmware {
                 let [state] = get(self.area.data(), 12);
                 self.told_phase(vm, [Phase::Unknown, Phase::Launching, Phase::Running].get(usize::from(state)));
             }
+            mailbox::SNP_PAGE_RECLAIM if self.engine.reclaims != Page::Context => {}
             mailbox::DECOMMISSION | mailbox::SNP_DECOMMISSION | mailbox::SNP_PAGE_RECLAIM => {
                 self.ended(vm, asid, kernel);
             }
@@ -171,7 +172,9 @@ impl Firmware {
             }
             mailbox::SNP_PAGE_RECLAIM => {
                 self.account.leaked_pages += 1;
-                self.ended(vm, asid, kernel);
+                if self.engine.reclaims == Page::Context {
+                    self.ended(vm, asid, kernel);
+                }
                 kernel.note(Note::LeakedPage);
             }
             _ => {}

@@ -2,15 +2,21 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Ticket, Tsc, VmId};
-use caisson_proto::firmware::{Cause, FirmwareCall, JobId, JobReport, Life, PlatformCommand};
+use caisson_proto::firmware::{Cause, DATA_PAGES, FirmwareCall, JobId, JobReport, Life, PlatformCommand};
 use caisson_proto::kernel::{MailboxReport, MailboxState, MailboxTake, TicketCheck, TimerSet, VmKind};
-use caisson_proto::mailbox;
+use caisson_proto::mailbox::{self, COMMANDS};
 
-use crate::plan::{self, Step, Steps};
+use crate::plan::{self, Page, Step, Steps};
 use crate::{COMMAND_MS, FRESH, Firmware, Kernel, Note, WRITE_BACK_MS};
 
 /// Steps in one activation that the kernel answers at once; a region takes many.
 const STEPS_AT_ONCE: u32 = 8;
+
+/// What the processor has of the mailbox comes back.
+pub(crate) const MAILBOX: Step = Step::Reclaim(Page::Mailbox);
+
+/// How often the processor is asked for the mailbox's pages, one by one, before a job ends without them; the next one begins so.
+const TRIES: u32 = 2 * (1 + DATA_PAGES as u32);
 
 /// What a job waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +68,8 @@ pub(crate) struct Current {
     pub given_up: bool,
     /// ASIDs were flushed for it; that is done once.
     pub flushed: bool,
+    /// The guest's page that the processor is filling, and keeps if it fails.
+    pub filling: Option<u64>,
     /// Below this guest-physical address memory is measured page by page.
     pub small_until: u64,
     pub report: JobReport,
@@ -83,6 +91,7 @@ impl Current {
             failed: false,
             given_up: false,
             flushed: false,
+            filling: None,
             small_until: 0,
             report: FRESH,
         }
@@ -95,12 +104,16 @@ pub(crate) struct Engine {
     pub life: Life,
     pub current: Option<Current>,
     pub wait: Option<Wait>,
+    /// What the last SNP_PAGE_RECLAIM was for.
+    pub reclaims: Page,
+    /// How often it was asked for the mailbox's pages since it got them.
+    pub asked: u32,
     deadline: Tsc,
 }
 
 impl Engine {
     pub const fn new() -> Self {
-        Self { life: Life::Ready, current: None, wait: None, deadline: Tsc(0) }
+        Self { life: Life::Ready, current: None, wait: None, reclaims: Page::Mailbox, asked: 0, deadline: Tsc(0) }
     }
 }
 
@@ -173,7 +186,19 @@ impl Firmware {
             {
                 self.waited(kernel);
                 kernel.note(Note::Answered { command: number, vm, status: report.status });
+                if number == mailbox::SNP_PAGE_RECLAIM && self.engine.reclaims == Page::Mailbox {
+                    // What it answers counts less than what the kernel has back then.
+                    self.engine.asked += 1;
+                    if self.engine.asked < TRIES {
+                        self.first(&[MAILBOX]);
+                    }
+                    return;
+                }
                 self.answered(number, report.status, kernel);
+                if COMMANDS.iter().any(|command| command.number == number && command.writes) {
+                    self.engine.asked = 0;
+                    self.first(&[MAILBOX]);
+                }
             }
             (Ok(report), Wait::Predecessor) if report.state == MailboxState::Done => {
                 self.waited(kernel);
@@ -262,6 +287,9 @@ impl Firmware {
             steps,
             ..Current::new()
         });
+        if core::mem::take(&mut self.engine.asked) >= TRIES {
+            self.first(&[MAILBOX]);
+        }
         true
     }
 
@@ -308,5 +336,8 @@ impl Firmware {
         current.report.command = failure.command;
         current.report.firmware = failure.firmware;
         current.steps = plan::list(core::mem::take(&mut current.undo));
+        if let Some(page) = current.filling.take() {
+            self.first(&[Step::Reclaim(Page::Guest(page))]);
+        }
     }
 }

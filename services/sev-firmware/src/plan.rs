@@ -27,8 +27,21 @@ pub(crate) enum Step {
     Turn,
     /// Measure the next piece of memory, with this command.
     Update(u16),
+    /// Have the processor give a page back.
+    Reclaim(Page),
     /// Look what a predecessor left in the row of this ASID, and then at the next.
     Survey(u32),
+}
+
+/// A page that the processor is to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// The VM's context.
+    Context,
+    /// The last of the mailbox's that it has; and then the others.
+    Mailbox,
+    /// The guest's page at this address.
+    Guest(u64),
 }
 
 /// Steps to do.
@@ -121,7 +134,7 @@ pub(crate) fn steps(call: &FirmwareCall, kind: VmKind, account: &mut Account) ->
 pub(crate) fn ending(kind: VmKind, active: bool) -> &'static [Step] {
     use Step::Ring;
     match (kind, active) {
-        (VmKind::SevSnp, _) => &[Ring(mailbox::SNP_DECOMMISSION), Ring(mailbox::SNP_PAGE_RECLAIM)],
+        (VmKind::SevSnp, _) => &[Ring(mailbox::SNP_DECOMMISSION), Step::Reclaim(Page::Context)],
         (_, true) => &[Ring(mailbox::DEACTIVATE), Ring(mailbox::DECOMMISSION)],
         (_, false) => &[Ring(mailbox::DECOMMISSION)],
     }

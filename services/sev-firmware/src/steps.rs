@@ -9,7 +9,7 @@ use caisson_proto::mailbox::{self, COMMANDS, Kind};
 use crate::asids::Found;
 use crate::compose::{self, Piece};
 use crate::engine::{Failure, Wait};
-use crate::plan::Step;
+use crate::plan::{Page, Step};
 use crate::regions::Region;
 use crate::{Firmware, Guest, Kernel, Note, Phase, shape, status};
 
@@ -34,6 +34,7 @@ impl Firmware {
                 };
                 self.ring(command, piece, now, kernel)
             }
+            Step::Reclaim(page) => self.reclaim(page, now, kernel),
             Step::Turn => self.turn(kernel),
             Step::Update(command) => self.update(command, now, kernel),
             Step::Survey(asid) => {
@@ -98,8 +99,13 @@ impl Firmware {
     }
 
     fn ring(&mut self, number: u16, piece: Piece, now: Tsc, kernel: &mut impl Kernel) -> Result<(), Failure> {
-        let Some(current) = &self.engine.current else { return Ok(()) };
+        let Some(current) = &mut self.engine.current else { return Ok(()) };
         let vm = if names_guest(number) { current.vm } else { VmId::default() };
+        match number {
+            mailbox::SNP_GCTX_CREATE => current.undo = &[Step::Reclaim(Page::Context)],
+            mailbox::SNP_LAUNCH_UPDATE => current.filling = Some(piece.gpa),
+            _ => {}
+        }
         let buffer = compose::buffer(number, current.call.as_ref(), piece);
         let pages = shape::data_pages(number, current.call.as_ref());
         self.area.lay_out(&buffer, self.jobs.data(current.slot), pages);
@@ -109,6 +115,20 @@ impl Firmware {
             .map_err(|status| Failure::kernel(if is_flush(number) { Status::Busy } else { status }, number))?;
         self.wait_for(Wait::Command { number, vm }, now, kernel);
         Ok(())
+    }
+
+    fn reclaim(&mut self, page: Page, now: Tsc, kernel: &mut impl Kernel) -> Result<(), Failure> {
+        self.engine.reclaims = page;
+        let given = match page {
+            Page::Context => mailbox::RECLAIM_CONTEXT,
+            Page::Mailbox => mailbox::RECLAIM_MAILBOX,
+            Page::Guest(gpa) => gpa | mailbox::RECLAIM_GUEST,
+        };
+        match self.ring(mailbox::SNP_PAGE_RECLAIM, Piece { gpa: given, bytes: 0 }, now, kernel) {
+            // It has none.
+            Err(Failure { status: Status::NotFound, .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// Turns the next chunk of a region private. A chunk ends where a large page would.
@@ -164,6 +184,7 @@ impl Firmware {
     /// A piece was measured.
     pub(crate) fn updated(&mut self, number: u16) {
         let Some(current) = &mut self.engine.current else { return };
+        current.filling = None;
         let (first, bytes) = memory(current.call.as_ref());
         let gpa = first + current.report.done;
         let small = number != mailbox::LAUNCH_UPDATE_DATA || gpa < current.small_until;
@@ -203,7 +224,7 @@ fn memory(call: Option<&FirmwareCall>) -> (u64, u64) {
 /// Whether a command is about one VM.
 fn names_guest(number: u16) -> bool {
     let fields = COMMANDS.iter().find(|command| command.number == number).map_or(&[][..], |command| command.fields);
-    fields.iter().any(|(_, kind)| matches!(kind, Kind::Handle | Kind::Context))
+    fields.iter().any(|(_, kind)| matches!(kind, Kind::Handle | Kind::Context | Kind::Reclaim))
 }
 
 pub(crate) fn is_flush(number: u16) -> bool {

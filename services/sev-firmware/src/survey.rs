@@ -11,7 +11,7 @@ use caisson_proto::kernel::{AsidInfo, AsidReport, AsidState, MailboxState, VmInf
 use caisson_proto::mailbox;
 
 use crate::asids::unforgotten;
-use crate::engine::{Current, Wait};
+use crate::engine::{Current, MAILBOX, Wait};
 use crate::plan::{self, Step};
 use crate::{Firmware, Guest, Kernel, Phase};
 
@@ -37,6 +37,7 @@ impl Firmware {
     /// Asks the processor how it stands, and then looks at each ASID.
     pub(crate) fn survey(&mut self) {
         let steps = [
+            MAILBOX,
             Step::Ring(mailbox::PLATFORM_STATUS),
             Step::Survey(0),
             Step::Ring(mailbox::SNP_PLATFORM_STATUS),

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use caisson_core::context::Context;
 use caisson_core::event::Event;
 use caisson_core::machine::{Machine, Mailbox, Mapping, Outcome, Pool, Removed};
+use caisson_core::rmp::Rmp;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, Spa};
 use caisson_proto::kernel::{Access, Features, Machine as Facts};
+use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 
 use crate::trace::ASIDS;
@@ -39,13 +41,13 @@ impl Host {
     /// With so many CPUs.
     pub fn new(cpus: u16) -> Self {
         let registers = [(); 3].map(|()| &*Box::leak(Box::new(AtomicU32::new(1 << 31))));
-        let command = Box::leak(Box::new([const { AtomicU64::new(0) }; 8]));
+        let command = [(); 2].map(|()| &*Box::leak(Box::new([const { AtomicU64::new(0) }; 8])));
         Self {
             cpus,
             nested: RefCell::default(),
             interrupted: RefCell::default(),
             executed: RefCell::default(),
-            mailbox: Box::leak(Box::new(Mailbox { registers, command, first: Frame(8) })),
+            mailbox: Box::leak(Box::new(Mailbox { registers, command, first: Frame(8), rmp: (Rmp(&[]), Frame(0)) })),
         }
     }
 
@@ -107,6 +109,9 @@ impl Machine for On<'_> {
         self.host.executed.borrow_mut().push((self.cpu, invalidate));
     }
     fn flush_lines(&self, _: Frame, _: u64, _: u32) {}
+    fn rmp_update(&self, _: Frame, _: Entry) -> Outcome {
+        Ok(())
+    }
     fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Outcome {
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::{Error, wrong};
 
 const PAGE: usize = 4096;
 /// The secure processor's registers, a command's buffer and its data.
-const MAILBOX_PAGES: u32 = 2 + (DATA_BYTES / PAGE as u64) as u32;
+const MAILBOX_PAGES: u32 = 3 + (DATA_BYTES / PAGE as u64) as u32;
 
 /// What belongs to one service's record.
 #[derive(Clone, Debug)]

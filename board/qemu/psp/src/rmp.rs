@@ -1,6 +1,7 @@
 //! Page states, as the RMP shows them (56860 chapter 5, "Page States"; APM volume 2, section 15.36.3).
 
 use caisson_proto::addr::Gpa;
+use caisson_proto::rmp::{self, ASSIGNED, GPA, IMMUTABLE, LARGE, VALIDATED, VMSA};
 
 use crate::board::Asid;
 
@@ -90,6 +91,34 @@ impl Entry {
         }
     }
 
+    /// As it lies in the table. The second word has a byte for each VMPL (unverified).
+    pub fn to_table(self) -> rmp::Entry {
+        let bit = |is: bool, bit| if is { bit } else { 0 };
+        let low = bit(self.assigned, ASSIGNED)
+            | bit(self.size == Size::Large, LARGE)
+            | bit(self.immutable, IMMUTABLE)
+            | bit(self.vmsa, VMSA)
+            | bit(self.validated, VALIDATED);
+        rmp::Entry([
+            low | self.gpa.0 & GPA | (u64::from(self.asid.0) & 0x3ff) << 51,
+            u32::from_le_bytes(self.permissions).into(),
+        ])
+    }
+
+    /// What lies in the table.
+    pub const fn from_table(entry: rmp::Entry) -> Self {
+        Self {
+            assigned: entry.has(ASSIGNED),
+            validated: entry.has(VALIDATED),
+            immutable: entry.has(IMMUTABLE),
+            vmsa: entry.has(VMSA),
+            size: if entry.has(LARGE) { Size::Large } else { Size::Small },
+            asid: Asid(entry.asid() as u16),
+            gpa: entry.gpa(),
+            permissions: (entry.0[1] as u32).to_le_bytes(),
+        }
+    }
+
     /// A page of the processor's.
     pub const fn firmware(size: Size) -> Self {
         Self {
@@ -107,5 +136,31 @@ impl Entry {
     /// A guest's page that the processor is to fill.
     pub const fn pre_guest(asid: Asid, gpa: Gpa, size: Size) -> Self {
         Self { asid, gpa, ..Self::firmware(size) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_survives_the_table() {
+        for bits in 0..32 {
+            let entry = Entry {
+                assigned: bits & 1 != 0,
+                validated: bits & 2 != 0,
+                immutable: bits & 4 != 0,
+                vmsa: bits & 8 != 0,
+                size: if bits & 16 != 0 { Size::Large } else { Size::Small },
+                asid: Asid(0x3ff - bits),
+                gpa: Gpa(0x7_ffff_ffff_f000 - (u64::from(bits) << 12)),
+                permissions: [1, 2, 4, 15],
+            };
+            assert_eq!(Entry::from_table(entry.to_table()), entry);
+        }
+        assert_eq!(Entry::from_table(rmp::Entry::SHARED).state(), State::Hypervisor);
+        assert_eq!(Entry::from_table(rmp::Entry::FIRMWARE).state(), State::Firmware);
+        let guest = |fill| Entry::from_table(rmp::Entry::guest(3, caisson_proto::addr::Gfn(0), fill)).state();
+        assert_eq!((guest(true), guest(false)), (State::PreGuest, State::GuestInvalid));
     }
 }

@@ -41,8 +41,12 @@ impl<M: Machine> Call<'_, M> {
         let handler = self.service(request.handler.index());
         ensure(handler.id.get() == request.handler && handler.is_alive(), Status::Dead)?;
         ensure(handler.is_vmm.get(), Status::Denied)?;
-        let sev = matches!(request.kind, VmKind::Sev | VmKind::SevEs) && self.machine.mailbox().is_some();
-        ensure(sev || request.kind == VmKind::Plain, Status::Unsupported)?;
+        let needed = match request.kind {
+            VmKind::Plain => Features::empty(),
+            VmKind::Sev | VmKind::SevEs => Features::SEV,
+            VmKind::SevSnp => Features::SNP,
+        };
+        ensure(self.machine.facts().features.contains(needed), Status::Unsupported)?;
         let mut tables = self.tables();
         tables.frames.check_free(request.root, 1, &tables.batches)?;
         let mut unused = self.vms.iter().enumerate().filter(|(_, vm)| vm.state().is_none());
@@ -194,13 +198,20 @@ impl<M: Machine> Call<'_, M> {
         self.machine.flush_translations();
         self.shoot_down(slot);
         let batch = batches.open(request.vm, books.kind, &self.owing(slot, books.kind), false)?;
-        let mut pages = 0;
-        for frame in taken.iter().flat_map(|(first, count)| first.0..first.0 + count) {
-            let from = table.get(Frame(frame), batches).map_or(FrameState::Owned, |frame| frame.state);
-            table.turn(Frame(frame), 1, from, Frames::quarantined(batch));
-            pages += 1;
+        let (mut pages, mut waiting) = (0, 0);
+        for frame in taken.iter().flat_map(|(first, count)| first.0..first.0 + count).map(Frame) {
+            let from = table.get(frame, batches).map_or(FrameState::Owned, |frame| frame.state);
+            let snp = books.kind == VmKind::SevSnp && from == FrameState::Private;
+            // What the processor doesn't give back is nobody's any more.
+            let given = !snp || self.machine.rmp_update(frame, Entry::SHARED).is_ok();
+            if snp {
+                self.machine.flush_lines(frame, 1, books.asid);
+            }
+            let to = if given { Frames::quarantined(batch) } else { Frames::plain(FrameState::Leaked) };
+            table.turn(frame, 1, from, to);
+            (pages, waiting) = (pages + 1, waiting + u64::from(given));
         }
-        batches.join(batch, pages);
+        batches.join(batch, waiting);
         ok(Unmapped { batch, pages, next })
     }
 
@@ -210,20 +221,25 @@ impl<M: Machine> Call<'_, M> {
         in_guest(request.gfn, request.pages, MAX_PAGES_PER_CALL)?;
         let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
         let (table, batches, books) = tables.of(slot)?;
-        ensure(books.kind != VmKind::Plain, Status::State)?;
+        let snp = books.kind == VmKind::SevSnp;
+        ensure(books.kind != VmKind::Plain && (books.asid != 0 || !snp), Status::State)?;
         let owned = Frames::of(FrameState::Owned, request.vm);
         let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
         for gfn in request.gfn.0..request.gfn.0 + request.pages {
             let mapping = self.machine.nested_look_up(root, Gfn(gfn)).ok_or(Status::State)?;
             ensure(table.get(mapping.frame, batches) == Some(owned), Status::State)?;
+            ensure(mapping.pages == 1 || !snp, Status::Range)?;
             let _ = frames.push(mapping.frame);
         }
         // At most two large pages have to be split for it.
         ensure(books.stock.len() >= 2, Status::Exhausted)?;
         self.machine.window_unmap(handler, request.gfn, request.pages, &mut books.stock)?;
         self.machine.flush_translations();
-        for frame in frames {
+        for (frame, gfn) in frames.into_iter().zip(request.gfn.0..) {
             self.machine.flush_lines(frame, 1, 0);
+            if snp {
+                self.machine.rmp_update(frame, Entry::guest(books.asid, Gfn(gfn), false))?;
+            }
             table.turn(frame, 1, FrameState::Owned, Frames::of(FrameState::Private, request.vm));
         }
         ok(Done {})
@@ -233,7 +249,11 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         tables.frames.check_free(request.frame, request.pages, &tables.batches)?;
         self.machine.flush_lines(request.frame, request.pages, 0);
-        tables.frames.turn(request.frame, request.pages, FrameState::Free, Frames::plain(FrameState::Firmware));
+        for frame in (request.frame.0..request.frame.0 + request.pages).map(Frame) {
+            let given = self.machine.rmp_update(frame, Entry::FIRMWARE).is_ok();
+            let to = if given { FrameState::Firmware } else { FrameState::Leaked };
+            tables.frames.turn(frame, 1, FrameState::Free, Frames::plain(to));
+        }
         ok(Done {})
     }
 
@@ -249,8 +269,9 @@ impl<M: Machine> Call<'_, M> {
 
     /// CPUs that may hold dirty lines of the VM's encrypted memory: those that ran it since they last wrote back.
     fn owing(&self, vm: usize, kind: VmKind) -> CpuSet {
+        let owes = matches!(kind, VmKind::Sev | VmKind::SevEs);
         let ran = |cpu: &Shared| cpu.ran.load(Ordering::SeqCst) >> (vm % 64) & 1 == 1;
-        let owing = self.cpus.iter().zip(0..).filter(|(cpu, _)| kind != VmKind::Plain && ran(cpu));
+        let owing = self.cpus.iter().zip(0..).filter(|(cpu, _)| owes && ran(cpu));
         CpuSet::of(owing.map(|(_, number)| CpuId(number)))
     }
 

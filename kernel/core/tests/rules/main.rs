@@ -6,3 +6,4 @@
 mod frames;
 #[cfg(not(miri))]
 mod kernel;
+mod rmp;

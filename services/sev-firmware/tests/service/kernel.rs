@@ -102,7 +102,10 @@ pub struct Fake {
     pub log: Vec<Event>,
     /// Pages whose plain lines were flushed.
     pub flushed_pages: u64,
+    /// Contexts whose page is the processor's for good.
     pub leaked_pages: u64,
+    /// Pages of the mailbox that are the processor's.
+    pub lent: u64,
     pub private_calls: Vec<u64>,
     /// Kernel operations that are refused, by number.
     pub refused: HashMap<u16, Status>,
@@ -132,6 +135,7 @@ impl Fake {
             log: Vec::new(),
             flushed_pages: 0,
             leaked_pages: 0,
+            lent: 0,
             private_calls: Vec::new(),
             refused: HashMap::new(),
             next_frame: MEMORY,

@@ -3,14 +3,19 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::VmId;
-use caisson_proto::kernel::{AsidState, MailboxReport, MailboxState, VmKind, VmState};
+use caisson_proto::kernel::{AsidState, FORGOTTEN, MailboxReport, MailboxState, VmKind, VmState};
 use caisson_proto::mailbox::{self, COMMANDS, Kind, Length};
 use caisson_proto::wire::{Done, Reply, Words};
 use caisson_qemu_psp::rmp::{Entry, Size, State};
 use caisson_qemu_psp::{Register, Status as Told};
 
 use crate::kernel::{DONATED, Event, FREE, Fake, Fault, Row};
-use crate::psp::{COMMAND, DATA, MEMORY};
+use crate::psp::MEMORY;
+
+/// The mailbox's first frame: a command that the processor only reads. Then one that it writes, and the data.
+const MAIL: u64 = 14 << 20;
+/// Where data lies.
+const DATA: u64 = MAIL + 0x2000;
 
 /// A command that was rung.
 #[derive(Clone, Debug)]
@@ -24,6 +29,8 @@ pub struct Command {
     pub answer: Option<Answer>,
     /// The context page, or the guest's page that the processor fills.
     page: Option<u64>,
+    /// Where its buffer lies.
+    at: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +56,9 @@ impl Fake {
             return Err(Status::Busy);
         }
         let flush = matches!(number, mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH);
+        if self.lent > 0 && number != mailbox::SNP_PAGE_RECLAIM {
+            return Err(Status::State);
+        }
         if flush && self.rows.iter().any(|row| row.state == AsidState::Dirty) {
             return Err(Status::TooWeak);
         }
@@ -65,6 +75,11 @@ impl Fake {
             match kind {
                 Kind::Handle => set(&self.handle(number, vm)?.to_le_bytes()),
                 Kind::Asid => set(&self.asid_of(vm).ok_or(Status::State)?.to_le_bytes()),
+                Kind::Reclaim => {
+                    let reclaimed = self.reclaimed(vm, u64_at(&buffer, *at))?;
+                    page = Some(reclaimed);
+                    buffer[usize::from(*at)..][..8].copy_from_slice(&reclaimed.to_le_bytes());
+                }
                 Kind::Context => {
                     let context = self.context(number, vm)?;
                     page = Some(context);
@@ -101,17 +116,31 @@ impl Fake {
         if number == mailbox::SNP_GCTX_CREATE {
             self.next_context += 4096;
             *self.board.entry(page.expect("a context")) = Entry::firmware(Size::Small);
+            let row = self.row_of(vm).expect("a row");
+            self.row_mut(row).handle = page.expect("a context") | FORGOTTEN;
         }
         if number == mailbox::SNP_LAUNCH_UPDATE {
-            self.board.entry(page.expect("a page")).immutable = true;
+            let entry = self.board.entry(page.expect("a page"));
+            if entry.immutable {
+                return Err(Status::State);
+            }
+            *entry = Entry { immutable: true, validated: false, ..*entry };
+        }
+        let writes = self.snp && command.writes;
+        let at = if writes { MAIL + 0x1000 } else { MAIL };
+        if writes {
+            self.lent = bytes.len() as u64 / 4096;
+            for page in 1..=self.lent {
+                *self.board.entry(MAIL + page * 4096) = Entry::firmware(Size::Small);
+            }
         }
         let no_id_block = number == mailbox::SNP_LAUNCH_FINISH && buffer[24] & 1 == 0;
         assert!(!no_id_block || data.iter().all(|byte| *byte == 0), "another command's data");
-        self.board.put(COMMAND, &buffer);
+        self.board.put(at, &buffer);
         self.board.put(DATA, data);
         let written = head[..usize::from(command.length)].to_vec();
         self.command =
-            Some(Command { number, vm, length: buffer.len(), written, data: data.len(), answer: None, page });
+            Some(Command { number, vm, length: buffer.len(), written, data: data.len(), answer: None, page, at });
         Ok(Done {}.encode())
     }
 
@@ -140,8 +169,9 @@ impl Fake {
     fn context(&self, number: u16, vm: VmId) -> Result<u64, Status> {
         let row = self.row(self.row_of(vm).ok_or(Status::State)?);
         let creates = number == mailbox::SNP_GCTX_CREATE;
-        let ends = matches!(number, mailbox::SNP_DECOMMISSION | mailbox::SNP_PAGE_RECLAIM);
-        if row.kind != VmKind::SevSnp || creates != (row.handle == 0) || creates && row.state != AsidState::Bound {
+        let ends = number == mailbox::SNP_DECOMMISSION;
+        let fits = if creates { row.handle == 0 } else { row.handle != 0 && row.handle & FORGOTTEN == 0 };
+        if row.kind != VmKind::SevSnp || !fits || creates && row.state != AsidState::Bound {
             return Err(Status::State);
         }
         self.alive_unless(ends || number == mailbox::SNP_GUEST_STATUS, vm)?;
@@ -149,6 +179,19 @@ impl Fake {
             self.stopped(vm)?;
         }
         Ok(if creates { self.next_context } else { row.handle })
+    }
+
+    /// The page that is to be given back.
+    fn reclaimed(&self, vm: VmId, given: u64) -> Result<u64, Status> {
+        match given {
+            mailbox::RECLAIM_MAILBOX if self.lent > 0 => Ok(MAIL + self.lent * 4096),
+            mailbox::RECLAIM_MAILBOX => Err(Status::NotFound),
+            mailbox::RECLAIM_CONTEXT => {
+                let handle = self.row_of(vm).map_or(0, |asid| self.row(asid).handle);
+                if handle == 0 { Err(Status::NotFound) } else { Ok(handle & !FORGOTTEN) }
+            }
+            _ => self.guest(vm, given - mailbox::RECLAIM_GUEST, 4096),
+        }
     }
 
     fn alive_unless(&self, ends: bool, vm: VmId) -> Result<(), Status> {
@@ -184,7 +227,8 @@ impl Fake {
             None => Answer::Status(real),
             Some(Fault::Fails(status) | Fault::Lies(status)) => Answer::Status(status),
             Some(Fault::Handle(handle)) => {
-                self.board.put(COMMAND, &handle.to_le_bytes());
+                let at = self.command.as_ref().expect("a command").at;
+                self.board.put(at, &handle.to_le_bytes());
                 Answer::Status(0)
             }
             Some(Fault::Silent) => Answer::Never,
@@ -201,8 +245,9 @@ impl Fake {
     }
 
     fn execute(&mut self, number: u16) -> u16 {
-        self.mailbox.write(Register::AddressLow, COMMAND as u32);
-        self.mailbox.write(Register::AddressHigh, (COMMAND >> 32) as u32);
+        let at = self.command.as_ref().expect("a command").at;
+        self.mailbox.write(Register::AddressLow, at as u32);
+        self.mailbox.write(Register::AddressHigh, (at >> 32) as u32);
         let ring = self.mailbox.write(Register::CommandResponse, u32::from(number) << 16).expect("it is free");
         let status = self.processor.ring(&mut self.board, ring);
         self.mailbox.complete(status);
@@ -227,7 +272,7 @@ impl Fake {
             Some(Answer::Status(status)) => status,
         };
         self.command = None;
-        let mut buffer = self.board.get(COMMAND, command.length).to_vec();
+        let mut buffer = self.board.get(command.at, command.length).to_vec();
         let told = u32::from_le_bytes(buffer.get(..4).map_or([0; 4], |bytes| bytes.try_into().expect("four")));
         // What was filled in is taken out again.
         let fields = COMMANDS.iter().find(|known| known.number == command.number).map_or(&[][..], |known| known.fields);
@@ -249,28 +294,24 @@ impl Fake {
         let row = self.row_of(command.vm);
         let failed = status != 0;
         match command.number {
-            mailbox::SNP_LAUNCH_UPDATE if failed => self.board.entry(command.page.expect("a page")).immutable = false,
-            mailbox::SNP_PAGE_RECLAIM => {
-                let page = command.page.expect("a context");
-                if failed {
-                    self.leaked_pages += 1;
-                } else if self.board.entry(page).state() == State::Reclaim {
-                    *self.board.entry(page) = Entry::default();
+            mailbox::SNP_PAGE_RECLAIM if self.board.entry(command.page.expect("a page")).state() == State::Reclaim => {
+                let page = command.page.expect("a page");
+                *self.board.entry(page) = Entry::default();
+                if page > MAIL && page < MAIL + (10 << 12) {
+                    self.lent -= 1;
+                } else {
+                    self.row_mut(row.expect("a row")).handle = 0;
                 }
-                self.row_mut(row.expect("a row")).handle = 0;
-            }
-            mailbox::SNP_GCTX_CREATE if failed => {
-                *self.board.entry(command.page.expect("a context")) = Entry::default()
             }
             _ if failed => {}
             mailbox::LAUNCH_START => self.row_mut(row.expect("a row")).handle = u64::from(handle),
-            mailbox::SNP_GCTX_CREATE => {
-                let handle = command.page.expect("a context");
-                self.row_mut(row.expect("a row")).handle = handle;
-            }
             mailbox::ACTIVATE | mailbox::SNP_ACTIVATE => self.row_mut(row.expect("a row")).state = AsidState::Active,
+            mailbox::SNP_GCTX_CREATE => self.row_mut(row.expect("a row")).handle &= !FORGOTTEN,
             mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION => {
                 let row = self.row_mut(row.expect("a row"));
+                if command.number == mailbox::SNP_DECOMMISSION {
+                    row.handle |= FORGOTTEN;
+                }
                 if row.state == AsidState::Active {
                     row.state = AsidState::Dirty;
                 }
@@ -290,6 +331,7 @@ impl Fake {
                 let snp = command.number == mailbox::SNP_SHUTDOWN_EX;
                 self.snp &= !snp;
                 for row in self.rows.iter_mut().filter(|row| (row.kind == VmKind::SevSnp) == snp) {
+                    self.leaked_pages += u64::from(snp && row.handle != 0);
                     row.handle = 0;
                     if row.state == AsidState::Active {
                         row.state = AsidState::Dirty;
@@ -298,8 +340,11 @@ impl Fake {
             }
             mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => {
                 // A guest that the processor still knows keeps its ASID.
-                let flushed = |row: &&mut Row| row.state == AsidState::Flushed && row.handle == 0;
-                self.rows.iter_mut().filter(flushed).for_each(|row| *row = FREE);
+                let forgotten = |row: &Row| row.handle == 0 || row.handle & FORGOTTEN != 0;
+                for row in self.rows.iter_mut().filter(|row| row.state == AsidState::Flushed && forgotten(row)) {
+                    self.leaked_pages += u64::from(row.handle != 0);
+                    *row = FREE;
+                }
             }
             _ => {}
         }

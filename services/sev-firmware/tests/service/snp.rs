@@ -171,9 +171,10 @@ fn a_page_that_isnt_given_back_is_lost_and_counted_and_its_asid_isnt() {
     let report = world.bury(vm);
     assert_eq!((report.status, report.command), (Status::State, mailbox::SNP_PAGE_RECLAIM));
     let platform = world.platform();
-    assert_eq!((platform.leaked_asids, platform.leaked_pages, world.fake.leaked_pages), (0, 1, 1));
+    assert_eq!((platform.leaked_asids, platform.leaked_pages), (0, 1));
     assert!(world.fake.notes.contains(&Note::LeakedPage));
     assert_eq!(world.ok(MEMORY, &PlatformDo { command: PlatformCommand::Flush }).status, Status::Ok);
+    assert_eq!(world.fake.leaked_pages, 1);
     let (next, _) = world.launch(1, VmKind::SevSnp);
     assert_eq!(world.fake.asid_of(next), Some(1));
 }
@@ -230,9 +231,67 @@ fn a_page_that_isnt_measured_says_how_far_it_came() {
     world.fake.board.put(at, &[0xff; 8]);
     let report = world.ok(vmm(0), &update(vm, 0, 4, SnpPageType::Cpuid));
     assert_eq!((report.status, report.done), (Status::Range, 2 << 12));
-    // And once more a page that is measured already.
+    let told = commands(&mut world);
+    assert_eq!(told[told.len() - 2..], [mailbox::SNP_LAUNCH_UPDATE, mailbox::SNP_PAGE_RECLAIM]);
+    assert_eq!(world.fake.board.entry(at).state(), State::GuestInvalid, "the processor has let go of it");
+    world.fake.board.put(at, &[0; 8]);
+    assert_eq!(world.ok(vmm(0), &update(vm, 2, 1, SnpPageType::Cpuid)).status, Status::Ok);
+}
+
+#[test]
+fn a_guests_page_that_isnt_given_back_is_counted() {
+    let mut world = World::snp();
+    let vm = launching(&mut world, 0);
+    world.fake.fault(mailbox::SNP_LAUNCH_UPDATE, Fault::Fails(Told::HardwareErrorPlatform as u16));
+    world.fake.fault(mailbox::SNP_PAGE_RECLAIM, Fault::Fails(Told::HardwareErrorPlatform as u16));
     let report = world.ok(vmm(0), &update(vm, 0, 1, SnpPageType::Normal));
-    assert_eq!((report.status, report.firmware), (Status::State, Told::InvalidPageState as u16));
+    assert_eq!(report.command, mailbox::SNP_LAUNCH_UPDATE, "the first failure is told");
+    assert_eq!((world.platform().leaked_pages, world.fake.lent), (1, 0));
+    // The next page is another matter.
+    assert_eq!(world.ok(vmm(0), &update(vm, 1, 1, SnpPageType::Normal)).status, Status::Ok);
+}
+
+/// What the processor writes is its own meanwhile.
+#[test]
+fn the_mailboxes_pages_come_back_after_each_command() {
+    let mut world = World::snp();
+    let status = PlatformRead { fact: PlatformFact::SnpStatus };
+    for (reclaims, faults) in [(2, &[][..]), (3, &[0x22][..]), (4, &[0x22, 0x22][..]), (3, &[0][..])] {
+        let faults = faults.iter().map(|status| Fault::Fails(*status));
+        world.fake.faults.entry(mailbox::SNP_PAGE_RECLAIM).or_default().extend(faults);
+        world.fake.log.clear();
+        let (report, bytes) = world.job(vmm(0), &status, &[]).unwrap();
+        assert_eq!((report.status, bytes.len(), world.fake.lent), (Status::Ok, 32, 0));
+        let mut expected = vec![mailbox::SNP_PAGE_RECLAIM; 1 + reclaims];
+        expected[0] = mailbox::SNP_PLATFORM_STATUS;
+        assert_eq!(commands(&mut world), expected);
+    }
+    // One that was denied, and done.
+    world.fake.fault(mailbox::SNP_PAGE_RECLAIM, Fault::Lies(0x22));
+    assert_eq!(world.job(vmm(0), &status, &[]).unwrap().0.status, Status::Ok);
+    assert_eq!(world.fake.lent, 0);
+}
+
+#[test]
+fn a_processor_that_keeps_the_mailbox_is_asked_again_at_the_next_job() {
+    let mut world = World::snp();
+    let faults = vec![Fault::Fails(0); 18];
+    world.fake.faults.insert(mailbox::SNP_PAGE_RECLAIM, faults.into());
+    let status = PlatformRead { fact: PlatformFact::SnpStatus };
+    assert_eq!(world.job(vmm(0), &status, &[]).unwrap().0.status, Status::Ok, "it was answered");
+    assert_eq!(world.fake.lent, 2);
+    world.fake.faults.entry(mailbox::SNP_PAGE_RECLAIM).or_default().extend(vec![Fault::Fails(0); 18]);
+    let report = world.job(vmm(0), &status, &[]).unwrap().0;
+    assert_eq!((report.status, report.cause), (Status::State, Cause::Kernel));
+    assert_eq!(world.job(vmm(0), &status, &[]).unwrap().0.status, Status::Ok);
+    assert_eq!(world.fake.lent, 0);
+    // A successor asks, too.
+    world.fake.faults.insert(mailbox::SNP_PAGE_RECLAIM, vec![Fault::Fails(0); 18].into());
+    assert_eq!(world.job(vmm(0), &status, &[]).unwrap().0.status, Status::Ok);
+    assert_eq!(world.fake.lent, 2);
+    world.restart();
+    world.pump();
+    assert_eq!((world.fake.lent, world.platform().life, world.platform().snp), (0, Life::Ready, true));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
 use caisson_proto::kernel::{SiliconCopy, SiliconCpu};
+use caisson_proto::rmp;
 use caisson_qemu_psp::rmp::Entry;
 use caisson_qemu_psp::{Asid, Board, Cpu, Fault, MemoryKey, crypto};
 use caisson_rt::random::rdrand;
@@ -12,6 +13,8 @@ pub struct OnKernel {
     page: &'static mut LeasePage,
     /// Frame numbers are below this.
     frames: u64,
+    /// The first frame of the RMP; 0 for none.
+    rmp: Frame,
     /// What random bytes are made of where the CPU has none.
     pool: [u8; 32],
 }
@@ -30,12 +33,19 @@ fn parts(at: Spa, length: u64) -> impl Iterator<Item = (Spa, core::ops::Range<us
 
 impl OnKernel {
     pub fn new(page: &'static mut LeasePage, frames: u64) -> Self {
-        Self { page, frames, pool: [0; 32] }
+        // Every CPU shows the same.
+        let rmp = kernel(&SiliconCpu { cpu: CpuId(0) }).map_or(Frame(0), |cpu| cpu.rmp);
+        Self { page, frames, rmp, pool: [0; 32] }
     }
 
     /// Whether random bytes come from the CPU.
     pub fn random_is_the_cpus(&self) -> bool {
         rdrand().is_some()
+    }
+
+    /// Where a frame's entry lies; of the frame after the last, where the table ends.
+    fn entry(&self, frame: Frame) -> Option<Spa> {
+        (self.rmp != Frame(0) && frame.0 <= self.frames).then(|| Spa(self.rmp.spa().0 + frame.0 * 16))
     }
 
     /// Eight random bytes. Without RDRAND they are derived from the time-stamp counter, whose every value can be guessed.
@@ -51,9 +61,10 @@ impl OnKernel {
 impl Board for OnKernel {
     /// The kernel says of each frame whether the processor reaches it: not the kernel's own, and nothing that is no memory.
     fn is_memory(&self, at: Spa, length: u64) -> bool {
-        let inside = at.0.checked_add(length).is_some_and(|end| end <= self.frames * PAGE_SIZE);
+        let Some(end) = at.0.checked_add(length).filter(|end| *end <= self.frames * PAGE_SIZE) else { return false };
+        let entries = |table: Spa| at.0 < self.entry(Frame(self.frames)).map_or(0, |end| end.0) && table.0 < end;
         let reached = |at| kernel_lend(&SiliconCopy { at, bytes: 0, write: true }, self.page).is_ok();
-        inside && parts(at, length).all(|(at, _)| reached(at))
+        !entries(self.rmp.spa()) && parts(at, length).all(|(at, _)| reached(at))
     }
 
     fn read(&mut self, at: Spa, into: &mut [u8]) -> Result<(), Fault> {
@@ -88,23 +99,33 @@ impl Board for OnKernel {
         Ok(())
     }
 
-    /// There is no RMP yet.
-    fn rmp(&mut self, _: Frame) -> Option<Entry> {
-        None
+    fn rmp(&mut self, frame: Frame) -> Option<Entry> {
+        let mut bytes = [0; 16];
+        self.read(self.entry(frame).filter(|_| frame.0 < self.frames)?, &mut bytes).ok()?;
+        let word = |at| u64::from_le_bytes(field(&bytes, at));
+        Some(Entry::from_table(rmp::Entry([word(0), word(8)])))
     }
 
-    fn set_rmp(&mut self, _: Frame, _: Entry) -> Result<(), Fault> {
-        Err(Fault)
+    fn set_rmp(&mut self, frame: Frame, entry: Entry) -> Result<(), Fault> {
+        let [low, high] = entry.to_table().0.map(u64::to_le_bytes);
+        let at = self.entry(frame).ok_or(Fault)?;
+        // The kernel looks at the first word.
+        self.write(Spa(at.0 + 8), &high)?;
+        self.write(at, &low)
     }
 
     fn init_rmp(&mut self) -> Result<(), Fault> {
-        Err(Fault)
+        let end = self.entry(Frame(self.frames)).ok_or(Fault)?.0;
+        let page = [0; PAGE_SIZE as usize];
+        let mut pages = (self.rmp.spa().0..end).step_by(PAGE_SIZE as usize);
+        pages.try_for_each(|at| self.write(Spa(at), &page[..(end - at).min(PAGE_SIZE) as usize]))
     }
 
-    /// SNP is enabled on none. A CPU that the kernel doesn't know never writes back, so whoever waits for it waits for ever.
+    /// A CPU that the kernel doesn't know never writes back, so whoever waits for it waits for ever.
     fn cpu(&mut self, cpu: CpuId) -> Cpu {
-        let wbinvds = kernel(&SiliconCpu { cpu }).map_or(0, |cpu| cpu.wbinvds);
-        Cpu { wbinvds, snp_enabled: false, host_save: Spa(0) }
+        let cpu = kernel(&SiliconCpu { cpu });
+        let snp_enabled = cpu.is_ok_and(|cpu| cpu.rmp != Frame(0));
+        Cpu { wbinvds: cpu.map_or(0, |cpu| cpu.wbinvds), snp_enabled, host_save: Spa(0) }
     }
 
     fn random(&mut self, into: &mut [u8]) {

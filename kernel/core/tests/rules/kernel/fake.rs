@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use caisson_core::context::Context;
 use caisson_core::event::Event;
 use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
+use caisson_core::rmp::Rmp;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, Spa, VPage};
 use caisson_proto::kernel::{Access, Features, Machine as Facts};
 use caisson_proto::layout;
+use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume};
 
 /// Ticks a millisecond.
@@ -61,26 +63,40 @@ pub struct Fake {
     pub at_take_back: RefCell<Option<Box<dyn FnOnce()>>>,
 }
 
+const ALL: Features = Features::NESTED_PAGING.union(Features::SEV).union(Features::SNP);
+/// The first frame of the mailbox.
+pub const MAIL: Frame = Frame(8);
+/// The first frame of the RMP.
+pub const RMP: Frame = Frame(20);
+/// Frames that it covers.
+pub const RMP_FRAMES: u64 = 4096;
+
 /// The lowest ASID of SEV VMs and the highest.
 pub const SEV_ASIDS: (u32, u32) = (3, 5);
 
 impl Fake {
-    /// Has a secure processor, whose command lies in frame 8.
+    /// Has a secure processor.
     pub fn with_processor() -> Self {
         let registers = [(); 3].map(|()| &*Box::leak(Box::new(AtomicU32::new(1 << 31))));
-        let command = Box::leak(Box::new([const { AtomicU64::new(0) }; 8]));
-        let mailbox = Box::leak(Box::new(Mailbox { registers, command, first: Frame(8) }));
+        let command = [(); 2].map(|()| &*Box::leak(Box::new([const { AtomicU64::new(0) }; 8])));
+        let entries = (0..RMP_FRAMES).map(|_| [const { AtomicU64::new(0) }; 2]).collect::<Vec<_>>().leak();
+        let mailbox = Box::leak(Box::new(Mailbox { registers, command, first: MAIL, rmp: (Rmp(entries), RMP) }));
         Self { mailbox: Some(mailbox), ..Self::default() }
     }
 
     /// The word at the beginning of the command's buffer, and so on.
     pub fn command(&self) -> [u64; 8] {
-        self.mailbox.unwrap().command.each_ref().map(|word| word.load(Ordering::Relaxed))
+        self.mailbox.unwrap().command[0].each_ref().map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// Writes the command's buffer, in the place of what a service lends.
+    /// The other buffer, of commands that the processor writes.
+    pub fn command_written(&self) -> [u64; 8] {
+        self.mailbox.unwrap().command[1].each_ref().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// Writes the commands' buffers, in the place of what a service lends.
     pub fn compose(&self, words: &[u64]) {
-        for (at, word) in self.mailbox.unwrap().command.iter().enumerate() {
+        for (at, word) in self.mailbox.unwrap().command.iter().flat_map(|buffer| buffer.iter().enumerate()) {
             word.store(words.get(at).copied().unwrap_or(0), Ordering::Relaxed);
         }
     }
@@ -107,7 +123,7 @@ impl Machine for &Fake {
         Facts {
             cpus: 2,
             tsc_khz: KHZ,
-            features: Features::NESTED_PAGING,
+            features: if self.mailbox.is_some() { ALL } else { Features::NESTED_PAGING },
             frames: 0,
             phys_bits: 40,
             asids: 9,
@@ -178,6 +194,9 @@ impl Machine for &Fake {
     }
     fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
         self.lines.borrow_mut().push((first, pages, asid));
+    }
+    fn rmp_update(&self, frame: Frame, to: Entry) -> Result<(), Status> {
+        self.mailbox.map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State))
     }
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
         if user >> 12 == NOT_THERE.0 {

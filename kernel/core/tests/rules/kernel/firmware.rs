@@ -9,8 +9,8 @@ use super::asids::{NOBODY, asid, bind, guest, map};
 use super::fake::NOT_THERE;
 use super::system::{At, FIRMWARE, FRAMES, LENT, MEMORY, NOTIFIER, System, VMM};
 
-/// Where the command's data lies: the frame after the command's.
-const DATA: u64 = 9 << 12;
+/// Where the command's data lies: behind two frames for commands.
+const DATA: u64 = 10 << 12;
 
 fn private(vm: VmId, gfn: u64, pages: u64) -> GuestPrivate {
     GuestPrivate { vm, gfn: Gfn(gfn), pages }
@@ -96,7 +96,7 @@ fn a_lease_that_does_not_fit_rings_nothing() {
     let take = system.as_lender(FIRMWARE, &MailboxTake {}, Some(LENT)).unwrap();
     assert_eq!((take.state, take.status), (MailboxState::Done, 0));
     let copied = system.machine.copied.borrow().last().copied();
-    assert_eq!(copied, Some((0x408 << 12, Spa(0x10 << 12), 4096, true)), "the last page of data comes back");
+    assert_eq!(copied, Some((0x408 << 12, Spa(0x11 << 12), 4096, true)), "the last page of data comes back");
     system.as_lender(FIRMWARE, &ring, Some(LENT)).unwrap();
 }
 

@@ -7,5 +7,6 @@ mod firmware;
 mod ipc;
 mod ops;
 mod schedule;
+mod snp;
 mod system;
 mod vcpus;

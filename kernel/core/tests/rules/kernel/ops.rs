@@ -6,7 +6,7 @@ use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, Sequence, Ticket, Tsc, Vcp
 use caisson_proto::kernel::*;
 use caisson_proto::layout;
 
-use super::system::{At, FIRMWARE, FRAMES, KERNEL_FRAMES, MEMORY, NOTIFIER, SUPERVISOR, System, VMM};
+use super::system::{At, FIRMWARE, FRAMES, KERNEL_FRAMES, MEMORY, NOTIFIER, SERVICES, SUPERVISOR, System, VMM};
 
 const NOBODY: VmId = VmId::new(9, 0);
 
@@ -56,7 +56,7 @@ fn a_class_of_operations_needs_its_capability() {
 fn machine_info_has_what_the_tables_know() {
     let mut system = System::new(1);
     let info = system.as_service(NOTIFIER, &MachineInfo {}).unwrap();
-    assert_eq!((info.frames, info.services), (FRAMES as u64, 6));
+    assert_eq!((info.frames, info.services), (FRAMES as u64, SERVICES as u16));
 }
 
 #[test]
@@ -64,7 +64,11 @@ fn making_a_vm_is_refused() {
     let mut system = System::new(1);
     let handler = system.id(VMM);
     let create = |handler, kind, root| VmCreate { handler, kind, root: Frame(root) };
-    refused(&mut system, &create(handler, VmKind::SevSnp, 64), Status::Unsupported);
+    let mailbox = system.machine.mailbox.take();
+    for kind in [VmKind::Sev, VmKind::SevEs, VmKind::SevSnp] {
+        refused(&mut system, &create(handler, kind, 64), Status::Unsupported);
+    }
+    system.machine.mailbox = mailbox;
     refused(&mut system, &create(handler, VmKind::Plain, 0), Status::State);
     refused(&mut system, &create(handler, VmKind::Plain, FRAMES as u64), Status::Range);
     let memory = system.id(MEMORY);
@@ -283,8 +287,8 @@ fn frames_and_vms_are_enumerated() {
         from = Frame(run.start.0 + run.count);
     }
     let expected = [
-        (0, 16, FrameState::Kernel, false),
-        (16, 48, FrameState::Free, false),
+        (0, KERNEL_FRAMES, FrameState::Kernel, false),
+        (KERNEL_FRAMES, 64 - KERNEL_FRAMES, FrameState::Free, false),
         (64, 33, FrameState::Kernel, true),
         (97, 7, FrameState::Free, false),
         (104, 7, FrameState::Kernel, true),

@@ -31,12 +31,13 @@ pub const OTHER_VMM: usize = 2;
 pub const MEMORY: usize = 3;
 pub const NOTIFIER: usize = 4;
 pub const FIRMWARE: usize = 5;
+pub const PROCESSOR: usize = 6;
 /// Services in the system.
-pub const SERVICES: usize = 6;
-/// Frames of the machine; the first 16 are the kernel's.
+pub const SERVICES: usize = 7;
+/// Frames of the machine.
 pub const FRAMES: usize = 4096;
 /// The frames of the kernel's own.
-pub const KERNEL_FRAMES: u64 = 16;
+pub const KERNEL_FRAMES: u64 = 40;
 
 /// Where a CPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +96,7 @@ impl System {
             record(&[NOTIFIER], Caps::FRAMES, false),
             record(&[], Caps::WRITEBACK, false),
             record(&[], Caps::FIRMWARE, false),
+            record(&[], Caps::SILICON, false),
         ];
         kernel.configure(records.iter(), cpus);
         let entries: Vec<AtomicU64> = (0..FRAMES).map(|_| AtomicU64::new(0)).collect();

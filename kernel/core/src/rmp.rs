@@ -1,0 +1,68 @@
+//! The reverse map table where the machine has none of its own: in memory, with RMPUPDATE's rules.
+//!
+//! What reads and writes memory here isn't checked against it; what the table would refuse is refused when it is changed.
+
+// Under loom too: the table is behind the lock of the kernel's tables.
+use core::sync::atomic::AtomicU64;
+
+use crate::prelude::*;
+use caisson_proto::rmp::{ASSIGNED, IMMUTABLE, LARGE, LOCKED, VALIDATED, VMSA};
+
+/// Why an instruction on an entry was refused: what it leaves in EAX (APM volume 3, RMPUPDATE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RmpError {
+    /// FAIL_INPUT: an entry that isn't there, isn't aligned, or can't be made so.
+    Input = 1,
+    /// FAIL_PERMISSION: the processor has it.
+    Permission = 2,
+    /// FAIL_INUSE: somebody else is changing it.
+    InUse = 3,
+    /// FAIL_OVERLAP: an entry of the other size is in the way.
+    Overlap = 4,
+}
+
+/// What RMPUPDATE can't set.
+const KEPT: u64 = !(LOCKED | VALIDATED | VMSA);
+
+/// The table: an entry for each frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Rmp(pub &'static [[AtomicU64; 2]]);
+
+impl Rmp {
+    /// A frame's entry. `None` where there is none.
+    pub fn get(self, frame: Frame) -> Option<Entry> {
+        let entry = self.0.get(usize::try_from(frame.0).ok()?)?;
+        Some(Entry(entry.each_ref().map(|word| word.load(Ordering::Acquire))))
+    }
+
+    /// Writes a frame's entry, if there is one.
+    pub fn set(self, frame: Frame, entry: Entry) {
+        let place = self.0.iter().nth(frame.0 as usize).into_iter().flatten();
+        place.zip(entry.0).for_each(|(place, word)| place.store(word, Ordering::Release));
+    }
+
+    /// RMPUPDATE. The page is then not validated, and no VMPL may do anything with it.
+    ///
+    /// # Errors
+    /// All of them; nothing is changed then.
+    pub fn update(self, frame: Frame, new: Entry) -> Result<(), RmpError> {
+        let large = new.has(LARGE);
+        let old = self.get(frame).filter(|_| !large || frame.0.is_multiple_of(512)).ok_or(RmpError::Input)?;
+        let head = frame.0 & !511;
+        let is = |frame, bits| self.get(Frame(frame)).is_some_and(|entry| entry.0[0] & bits == bits);
+        let overlaps = match large {
+            true => (head + 1..head + 512).any(|frame| is(frame, ASSIGNED)) || old.has(ASSIGNED) && !old.has(LARGE),
+            false => is(head, ASSIGNED | LARGE),
+        };
+        match new.has(ASSIGNED) {
+            false if new.has(IMMUTABLE) || new.asid() != 0 => Err(RmpError::Input),
+            _ if old.has(LOCKED) => Err(RmpError::InUse),
+            _ if old.has(IMMUTABLE) => Err(RmpError::Permission),
+            _ if overlaps => Err(RmpError::Overlap),
+            assigned => {
+                self.set(frame, if assigned { Entry([new.0[0] & KEPT, 0]) } else { Entry::SHARED });
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! SEV-SNP: whose a frame is by the RMP, contexts, and the mailbox's own pages.
+
+use caisson_proto::abi::Status;
+use caisson_proto::addr::{Frame, Gfn, Spa, VmId};
+use caisson_proto::kernel::*;
+use caisson_proto::mailbox;
+use caisson_proto::rmp::{Entry, IMMUTABLE, LOCKED, VALIDATED};
+
+use super::asids::{NOBODY, asid, bind, map};
+use super::fake::{MAIL, RMP};
+use super::system::{FIRMWARE, LENT, MEMORY, PROCESSOR, System, VMM};
+
+/// The ASID of the guest.
+const ASID: u32 = 1;
+
+/// An SNP VM with an ASID and 8 pages from gfn 0 and frame 512 on.
+fn guest(system: &mut System) -> VmId {
+    let vm = system.vm(VMM, VmKind::SevSnp, 0, 64);
+    system.as_service(MEMORY, &map(vm, 0, 512, 8)).unwrap();
+    bind(system, vm, ASID).unwrap();
+    vm
+}
+
+fn rmp(system: &System, frame: u64) -> Entry {
+    system.machine.mailbox.unwrap().rmp.0.get(Frame(frame)).unwrap()
+}
+
+/// What the processor does to an entry.
+fn processor(system: &System, frame: u64, to: Entry) {
+    system.machine.mailbox.unwrap().rmp.0.set(Frame(frame), to);
+}
+
+/// The processor lets the host have a page.
+fn release(system: &System, frame: u64) {
+    processor(system, frame, Entry([rmp(system, frame).0[0] & !IMMUTABLE, 0]));
+}
+
+fn run(system: &mut System, frame: u64) -> FrameRun {
+    system.as_service(MEMORY, &FrameRuns { from: Frame(frame) }).unwrap()
+}
+
+fn private(vm: VmId, gfn: u64, pages: u64) -> GuestPrivate {
+    GuestPrivate { vm, gfn: Gfn(gfn), pages }
+}
+
+/// The processor is asked to fill a page.
+fn fill(system: &mut System, vm: VmId, gpa: u64) -> Result<(), Status> {
+    system.ring_processor(mailbox::SNP_LAUNCH_UPDATE, vm, &[0, 0, gpa])
+}
+
+#[test]
+fn a_private_page_is_its_guests_by_the_rmp() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 0, 3)).unwrap();
+    let entries = |system: &System| (512..516).map(|frame| rmp(system, frame)).collect::<Vec<_>>();
+    let assigned = |gfn, fill| Entry::guest(ASID, Gfn(gfn), fill);
+    assert_eq!(entries(&system), [assigned(0, false), assigned(1, false), assigned(2, false), Entry::SHARED]);
+    // Its processor is to fill one, which has to be whole and private.
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    for (gpa, status) in [(0x3000, Status::State), (0x1001, Status::Range), (0x9000, Status::Range)] {
+        assert_eq!(fill(&mut system, vm, gpa), Err(status), "{gpa:#x}");
+    }
+    fill(&mut system, vm, 0x1000).unwrap();
+    assert_eq!(system.machine.command()[2], 513 << 12);
+    system.answered(0x1a, 0);
+    assert_eq!(entries(&system), [assigned(0, false), assigned(1, true), assigned(2, false), Entry::SHARED]);
+    assert_eq!(fill(&mut system, vm, 0x1000), Err(Status::State), "it is the processor's until it is reclaimed");
+}
+
+#[test]
+fn without_an_asid_or_in_a_large_page_nothing_turns() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::SevSnp, 0, 64);
+    system.as_service(MEMORY, &map(vm, 512, 1024, 512)).unwrap();
+    assert_eq!(system.as_service(FIRMWARE, &private(vm, 512, 1)).err(), Some(Status::State));
+    bind(&mut system, vm, ASID).unwrap();
+    for pages in [1, 512] {
+        assert_eq!(system.as_service(FIRMWARE, &private(vm, 512, pages)).err(), Some(Status::Range));
+    }
+    assert_eq!(rmp(&system, 1024), Entry::SHARED);
+}
+
+#[test]
+fn what_the_rmp_refuses_stays_as_it_is() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    processor(&system, 513, Entry::FIRMWARE);
+    assert_eq!(system.as_service(FIRMWARE, &private(vm, 0, 3)).err(), Some(Status::State));
+    let states: Vec<FrameState> = (512..515).map(|frame| run(&mut system, frame).state).collect();
+    assert_eq!(states, [FrameState::Private, FrameState::Owned, FrameState::Owned]);
+    assert_eq!(rmp(&system, 514), Entry::SHARED);
+}
+
+#[test]
+fn a_freed_page_is_the_hosts_first_and_flushed_then() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 0, 2)).unwrap();
+    let Entry([low, _]) = rmp(&system, 512);
+    processor(&system, 512, Entry([low | VALIDATED, 0xf]));
+    system.machine.lines.borrow_mut().clear();
+    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 3 }).unwrap();
+    assert_eq!(unmapped.pages, 3);
+    assert_eq!(*system.machine.lines.borrow(), [(Frame(512), 1, ASID), (Frame(513), 1, ASID)], "under its own alias");
+    assert!((512..515).all(|frame| rmp(&system, frame) == Entry::SHARED));
+    let report = system.as_service(MEMORY, &BatchInfo { slot: unmapped.batch.0 as u16 }).unwrap();
+    assert_eq!((report.frames, report.owed), (3, 0), "no CPU owes a write-back");
+}
+
+#[test]
+fn a_page_that_the_processor_keeps_is_leaked_and_counted() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 0, 2)).unwrap();
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    fill(&mut system, vm, 0).unwrap();
+    system.answered(0x1a, 0);
+    let before = system.as_service(MEMORY, &FrameCount {}).unwrap();
+    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 2 }).unwrap();
+    assert_eq!(unmapped.pages, 2);
+    let after = system.as_service(MEMORY, &FrameCount {}).unwrap();
+    assert_eq!((after.private, after.leaked, after.quarantined), (0, before.leaked + 1, before.quarantined + 1));
+    assert_eq!(run(&mut system, 512).state, FrameState::Leaked);
+    assert_eq!(run(&mut system, 513).state, FrameState::Quarantined);
+}
+
+#[test]
+fn a_context_is_a_frame_of_the_vms_own_and_comes_back() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    let sev = system.vm(VMM, VmKind::Sev, 0, 128);
+    bind(&mut system, sev, 3).unwrap();
+    let create = mailbox::SNP_GCTX_CREATE;
+    for (command, of) in [(create, sev), (create, NOBODY), (mailbox::LAUNCH_START, vm), (mailbox::SNP_LAUNCH_START, vm)]
+    {
+        assert_eq!(system.ring_processor(command, of, &[]), Err(Status::State), "{command:#x}");
+    }
+    let before = system.as_service(MEMORY, &VmInfo { slot: 0 }).unwrap();
+    system.ring_processor(create, vm, &[0x1234_5000]).unwrap();
+    let context = system.machine.command()[0] >> 12;
+    assert_eq!(system.answered(0, 0).status, 0);
+    assert_eq!(rmp(&system, context), Entry::FIRMWARE);
+    let frame = run(&mut system, context);
+    assert_eq!((frame.state, frame.count, frame.vm), (FrameState::Firmware, 1, vm));
+    assert_eq!(asid(&mut system, ASID).handle, context << 12, "the processor knows it now");
+    let after = system.as_service(MEMORY, &VmInfo { slot: 0 }).unwrap();
+    assert_eq!(after.kernel_frames + 1, before.kernel_frames);
+    assert_eq!(system.ring_processor(create, vm, &[]), Err(Status::State), "it has one");
+    // It can't be named as memory that was donated.
+    assert_eq!(system.ring_processor(mailbox::INIT, NOBODY, &[1, context << 12, 4096]), Err(Status::State));
+    system.ring_processor(mailbox::SNP_LAUNCH_START, vm, &[7]).unwrap();
+    assert_eq!(system.machine.command()[0], context << 12);
+    system.answered(0, 0);
+    system.command(mailbox::SNP_DECOMMISSION, vm);
+    assert_eq!(asid(&mut system, ASID).handle, context << 12 | FORGOTTEN);
+    assert_eq!(system.ring_processor(mailbox::SNP_DECOMMISSION, vm, &[]), Err(Status::State), "it is over");
+    // While the processor has it, an answer of success doesn't make it the host's.
+    system.command(mailbox::SNP_PAGE_RECLAIM, vm);
+    assert_eq!(run(&mut system, context).state, FrameState::Firmware);
+    release(&system, context);
+    system.machine.lines.borrow_mut().clear();
+    system.command(mailbox::SNP_PAGE_RECLAIM, vm);
+    assert_eq!(*system.machine.lines.borrow(), [(Frame(context), 1, 0)]);
+    assert_eq!((run(&mut system, context).state, rmp(&system, context)), (FrameState::Free, Entry::SHARED));
+    assert_eq!(asid(&mut system, ASID).handle, 0);
+    assert_eq!(system.ring_processor(mailbox::SNP_PAGE_RECLAIM, vm, &[]), Err(Status::NotFound));
+}
+
+#[test]
+fn a_context_outlives_its_vm() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    let context = asid(&mut system, ASID).handle >> 12;
+    system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
+    system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 8 }).unwrap();
+    system.as_service(MEMORY, &VmRelease { vm }).unwrap();
+    assert_eq!(run(&mut system, context).state, FrameState::Firmware);
+    system.command(mailbox::SNP_DECOMMISSION, vm);
+    release(&system, context);
+    system.command(mailbox::SNP_PAGE_RECLAIM, vm);
+    assert_eq!(run(&mut system, context).state, FrameState::Free);
+}
+
+#[test]
+fn a_guests_page_is_reclaimed_by_its_guest_address() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 3, 1)).unwrap();
+    let reclaim = |system: &mut System, given| system.ring_processor(mailbox::SNP_PAGE_RECLAIM, vm, &[given]);
+    for (given, status) in [(3, Status::Range), (0x3003, Status::Range), (2, Status::State), (0x9002, Status::Range)] {
+        assert_eq!(reclaim(&mut system, given), Err(status), "{given:#x}");
+    }
+    reclaim(&mut system, 0x3000 | mailbox::RECLAIM_GUEST).unwrap();
+    assert_eq!(system.machine.command()[0], 515 << 12, "a page of 4 KiB");
+    system.answered(0, 0);
+    assert_eq!(rmp(&system, 515), Entry::guest(ASID, Gfn(3), false), "it stays its guest's");
+}
+
+/// SNP is initialised.
+fn initialised() -> System {
+    let mut system = System::new(1);
+    system.command(mailbox::SNP_INIT_EX, NOBODY);
+    system
+}
+
+#[test]
+fn what_the_processor_writes_is_its_own_until_it_was_reclaimed() {
+    let mut system = initialised();
+    let mail =
+        |system: &System| -> Vec<bool> { (0..10).map(|page| rmp(system, MAIL.0 + page) == Entry::FIRMWARE).collect() };
+    // What it only reads stays the host's.
+    system.command(mailbox::SNP_CONFIG, NOBODY);
+    assert!(!mail(&system).contains(&true));
+    let lent = Some(caisson_proto::abi::Lease { pages: 2, ..LENT });
+    let status = MailboxRing { command: mailbox::SNP_PLATFORM_STATUS, vm: NOBODY };
+    system.machine.compose(&[0x40]);
+    system.as_lender(FIRMWARE, &status, lent).unwrap();
+    assert_eq!(mail(&system), [false, true, true, false, false, false, false, false, false, false]);
+    let mailbox = system.machine.mailbox.unwrap();
+    let load = |word: &std::sync::atomic::AtomicU32| word.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(load(mailbox.registers[1]), (MAIL.0 as u32 + 1) << 12, "the command lies in the second frame");
+    assert_eq!(system.machine.command_written()[0], (MAIL.0 + 2) << 12 | 0x40);
+    system.machine.answer(0);
+    system.machine.copied.borrow_mut().clear();
+    system.as_lender(FIRMWARE, &MailboxTake {}, lent).unwrap();
+    let from: Vec<Spa> = system.machine.copied.borrow().iter().map(|(_, at, ..)| *at).collect();
+    assert_eq!(from, [Frame(MAIL.0 + 1).spa(), Frame(MAIL.0 + 2).spa()], "and comes back from there");
+    // Nothing else is rung meanwhile.
+    for command in [mailbox::SNP_PLATFORM_STATUS, mailbox::SNP_CONFIG, mailbox::SNP_COMMIT] {
+        assert_eq!(system.ring_processor(command, NOBODY, &[]), Err(Status::State), "{command:#x}");
+    }
+    for page in [2, 1] {
+        let reclaim = [mailbox::RECLAIM_MAILBOX];
+        system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &reclaim).unwrap();
+        assert_eq!(system.machine.command()[0], (MAIL.0 + page) << 12, "the last first");
+        system.answered(0x1a, 0);
+        assert_eq!(system.ring_processor(mailbox::SNP_CONFIG, NOBODY, &[]), Err(Status::State), "it was refused");
+        release(&system, MAIL.0 + page);
+        system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &reclaim).unwrap();
+        system.answered(0, 0);
+    }
+    assert!(!mail(&system).contains(&true));
+    let nothing = system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &[mailbox::RECLAIM_MAILBOX]);
+    assert_eq!(nothing, Err(Status::NotFound));
+    system.command(mailbox::SNP_CONFIG, NOBODY);
+}
+
+#[test]
+fn without_snp_the_mailbox_stays_the_hosts() {
+    let mut system = System::new(1);
+    system.command(mailbox::PLATFORM_STATUS, NOBODY);
+    let mut system = initialised();
+    system.command(mailbox::SNP_SHUTDOWN_EX, NOBODY);
+    system.command(mailbox::PLATFORM_STATUS, NOBODY);
+    assert_eq!(rmp(&system, MAIL.0 + 1), Entry::SHARED);
+}
+
+#[test]
+fn donated_frames_are_the_processors_by_the_rmp() {
+    let mut system = initialised();
+    processor(&system, 1030, Entry([LOCKED, 0]));
+    system.as_service(MEMORY, &FrameDonate { frame: Frame(1024), pages: 8 }).unwrap();
+    assert_eq!(rmp(&system, 1024), Entry::FIRMWARE);
+    let counts = system.as_service(MEMORY, &FrameCount {}).unwrap();
+    assert_eq!(counts.firmware, 7);
+    assert_eq!(run(&mut system, 1030).state, FrameState::Leaked, "what the RMP refuses is nobody's");
+}
+
+#[test]
+fn only_the_mailbox_and_the_rmp_are_the_processors_of_what_is_the_kernels() {
+    let mut system = System::new(1);
+    let copy = |system: &mut System, frame| {
+        let request = SiliconCopy { at: Frame(frame).spa(), bytes: 16, write: true };
+        system.as_lender(PROCESSOR, &request, Some(LENT)).map(|_| ())
+    };
+    let last = RMP.0 + 15;
+    for (frame, expected) in [(MAIL.0, Ok(())), (MAIL.0 + 9, Ok(())), (RMP.0, Ok(())), (last, Ok(()))] {
+        assert_eq!(copy(&mut system, frame), expected, "{frame}");
+    }
+    for frame in [0, MAIL.0 - 1, MAIL.0 + 10, RMP.0 - 1, last + 1] {
+        assert_eq!(copy(&mut system, frame), Err(Status::State), "{frame}");
+    }
+}
