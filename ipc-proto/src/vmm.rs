@@ -35,6 +35,8 @@ pub enum Encryption {
     Sev,
     /// SEV-ES.
     SevEs,
+    /// SEV-SNP.
+    SevSnp,
 }
 
 /// A VM as its owner configured it, checked and completed by the build.

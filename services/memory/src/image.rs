@@ -3,9 +3,9 @@
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, Tsc, VmId};
-use caisson_proto::firmware::{Decommission, Init, PlatformState, PlatformStatus, SevSupport};
+use caisson_proto::firmware::{Decommission, Init, PlatformState, PlatformStatus, SevSupport, SnpInit};
 use caisson_proto::info::RingUse;
-use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
+use caisson_proto::kernel::{Features, FrameCount, FrameCounts, MachineInfo, TimerSet};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Request, Words};
@@ -33,9 +33,15 @@ impl OnKernel {
     /// Has the secure processor initialised, if there is one, and it isn't yet.
     fn initialise(&self) {
         let Some(firmware) = self.firmware else { return };
-        let present = caisson_rt::call(firmware, &PlatformStatus {})
-            .is_ok_and(|platform| platform.support == SevSupport::Present && platform.sev != PlatformState::Working);
-        if present && let Err(status) = caisson_rt::call(firmware, &Init { frame: Frame(0), pages: 0 }) {
+        let platform = caisson_rt::call(firmware, &PlatformStatus {})
+            .ok()
+            .filter(|platform| platform.support == SevSupport::Present && platform.sev != PlatformState::Working);
+        let Some(platform) = platform else { return };
+        // SNP comes first: afterwards it is too late.
+        let snp = caisson_rt::kernel(&MachineInfo {}).is_ok_and(|machine| machine.features.contains(Features::SNP));
+        let snp = (snp && !platform.snp).then(|| caisson_rt::call(firmware, &SnpInit { rmp: true }).map(drop));
+        let sev = caisson_rt::call(firmware, &Init { frame: Frame(0), pages: 0 }).map(drop);
+        if let Err(status) = snp.unwrap_or(Ok(())).and(sev) {
             defmt::error!("memory: the secure processor can't be initialised: status {=u8}", status as u8);
         }
     }

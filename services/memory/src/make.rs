@@ -1,10 +1,10 @@
 //! Making VMs and giving them memory.
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, Status};
-use caisson_proto::addr::{CpuId, Frame, Gfn, ServiceId, VcpuId, VmId};
+use caisson_proto::addr::{CpuId, Frame, Gfn, LARGE_PAGES, ServiceId, VcpuId, VmId};
 use caisson_proto::kernel::{
     Access, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceRead, TablesDonate, VCPU_FRAMES, VcpuCreate, VmCreate,
-    VmDestroy, VmState,
+    VmDestroy, VmKind, VmState,
 };
 use caisson_proto::memory::{Populate, VmMade, VmMake};
 use heapless::Vec;
@@ -116,6 +116,13 @@ impl Memory {
         let mut todo = Vec::<(Gfn, u64), HALVES>::new();
         let mut next = Some((gfn, pages));
         while let Some((gfn, pages)) = next {
+            // The RMP has entries of 4 KiB for it, so no page may be large.
+            if pages == LARGE_PAGES && report.kind == VmKind::SevSnp {
+                let half = pages / 2;
+                todo.push((Gfn(gfn.0 + half), half)).map_err(|_| Status::Range)?;
+                next = Some((gfn, half));
+                continue;
+            }
             match self.map(vm, gfn, pages, kernel)? {
                 Mapped::New if pages <= budget => {
                     budget -= pages;

@@ -20,7 +20,7 @@ use crate::dev::rtc::Rtc;
 use crate::dev::testdev::TestDevice;
 use crate::dev::uart::Uart;
 use crate::insn::decode::CodePages;
-use crate::launch::Launch;
+use crate::launch::{Launch, Policy};
 use crate::platform::{Event, Platform};
 use crate::ram::{CHUNK, Ram};
 use crate::vcpu::Vcpu;
@@ -140,7 +140,7 @@ impl<P: Platform> Vmm<P> {
     ///
     /// # Errors
     /// [`SetupError::Memory`] if memory can't back it all.
-    pub fn seal(&mut self, policy: u32) -> Result<Launch, SetupError> {
+    pub fn seal(&mut self, policy: Policy) -> Result<Launch, SetupError> {
         let loaded = self.ram.loaded();
         self.ram.seal(&mut self.platform).map_err(|_| SetupError::Memory)?;
         Ok(Launch::new(self.ram.ranges().collect(), loaded, policy))

@@ -35,7 +35,7 @@ pub struct VmFile {
     pub on_reset: Option<OnReset>,
     /// The devices that test programs expect: debug exit, test device, fw_cfg.
     pub test_devices: Option<bool>,
-    /// How its memory is encrypted: none, sev, sev-es.
+    /// How its memory is encrypted: none, sev, sev-es, sev-snp.
     pub encryption: Option<Encryption>,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: Option<u16>,

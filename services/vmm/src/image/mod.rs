@@ -16,13 +16,15 @@ use caisson_proto::wire::Words;
 use caisson_rt::ring::Received;
 use caisson_rt::rings::{Inward, Outward};
 use caisson_rt::{Server, info};
-use caisson_vmm::launch::{Failed, Launch, Progress};
+use caisson_vmm::launch::{Failed, Launch, Policy, Progress};
 use caisson_vmm::{Facts, Vmm};
 use firmware::OnFirmware;
 use kernel::{OnKernel, call_memory};
 
 /// The bit of a guest's policy that asks for SEV-ES (55766 chapter 3).
 const POLICY_ES: u32 = 1 << 2;
+/// SMT is allowed, and a bit that must be one (56860 section 4.3).
+const POLICY_SNP: u64 = 1 << 16 | 1 << 17;
 
 /// The service.
 struct Image {
@@ -41,7 +43,8 @@ impl Image {
         let Some((launch, firmware)) = &mut self.launch else { return };
         match launch.go_on(firmware.vm, firmware) {
             Ok(Progress::Waits) => return,
-            Ok(Progress::Done(measurement)) => defmt::info!("launched, measurement {=[u8]:02x}", measurement),
+            Ok(Progress::Done(Some(measurement))) => defmt::info!("launched, measurement {=[u8]:02x}", measurement),
+            Ok(Progress::Done(None)) => defmt::info!("launched; its digest is for the guest to ask for"),
             Err(Failed { step, status, firmware: (command, answer) }) => {
                 defmt::error!("the launch failed at {}: command {=u16:#x}, answer {=u16:#x}", step, command, answer);
                 give_up(SetupError::Launch, status)
@@ -114,9 +117,10 @@ fn start() -> ! {
     };
     let Some(memory) = caisson_rt::slot_of("memory") else { give_up(SetupError::Memory, Status::NotFound) };
     let (kind, policy) = match config.encryption {
-        Encryption::None => (VmKind::Plain, 0),
-        Encryption::Sev => (VmKind::Sev, 0),
-        Encryption::SevEs => (VmKind::SevEs, POLICY_ES),
+        Encryption::None => (VmKind::Plain, Policy::Sev(0)),
+        Encryption::Sev => (VmKind::Sev, Policy::Sev(0)),
+        Encryption::SevEs => (VmKind::SevEs, Policy::Sev(POLICY_ES)),
+        Encryption::SevSnp => (VmKind::SevSnp, Policy::Snp(POLICY_SNP)),
     };
     let request = VmMake {
         kind,

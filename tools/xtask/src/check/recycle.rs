@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use caisson_proto::mailbox::{ACTIVATE, DECOMMISSION, DF_FLUSH};
+use caisson_proto::mailbox::{ACTIVATE, DECOMMISSION, DF_FLUSH, INIT, SNP_ACTIVATE, SNP_DECOMMISSION, SNP_DF_FLUSH};
 
 use super::Outcome;
 use super::witness::{BOOT, SOON, Witness};
@@ -11,8 +11,8 @@ use crate::failure::Status;
 use crate::image;
 use crate::paths::Paths;
 
-/// ASIDs for SEV guests of QEMU's board.
-const ASIDS: usize = 4;
+/// What is launched: the kind, as a VM's file has it, and how many ASIDs QEMU's board has for it.
+const KINDS: [(&str, usize); 2] = [("sev", 4), ("sev-snp", 2)];
 /// CPUs of the machine, with the one that runs no guest.
 const CPUS: usize = 3;
 /// How often they are used up.
@@ -39,18 +39,24 @@ impl Did {
         let words: Vec<&str> = line.split(['(', ')', ',', ' ']).filter(|word| !word.is_empty()).collect();
         match *words.as_slice() {
             ["WroteBack", "CpuId", cpu, "true"] => Some(Self::Flushed(cpu.parse().ok()?)),
-            ["Rung", command, "0"] => Some(Self::Done(command.parse().ok()?)),
+            // SNP's commands for the same.
+            ["Rung", command, "0"] => Some(Self::Done(match command.parse().ok()? {
+                SNP_DF_FLUSH => DF_FLUSH,
+                SNP_ACTIVATE => ACTIVATE,
+                SNP_DECOMMISSION => DECOMMISSION,
+                command => command,
+            })),
             ["Rung", command, _] => Some(Self::Failed(command.parse().ok()?)),
             _ => None,
         }
     }
 }
 
-/// Counts how often the ASIDs were recycled and how many guests were activated. Every CPU must have flushed before each
+/// Counts how often the ASIDs were recycled and how many guests were activated since the platform was initialised. Every CPU must have flushed before each
 /// DF_FLUSH and none at any other time; and after the first, that comes when no ASID is left and a guest wants one.
 fn judge(log: impl Iterator<Item = Did>, cpus: usize, asids: usize) -> Result<(usize, usize), String> {
     let (mut flushed, mut left, mut rounds, mut activated) = (BTreeSet::new(), 0, 0, 0);
-    for did in log {
+    for did in log.skip_while(|did| *did != Did::Done(INIT)) {
         match did {
             Did::Flushed(_) if rounds > 0 && left > 0 => return Err(format!("a flush with {left} ASIDs left")),
             Did::Flushed(cpu) if !flushed.insert(cpu) => return Err(format!("CPU {cpu} flushed twice")),
@@ -70,18 +76,23 @@ fn judge(log: impl Iterator<Item = Did>, cpus: usize, asids: usize) -> Result<(u
 
 /// The whole step.
 pub fn run(paths: &Paths) -> Outcome {
-    match recycled(paths) {
-        Ok(checks) => Outcome::passed(checks),
-        Err(why) => Outcome::failed(why),
+    let mut outcome = Outcome::default();
+    for (encryption, asids) in KINDS {
+        match recycled(paths, encryption, asids) {
+            Ok(checks) => outcome.passed += checks,
+            Err(why) => outcome.failed.push(format!("{encryption}: {why}")),
+        }
     }
+    outcome
 }
 
-fn recycled(paths: &Paths) -> Result<usize, String> {
+fn recycled(paths: &Paths, encryption: &str, asids: usize) -> Result<usize, String> {
     let flat = image::guest(paths, "caisson-guest-flat").map_err(|failure| failure.text)?;
-    let flat =
-        format!("vcpus = 1\nmemory = \"64M\"\nkernel = {flat:?}\nencryption = \"sev\"\non-reset = \"restart\"\n");
+    let flat = format!(
+        "vcpus = 1\nmemory = \"64M\"\nkernel = {flat:?}\nencryption = {encryption:?}\non-reset = \"restart\"\n"
+    );
     let mut machine = Witness::boot(paths, None, &[WITNESS, ("flat", &flat)]).map_err(|failure| failure.text)?;
-    let lives = ASIDS * ROUNDS + 1;
+    let lives = asids * ROUNDS + 1;
     machine.until("the agent's line", BOOT, |this| this.logged("agent", "agent: ready"))?;
     for life in 1..=lives {
         machine.forgive("vmm-flat")?;
@@ -101,7 +112,7 @@ fn recycled(paths: &Paths) -> Result<usize, String> {
         return Err(machine.told("the guest found memory changed"));
     }
     let log = || machine.lines.iter().filter(|line| line.who == "kernel").filter_map(|line| Did::read(&line.what));
-    let (rounds, activated) = judge(log(), CPUS, ASIDS).map_err(|why| machine.told(&why))?;
+    let (rounds, activated) = judge(log(), CPUS, asids).map_err(|why| machine.told(&why))?;
     let gone = log().filter(|did| *did == Did::Done(DECOMMISSION)).count();
     if rounds < ROUNDS + 1 || activated < lives || gone != activated {
         let all = format!("{activated} guests activated and {gone} gone, {rounds} times recycled");
@@ -126,7 +137,9 @@ mod tests {
     }
 
     fn judged(parts: &[Vec<Did>]) -> Result<(usize, usize), String> {
-        judge(parts.concat().into_iter(), 2, 3)
+        // What comes before doesn't count.
+        let before = [flush(), flush(), vec![Did::Done(INIT)]].concat();
+        judge(before.into_iter().chain(parts.concat()), 2, 3)
     }
 
     #[test]
@@ -148,6 +161,7 @@ mod tests {
         assert_eq!(Did::read("WroteBack(CpuId(2), true)"), Some(Did::Flushed(2)));
         assert_eq!(Did::read("WroteBack(CpuId(2), false)"), None);
         assert_eq!(Did::read("Rung(10, 0)"), Some(Did::Done(DF_FLUSH)));
+        assert_eq!(Did::read("Rung(132, 0)"), Some(Did::Done(DF_FLUSH)));
         assert_eq!(Did::read("Rung(33, 11)"), Some(Did::Failed(ACTIVATE)));
         assert_eq!(Did::read("Rang(33, VmId(1))"), None);
     }

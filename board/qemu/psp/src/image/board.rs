@@ -3,6 +3,7 @@
 use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
 use caisson_proto::kernel::{SiliconCopy, SiliconCpu};
 use caisson_proto::rmp;
+use caisson_qemu_psp::buffer::field;
 use caisson_qemu_psp::rmp::Entry;
 use caisson_qemu_psp::{Asid, Board, Cpu, Fault, MemoryKey, crypto};
 use caisson_rt::random::rdrand;
