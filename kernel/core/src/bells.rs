@@ -2,7 +2,7 @@
 //!
 //! Whoever rings notes the bits first and then looks whether an activation is queued; the activation, once done,
 //! first says so and then looks for bits. So between the two a bell is neither lost nor does it queue twice.
-//! `tests/loom.rs` explores it.
+//! `tests/loom` explores it.
 
 use crate::prelude::*;
 

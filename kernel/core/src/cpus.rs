@@ -4,21 +4,21 @@ use crate::prelude::*;
 
 /// A set of CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuSet([u64; MAX_CPUS / 64]);
+pub struct CpuSet([u64; MAX_CPUS.div_ceil(64)]);
 
 impl CpuSet {
     /// None.
-    pub const EMPTY: Self = Self([0; MAX_CPUS / 64]);
+    pub const EMPTY: Self = Self([0; MAX_CPUS.div_ceil(64)]);
 
     /// With a CPU more.
     fn with(mut self, cpu: CpuId) -> Self {
-        self.0[usize::from(cpu.0) / 64 % (MAX_CPUS / 64)] |= 1 << (cpu.0 % 64);
+        self.0[usize::from(cpu.0) / 64 % MAX_CPUS.div_ceil(64)] |= 1 << (cpu.0 % 64);
         self
     }
 
     /// Takes one out. Whether it was in.
     pub fn remove(&mut self, cpu: CpuId) -> bool {
-        let word = &mut self.0[usize::from(cpu.0) / 64 % (MAX_CPUS / 64)];
+        let word = &mut self.0[usize::from(cpu.0) / 64 % MAX_CPUS.div_ceil(64)];
         let before = core::mem::replace(word, *word & !(1 << (cpu.0 % 64)));
         before != *word
     }

@@ -1,7 +1,6 @@
 //! The kernel as one CPU sees it: the shared tables, what this CPU has to itself, and the machine under it.
 
 use crate::prelude::*;
-use spin::MutexGuard;
 
 /// Where the kernel runs now. Everything that happens in it is a method of this.
 #[derive(Clone, Copy)]

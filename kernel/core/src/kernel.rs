@@ -1,7 +1,6 @@
 //! The kernel's state: one instance a machine.
 
 use crate::prelude::*;
-use spin::Mutex;
 
 initial! {
     /// What other CPUs may touch of a CPU.

@@ -7,7 +7,33 @@ use caisson_proto::wire::Field;
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 #[cfg(loom)]
+pub use loom::sync::MutexGuard;
+#[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+#[cfg(not(loom))]
+pub use spin::{Mutex, MutexGuard};
+
+/// A lock that loom sees. Whoever can't have it waits for it: to try again and again would be the same in more steps.
+#[cfg(loom)]
+pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+#[cfg(loom)]
+impl<T> Mutex<T> {
+    /// Unlocked.
+    pub fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    /// Takes it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes it, once that is possible.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        Some(self.lock())
+    }
+}
 
 /// Declares structures whose fields begin with what stands after `=`. `new` makes one in a constant; but under loom,
 /// whose atomics can't be made there.

@@ -2,7 +2,7 @@
 //!
 //! No lock. Entering is one atomic step where the service is free, leaving is one where nobody waits. Between a
 //! leaver and the waiter that comes next there is one exchange on the waiter's slot: whoever comes second sees
-//! what the first one left there, so a wake-up is neither lost nor doubled. `tests/loom.rs` explores all of it.
+//! what the first one left there, so a wake-up is neither lost nor doubled. `tests/loom` explores all of it.
 
 use crate::prelude::*;
 

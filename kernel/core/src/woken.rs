@@ -2,7 +2,7 @@
 //!
 //! Whoever makes it ready puts it here and then interrupts the CPU. The CPU takes what is here each time before it
 //! chooses what runs; from its last look on until it waits it takes no interrupt, so one that came meanwhile ends the
-//! wait at once. `tests/loom.rs` explores it.
+//! wait at once. `tests/loom` explores it.
 
 use crate::prelude::*;
 

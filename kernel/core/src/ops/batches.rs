@@ -1,8 +1,6 @@
 //! Operations on batches: write-back and what it pays for.
 
 use super::{Answer, Call, ok};
-use spin::MutexGuard;
-
 use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {

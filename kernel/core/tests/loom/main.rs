@@ -1,6 +1,10 @@
-//! Every interleaving of the lock-free pieces.
+//! Every interleaving of the lock-free pieces; and of flushes, tickets and doorbells in the kernel as a whole.
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p caisson-core --test loom`
 #![cfg(loom)]
+
+mod board;
+mod rows;
+mod tickets;
 
 use caisson_core::bells::Bells;
 use caisson_core::context::{Context, ContextState, Phase, pending};
