@@ -20,6 +20,7 @@ use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::{CpuId, Frame, Gfn, ServiceId, Spa, VmId};
 use caisson_proto::bundle::ServiceRecord;
 use caisson_proto::kernel::{Access, Caps, Features, FrameState, Machine as Facts, VmKind};
+use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 use caisson_proto::wire::{Field, Reply, Request};
 use loom::sync::Notify;
@@ -253,6 +254,9 @@ impl Machine for On<'_> {
         }
     }
     fn flush_lines(&self, _: Frame, _: u64, _: u32) {}
+    fn rmp_update(&self, _: Frame, _: Entry) -> Result<(), Status> {
+        Ok(())
+    }
     fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Result<(), Status> {
         Ok(())
     }
