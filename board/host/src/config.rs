@@ -91,6 +91,18 @@ mutants! {
     WrongPage,
     /// A command names another VM's guest.
     WrongGuest,
+    /// RMPUPDATE isn't executed where a page becomes the host's, and counts.
+    KeptEntry,
+    /// What the processor has counts as the host's.
+    IgnoreImmutable,
+    /// A page is assigned to another guest.
+    WrongEntry,
+    /// A page is assigned at another address.
+    WrongAddress,
+    /// A page of an SNP guest is free before its lines were flushed.
+    ForgetFreed,
+    /// The processor isn't given the mailbox's pages that it is to write.
+    KeptMailbox,
 }
 
 /// A simulation.
@@ -106,6 +118,8 @@ pub struct Config {
     pub frames: u64,
     /// Whether VMs may be encrypted, so that their reclaim owes write-backs.
     pub encrypted: bool,
+    /// Whether encrypted VMs are SEV-SNP's or SEV's; else they are SEV-ES's or SEV's.
+    pub snp: bool,
     /// The lowest ASID of SEV VMs, and the highest of encrypted ones.
     pub sev_asids: (u32, u32),
     /// Commands of the secure processor that fail or are lied about.
@@ -179,6 +193,7 @@ impl Config {
             vcpus: 2 + rng.below(3) as u8,
             frames: 512 * (5 + rng.below(4)) + (vms as u64 * (guest_pages + 160)).next_multiple_of(512),
             encrypted: rng.chance(2, 3),
+            snp: rng.chance(1, 2),
             sev_asids: (2 + rng.below(2) as u32, 3 + rng.below(3) as u32),
             faults: rng.below(3).saturating_sub(1) as u32 * rng.below(6) as u32,
             stubborn: STUBBORN[rng.below(STUBBORN.len() as u64) as usize],

@@ -2,10 +2,11 @@
 
 use caisson_core::context::Context;
 use caisson_core::frames::Frames;
-use caisson_proto::addr::{Frame, VmId};
+use caisson_proto::addr::{Frame, Gpa, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::VmKind;
+use caisson_proto::rmp::ASSIGNED;
 use caisson_proto::vcpu::{Exit, ExitFlags, Resume};
 
 use crate::config::Mutant;
@@ -208,9 +209,21 @@ impl Guest {
         world.check(private || is == Frames::of(FrameState::Owned, self.vm), || {
             format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
         });
+        self.check_entry(world, gfn, frame, private);
         here.guest_tlb.borrow_mut().insert((self.asid, gfn), (frame, private));
         self.access(world, cpu, (gfn, frame.0), (private, mapped, write));
         Act::On
+    }
+
+    /// By the RMP a private page of an SNP guest is its own, at this address, and no other is anybody's.
+    fn check_entry(&self, world: &World, gfn: u64, frame: Frame, private: bool) {
+        let entry = world.silicon.registers.rmp.0.get(frame).unwrap_or_default();
+        let own = (true, self.asid, Gpa(gfn << 12));
+        let is = (entry.has(ASSIGNED), entry.asid(), entry.gpa());
+        let right = if private && self.kind == VmKind::SevSnp { is == own } else { !entry.has(ASSIGNED) };
+        world.check(right, || {
+            format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, and by the RMP it is {entry:x?}", self.vm, frame.0)
+        });
     }
 
     /// Reads or writes a page that is mapped, through its caches.
@@ -219,7 +232,7 @@ impl Guest {
     ) {
         let key = (self.vm.bits(), gfn);
         // Which alias it uses is its own affair; a mad one harms itself alone.
-        let mad = self.kind != VmKind::Plain && self.rng.chance(1, 64);
+        let mad = matches!(self.kind, VmKind::Sev | VmKind::SevEs) && self.rng.chance(1, 64);
         let asid = if private != mad { self.asid } else { 0 };
         let mut caches = world.caches.borrow_mut();
         if mad && mapped {

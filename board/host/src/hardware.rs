@@ -71,6 +71,7 @@ impl Machine for &Hardware<'_> {
         let (low, high) = self.world.config.sev_asids;
         let mut features = Features::NESTED_PAGING | Features::NEXT_RIP | Features::WBNOINVD;
         features.set(Features::SEV, self.world.config.encrypted);
+        features.set(Features::SNP, self.world.config.encrypted && self.world.config.snp);
         Facts {
             cpus: self.world.config.cpus as u16,
             tsc_khz: KHZ,
@@ -168,6 +169,7 @@ impl Machine for &Hardware<'_> {
         world.check(world.adopted.borrow_mut().insert(frame.0), || format!("frame {:#x} is adopted twice", frame.0));
         let owner = world.owner.borrow().get(&frame.0).copied();
         world.check(owner.is_none(), || format!("frame {:#x} is a guest's and becomes the kernel's", frame.0));
+        world.check_host(frame.0, "becomes the kernel's");
         let mut caches = world.caches.borrow_mut();
         caches.give(frame.0, Hand::Kernel);
         caches.write(self.cpu, frame.0, 0, 0, 0);
@@ -215,6 +217,7 @@ impl Machine for &Hardware<'_> {
         for frame in first.0..first.0 + pages {
             let owner = world.owner.borrow().get(&frame).copied();
             world.check(owner.is_none(), || format!("frame {frame:#x} is zeroed under a guest"));
+            world.check_host(frame, "is zeroed");
             if !world.breaks(Mutant::NoZero) {
                 world.caches.borrow_mut().write(self.cpu, frame, 0, 0, 0);
             }

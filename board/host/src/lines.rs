@@ -2,9 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
+use caisson_core::rmp::RmpError;
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Frame, PAGE_SIZE, Spa};
-use caisson_proto::rmp::Entry;
+use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, Spa};
+use caisson_proto::rmp::{ASSIGNED, Entry, IMMUTABLE};
 
 use crate::cache::Hand;
 use crate::config::Mutant;
@@ -48,15 +49,15 @@ impl Hardware<'_> {
         let owners = world.owner.borrow();
         let given = owners.get(&first.0).is_none();
         let forgets = if given { Mutant::ForgetDonated } else { Mutant::ForgetPlainAlias };
-        if asid != 0 || !world.breaks(forgets) {
+        let forgets = if asid == 0 { forgets } else { Mutant::ForgetFreed };
+        if !world.breaks(forgets) {
             world.caches.borrow_mut().flush(first.0, pages, asid);
         }
         for frame in (first.0..first.0 + pages).filter(|_| asid == 0) {
-            // What was shared turns private; what was nobody's is the processor's.
+            // What was shared turns private; what was nobody's will be the processor's, or was.
             let of = owners.get(&frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(*root))?.1, *gfn)));
-            let hand = of.map_or(Hand::Firmware, |(vm, _)| Hand::Private(vm.bits()));
-            world.caches.borrow_mut().give(frame, hand);
             if let Some((vm, gfn)) = of {
+                world.caches.borrow_mut().give(frame, Hand::Private(vm.bits()));
                 world.memory.borrow_mut().insert((vm.bits(), gfn), None);
             }
         }
@@ -67,7 +68,34 @@ impl Hardware<'_> {
     /// RMPUPDATE.
     pub(crate) fn update_rmp(&self, frame: Frame, to: Entry) -> Result<(), Status> {
         self.pause();
-        self.world.silicon.registers.rmp.0.update(frame, to).map_err(|_| Status::State)
+        let (world, rmp) = (self.world, self.world.silicon.registers.rmp.0);
+        let mailbox = (MAILBOX..MAILBOX + MAIL_FRAMES as u64).contains(&frame.0);
+        let guest = to.has(ASSIGNED) && to.asid() != 0;
+        let (other, next) = (to.asid() % world.config.sev_asids.1 + 1, Gfn((to.gpa().0 >> 12) + 1));
+        let wrong = if world.breaks(Mutant::WrongEntry) {
+            Entry::guest(other, Gfn(to.gpa().0 >> 12), to.has(IMMUTABLE))
+        } else if world.breaks(Mutant::WrongAddress) {
+            Entry::guest(to.asid(), next, to.has(IMMUTABLE))
+        } else {
+            to
+        };
+        let to = if guest && world.rng.chance(1, 4) { wrong } else { to };
+        let skips = !to.has(ASSIGNED) && world.breaks(Mutant::KeptEntry) && world.rng.chance(1, 4)
+            || mailbox && to == Entry::FIRMWARE && world.breaks(Mutant::KeptMailbox);
+        let updated = if skips { Ok(()) } else { rmp.update(frame, to) };
+        match updated {
+            Err(RmpError::Permission) if world.breaks(Mutant::IgnoreImmutable) => {}
+            Err(_) => return Err(Status::State),
+            Ok(()) => {}
+        }
+        let mut caches = world.caches.borrow_mut();
+        match to {
+            _ if mailbox => {}
+            Entry::FIRMWARE => caches.give(frame.0, Hand::Firmware),
+            Entry::SHARED => caches.give(frame.0, Hand::Nobody),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Copies between the mailbox's frames and a page of the service in user mode.

@@ -68,6 +68,7 @@ impl Manifest {
         for vm in 0..config.vms {
             let kind = match rng.below(5) {
                 0 | 1 if config.encrypted => VmKind::Sev,
+                2 | 3 if config.encrypted && config.snp => VmKind::SevSnp,
                 2 | 3 if config.encrypted => VmKind::SevEs,
                 _ => VmKind::Plain,
             };

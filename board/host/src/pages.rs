@@ -17,6 +17,7 @@ impl Hardware<'_> {
         let world = self.world;
         let before = world.owner.borrow_mut().insert(frame, (root.0, gfn));
         world.check(before.is_none(), || format!("frame {frame:#x} is mapped in two places of guests: {before:?}"));
+        world.check_host(frame, "is mapped");
         world.check(!world.adopted.borrow().contains(&frame), || format!("frame {frame:#x} of the kernel's is mapped"));
         let vm = world.vm_of_root(root).map_or(u32::MAX, |(_, vm)| vm.bits());
         world.caches.borrow_mut().give(frame, Hand::Shared(vm));

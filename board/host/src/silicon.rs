@@ -24,6 +24,8 @@ pub const MAILBOX: u64 = 8;
 pub const MAIL_FRAMES: usize = 10;
 /// Frames that an RMP covers: more than any machine here has.
 const MAX_FRAMES: usize = 1 << 14;
+/// What the processor leaves in pages of its own.
+const SEALED: u64 = 0x5ea1ed;
 /// Frames that SEV-ES takes.
 pub const DONATION: u64 = 256;
 
@@ -164,7 +166,7 @@ impl Silicon {
             Some(Mischief::Fails | Mischief::DeniesIt) => Status::HardwareErrorPlatform,
             Some(Mischief::ClaimsIt) | None => real,
         };
-        if command == mailbox::DF_FLUSH && told == Status::Success {
+        if flushes(command) && told == Status::Success {
             self.young.set(false);
         }
         world.note(0, What::Processor(command, told as u16, fault));
@@ -175,8 +177,8 @@ impl Silicon {
     }
 
     fn fault(&self, world: &World, command: u16) -> Option<Mischief> {
-        if world.breaks(Mutant::ClaimedDfFlush) && command == mailbox::DF_FLUSH
-            || world.breaks(Mutant::ClaimedActivate) && command == mailbox::ACTIVATE && world.rng.chance(1, 4)
+        if world.breaks(Mutant::ClaimedDfFlush) && flushes(command)
+            || world.breaks(Mutant::ClaimedActivate) && activates(command) && world.rng.chance(1, 4)
         {
             return Some(Mischief::ClaimsIt);
         }
@@ -187,7 +189,8 @@ impl Silicon {
         }
         self.faults.set(left - 1);
         self.failed.set(true);
-        let kinds = if world.config.lies { 3 } else { 1 };
+        // Without what it claims to have initialised nothing would happen any more.
+        let kinds = if world.config.lies && command != mailbox::SNP_INIT_EX { 3 } else { 1 };
         let fault = [Mischief::Fails, Mischief::DeniesIt, Mischief::ClaimsIt][world.rng.below(kinds) as usize];
         self.lied.set(self.lied.get() || fault != Mischief::Fails);
         Some(fault)
@@ -215,18 +218,20 @@ impl Silicon {
             status,
             Status::WbinvdRequired | Status::DfFlushRequired | Status::AsidOwned | Status::InvalidAsid | Status::Active
         );
-        let excused = self.lied.get() || command == mailbox::ACTIVATE && self.young.get();
-        world.check(!owed || excused, || format!("the processor refuses command {command:#x}: {status:?}"));
+        let page = status == Status::InvalidPageState && command != mailbox::SNP_PAGE_RECLAIM;
+        let excused = self.lied.get() || activates(command) && self.young.get() && !page;
+        world.check(!(owed || page) || excused, || format!("the processor refuses command {command:#x}: {status:?}"));
         let word = |at: usize| {
             let mut bytes = [0; 4];
-            bytes.copy_from_slice(&self.mail.borrow()[0][at..at + 4]);
+            let buffer = (self.registers.registers[1].load(Ordering::Relaxed) >> 12) as usize - MAILBOX as usize;
+            bytes.copy_from_slice(&self.mail.borrow()[buffer][at..at + 4]);
             u32::from_le_bytes(bytes)
         };
         if status != Status::Success {
             return;
         }
         match command {
-            mailbox::INIT => self.young.set(true),
+            mailbox::INIT | mailbox::SNP_INIT_EX => self.young.set(true),
             mailbox::LAUNCH_START => drop(self.guests.borrow_mut().insert(word(0), 0)),
             mailbox::ACTIVATE => {
                 let asid = word(4);
@@ -241,6 +246,14 @@ impl Silicon {
             _ => {}
         }
     }
+}
+
+const fn flushes(command: u16) -> bool {
+    matches!(command, mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH)
+}
+
+const fn activates(command: u16) -> bool {
+    matches!(command, mailbox::ACTIVATE | mailbox::SNP_ACTIVATE)
 }
 
 /// What surrounds the processor.
@@ -282,8 +295,10 @@ impl Board for Surroundings<'_> {
             into.copy_from_slice(bytes);
             return Ok(());
         }
-        self.0.fail(|| format!("the processor writes {} bytes to {:#x}", bytes.len(), at.0));
-        Err(Fault)
+        let hand = self.0.caches.borrow().hand(at.0 >> 12);
+        self.0.check(hand == Hand::Firmware, || format!("the processor writes to {:#x}, which is {hand:x?}", at.0));
+        self.0.caches.borrow_mut().put(at.0 >> 12, 0, SEALED);
+        Ok(())
     }
 
     fn write_private(&mut self, asid: Asid, at: Spa, bytes: &[u8]) -> Result<(), Fault> {
@@ -320,21 +335,23 @@ impl Board for Surroundings<'_> {
         Ok(())
     }
 
-    fn rmp(&mut self, _: Frame) -> Option<Entry> {
-        None
+    fn rmp(&mut self, frame: Frame) -> Option<Entry> {
+        self.0.silicon.registers.rmp.0.get(frame).map(Entry::from_table)
     }
 
-    fn set_rmp(&mut self, _: Frame, _: Entry) -> Result<(), Fault> {
-        Err(Fault)
+    fn set_rmp(&mut self, frame: Frame, entry: Entry) -> Result<(), Fault> {
+        self.0.silicon.registers.rmp.0.set(frame, entry.to_table());
+        Ok(())
     }
 
     fn init_rmp(&mut self) -> Result<(), Fault> {
-        Err(Fault)
+        self.0.silicon.registers.rmp.0.0.iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
+        Ok(())
     }
 
     fn cpu(&mut self, cpu: CpuId) -> Cpu {
         let wbinvds = self.0.cpus.get(usize::from(cpu.0)).map_or(0, |cpu| cpu.wbinvds.get());
-        Cpu { wbinvds, snp_enabled: false, host_save: Spa(0) }
+        Cpu { wbinvds, snp_enabled: self.0.config.snp, host_save: Spa(0) }
     }
 
     fn random(&mut self, into: &mut [u8]) {

@@ -17,6 +17,7 @@ use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
 
 use caisson_proto::kernel::FrameState;
 use caisson_proto::layout;
+use caisson_proto::rmp::ASSIGNED;
 use caisson_proto::wire::Words;
 
 use crate::cache::Caches;
@@ -375,6 +376,12 @@ impl World {
         let root = self.kernel.vms.get(vm.index()).and_then(|vm| vm.root(0));
         let mapped = root.and_then(|root| self.nested(root, gfn));
         mapped.is_some_and(|it| self.frame(it.frame).is_none_or(|is| is == Frames::of(FrameState::Private, vm)))
+    }
+
+    /// By the RMP the host may write a frame.
+    pub fn check_host(&self, frame: u64, what: &str) {
+        let entry = self.silicon.registers.rmp.0.get(Frame(frame)).unwrap_or_default();
+        self.check(!entry.has(ASSIGNED), || format!("frame {frame:#x} {what}, and by the RMP it is {entry:x?}"));
     }
 
     /// The VM of a vCPU's context, if it has one.

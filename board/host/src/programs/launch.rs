@@ -14,6 +14,8 @@ use crate::service::Sys;
 
 /// A SEV-ES guest's policy.
 const ES_POLICY: u32 = 1 << 2;
+/// A SEV-SNP guest's: SMT is allowed, and a bit that must be one.
+const SNP_POLICY: u64 = 3 << 16;
 /// Looks in a row that found something to wait for: an ASID, or the service.
 const PATIENCE: u32 = 100;
 
@@ -30,11 +32,12 @@ enum Stage {
 }
 
 impl Stage {
-    fn next(self, es: bool) -> Self {
+    fn next(self, kind: VmKind) -> Self {
         match self {
             Self::Start => Self::Register,
             Self::Register => Self::Update,
-            Self::Update if es => Self::Vmsa,
+            Self::Update if kind == VmKind::SevEs => Self::Vmsa,
+            Self::Update if kind == VmKind::SevSnp => Self::Finish,
             Self::Update | Self::Vmsa => Self::Measure,
             Self::Measure => Self::Finish,
             Self::Finish | Self::Done => Self::Done,
@@ -57,7 +60,7 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Launch {
     vm: VmId,
-    es: bool,
+    kind: VmKind,
     /// Pages that are private from the beginning; the last is the save area of SEV-ES.
     pages: u64,
     stage: Stage,
@@ -71,7 +74,7 @@ impl Launch {
     /// Of a VM of this kind, whose first pages are populated.
     pub fn new(vm: VmId, kind: VmKind, pages: u64) -> Self {
         let stage = if kind == VmKind::Plain { Stage::Done } else { Stage::Start };
-        Self { vm, es: kind == VmKind::SevEs, pages, stage, job: None, looks: 0, turning: None }
+        Self { vm, kind, pages, stage, job: None, looks: 0, turning: None }
     }
 
     fn ask<R: Request<Reply = Queued>>(&mut self, sys: &Sys<'_>, request: &R) -> Result<(), Status> {
@@ -82,10 +85,22 @@ impl Launch {
 
     fn request(&mut self, sys: &Sys<'_>) -> Result<(), Status> {
         let (vm, gfn) = (self.vm, Gfn(0));
-        let measured = self.pages - u64::from(self.es);
+        let measured = self.pages - u64::from(self.kind == VmKind::SevEs);
         match self.stage {
+            Stage::Start if self.kind == VmKind::SevSnp => {
+                let start = SnpLaunchStart { vm, policy: SNP_POLICY, workarounds_low: 0, workarounds_high: 0 };
+                self.ask(sys, &start)
+            }
+            Stage::Update if self.kind == VmKind::SevSnp => {
+                let page_type = SnpPageType::Normal;
+                self.ask(sys, &SnpLaunchUpdate { vm, gfn, pages: measured, page_type, permissions: 0 })
+            }
+            Stage::Finish if self.kind == VmKind::SevSnp => {
+                let flags = SnpFinish::empty();
+                self.ask(sys, &SnpLaunchFinish { vm, flags, host_0: 0, host_1: 0, host_2: 0, host_3: 0 })
+            }
             Stage::Start => {
-                let policy = if self.es { ES_POLICY } else { 0 };
+                let policy = if self.kind == VmKind::SevEs { ES_POLICY } else { 0 };
                 self.ask(sys, &LaunchStart { vm, policy, owner: false })
             }
             Stage::Register => self.ask(sys, &RegisterRegion { vm, gfn, pages: self.pages, known: false }),
@@ -109,7 +124,7 @@ impl Launch {
                     Ok(report) => {
                         self.job = None;
                         if report.status == Status::Ok {
-                            (self.stage, self.looks) = (self.stage.next(self.es), 0);
+                            (self.stage, self.looks) = (self.stage.next(self.kind), 0);
                             continue;
                         }
                         Some(report.status)
@@ -126,7 +141,7 @@ impl Launch {
                 Some(Status::State)
                     if self.stage != Stage::Start || sys.known(sys.world.manifest.firmware).generation() > 0 =>
                 {
-                    self.stage = self.stage.next(self.es);
+                    self.stage = self.stage.next(self.kind);
                 }
                 Some(Status::Dead | Status::Died | Status::Busy | Status::Exhausted) if patient => {
                     return Standing::Waits;

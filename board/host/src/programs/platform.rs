@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Frame, VmId};
-use caisson_proto::firmware::{Cause, Decommission, Init, JobId, JobResult, JobState, PlatformState, PlatformStatus};
+use caisson_proto::firmware::{
+    Cause, Decommission, Init, JobId, JobResult, JobState, PlatformState, PlatformStatus, SnpInit,
+};
 use caisson_proto::kernel::{FrameCount, FrameDonate, VmInfo, VmKind};
 
 use crate::service::Sys;
@@ -36,7 +38,7 @@ impl Platform {
         let mut platform = Self { initialised: !sys.world.config.encrypted, ..Self::default() };
         if !platform.initialised {
             let donated = sys.ask(&FrameCount {}).is_ok_and(|counts| counts.firmware > 0);
-            if !donated {
+            if !donated && !sys.world.config.snp {
                 let _ = sys.ask(&FrameDonate { frame: Self::frames(sys), pages: DONATION });
             }
             platform.look(sys);
@@ -68,8 +70,17 @@ impl Platform {
             return;
         }
         match sys.call(firmware, &PlatformStatus {}) {
+            // Before a guest has the platform initialised without it.
+            Ok(platform)
+                if sys.world.config.snp
+                    && !platform.snp
+                    && matches!(platform.sev, PlatformState::Uninit | PlatformState::Unknown) =>
+            {
+                self.init = sys.call(firmware, &SnpInit { rmp: true }).ok().map(|queued| queued.job);
+            }
             Ok(platform) if platform.sev == PlatformState::Uninit => {
-                let init = Init { frame: Self::frames(sys), pages: DONATION };
+                let pages = if sys.world.config.snp { 0 } else { DONATION };
+                let init = Init { frame: Self::frames(sys), pages };
                 self.init = sys.call(firmware, &init).ok().map(|queued| queued.job);
             }
             Ok(platform) => self.initialised = platform.sev != PlatformState::Unknown,

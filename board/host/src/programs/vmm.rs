@@ -326,6 +326,7 @@ impl Vmm<'_, '_> {
             let mapped = look_up(&View(world), World::window(sys.slot), Gfn(World::in_window(gfn)));
             if let Some(frame) = mapped.map(|it| it.frame.0).filter(|_| !sys.stopped()) {
                 let value = world.rng.next() | 1;
+                world.check_host(frame, "is written by a vmm");
                 world.caches.borrow_mut().write(world.running.get(), frame, 0, self.vm.bits(), value);
                 // Unless it is just being taken away, and only the window still has it.
                 if world.owns(self.vm, gfn) {

@@ -100,7 +100,7 @@ impl<M: Machine> Call<'_, M> {
             Length::At(at) => half(buffer, at),
         };
         let end = |bytes| given.checked_add(bytes).ok_or(Status::Range);
-        let Tables { asids, frames, batches, books, lent, .. } = tables;
+        let Tables { asids, frames, batches, books, lent, snp, .. } = tables;
         match kind {
             // Only a VM that is there is activated, and once.
             Kind::Asid => {
@@ -115,6 +115,7 @@ impl<M: Machine> Call<'_, M> {
                 let begins = matches!(request.command, mailbox::LAUNCH_START | mailbox::SNP_GCTX_CREATE);
                 ensure(if begins { asid.handle == 0 } else { asid.is_known() }, Status::State)?;
                 if begins && kind == Kind::Context {
+                    ensure(*snp, Status::State)?;
                     let books = books.get_mut(self.alive(request.vm)?.0).ok_or(Status::Dead)?;
                     let frame = books.stock.pop().ok_or(Status::Exhausted)?;
                     books.kernel_frames -= 1;

@@ -6,7 +6,7 @@ use caisson_proto::kernel::*;
 use caisson_proto::mailbox;
 use caisson_proto::rmp::{Entry, IMMUTABLE, LOCKED, VALIDATED};
 
-use super::asids::{NOBODY, asid, bind, map};
+use super::asids::{NOBODY, asid, bind, map, wbinvd};
 use super::fake::{MAIL, RMP};
 use super::system::{FIRMWARE, LENT, MEMORY, PROCESSOR, System, VMM};
 
@@ -15,6 +15,7 @@ const ASID: u32 = 1;
 
 /// An SNP VM with an ASID and 8 pages from gfn 0 and frame 512 on.
 fn guest(system: &mut System) -> VmId {
+    initialise(system);
     let vm = system.vm(VMM, VmKind::SevSnp, 0, 64);
     system.as_service(MEMORY, &map(vm, 0, 512, 8)).unwrap();
     bind(system, vm, ASID).unwrap();
@@ -71,6 +72,7 @@ fn a_private_page_is_its_guests_by_the_rmp() {
 #[test]
 fn without_an_asid_or_in_a_large_page_nothing_turns() {
     let mut system = System::new(1);
+    initialise(&mut system);
     let vm = system.vm(VMM, VmKind::SevSnp, 0, 64);
     system.as_service(MEMORY, &map(vm, 512, 1024, 512)).unwrap();
     assert_eq!(system.as_service(FIRMWARE, &private(vm, 512, 1)).err(), Some(Status::State));
@@ -131,6 +133,13 @@ fn a_context_is_a_frame_of_the_vms_own_and_comes_back() {
     let vm = guest(&mut system);
     let sev = system.vm(VMM, VmKind::Sev, 0, 128);
     bind(&mut system, sev, 3).unwrap();
+    system.command(mailbox::SNP_SHUTDOWN_EX, NOBODY);
+    assert_eq!(
+        system.ring_processor(mailbox::SNP_GCTX_CREATE, vm, &[]),
+        Err(Status::State),
+        "nobody could give it back"
+    );
+    system.command(mailbox::SNP_INIT_EX, NOBODY);
     let create = mailbox::SNP_GCTX_CREATE;
     for (command, of) in [(create, sev), (create, NOBODY), (mailbox::LAUNCH_START, vm), (mailbox::SNP_LAUNCH_START, vm)]
     {
@@ -198,10 +207,16 @@ fn a_guests_page_is_reclaimed_by_its_guest_address() {
     assert_eq!(rmp(&system, 515), Entry::guest(ASID, Gfn(3), false), "it stays its guest's");
 }
 
-/// SNP is initialised.
+/// SNP is initialised, and no ASID waits for a flush.
+fn initialise(system: &mut System) {
+    system.command(mailbox::SNP_INIT_EX, NOBODY);
+    wbinvd(system);
+    system.command(mailbox::SNP_DF_FLUSH, NOBODY);
+}
+
 fn initialised() -> System {
     let mut system = System::new(1);
-    system.command(mailbox::SNP_INIT_EX, NOBODY);
+    initialise(&mut system);
     system
 }
 
