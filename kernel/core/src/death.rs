@@ -68,13 +68,12 @@ impl<M: Machine> Here<'_, M> {
         let ServiceReport { id, state, fault: kind, code, rip, address, .. } = report;
         let service = self.service(id.index());
         self.settle(id.index(), service);
-        service.bury(report);
+        self.orphan(service, report);
         self.machine.log(match state {
             ServiceState::Faulted => Event::Faulted { service: id, kind, code, rip, address },
             ServiceState::Exited => Event::Exited(id, code),
             _ => Event::Killed(id),
         });
-        self.orphan(id);
         self.ring_all(Caps::SUPERVISE, doorbell::SERVICE_DIED);
         self.pass_turn(service);
     }
@@ -92,16 +91,17 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    /// Stops every VM that a dead service handled. Under the table lock, so that none is released meanwhile and its
-    /// slot another's.
-    fn orphan(self, handler: ServiceId) {
+    /// Stops every VM of a service that dies with this; who sees that it is dead sees them dying. Under the table lock, so that none
+    /// is released meanwhile and its slot another's, and none made for it.
+    fn orphan(self, service: &Service, report: ServiceReport) {
         let _stay = self.tables();
         for (slot, vm) in self.vms.iter().enumerate() {
-            if vm.state() == Some(VmState::Alive) && vm.handler.get() == handler {
+            if vm.state() == Some(VmState::Alive) && vm.handler.get() == report.id {
                 vm.dying();
                 self.stop_vcpus(slot);
             }
         }
+        service.bury(report);
     }
 
     /// Asks every vCPU of a VM to stop.
