@@ -37,7 +37,7 @@ impl Rmp {
 
     /// Writes a frame's entry, if there is one.
     pub fn set(self, frame: Frame, entry: Entry) {
-        let place = self.0.iter().nth(frame.0 as usize).into_iter().flatten();
+        let place = self.0.get(frame.0 as usize).into_iter().flatten();
         place.zip(entry.0).for_each(|(place, word)| place.store(word, Ordering::Release));
     }
 

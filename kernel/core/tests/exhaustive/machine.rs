@@ -1,0 +1,146 @@
+//! What the kernel asks of the board.
+
+use caisson_core::context::Context;
+use caisson_core::event::Event;
+use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{CpuId, Frame, Gfn, Spa};
+use caisson_proto::kernel::{Access, Features, Machine as Facts};
+use caisson_proto::rmp::Entry;
+use caisson_proto::vcpu::{Exit, Groups, Resume};
+
+use super::board::{ASIDS, FIRST, Mutant, On, PAGES, ROOT, SLOTS};
+
+/// What somebody broke who handed a frame out too early.
+pub const REUSED: &str = "a frame with a dirty line was handed out";
+
+impl Machine for On {
+    fn now(&self) -> u64 {
+        0
+    }
+    fn tsc_khz(&self) -> u64 {
+        1
+    }
+    fn facts(&self) -> Facts {
+        // All are of SEV-ES VMs, so that there are few.
+        let sev_asids = (ASIDS as u32 + 1) << 16 | (ASIDS as u32 + 1);
+        let features = Features::NESTED_PAGING | Features::SEV;
+        Facts { cpus: 2, tsc_khz: 1, features, frames: 0, phys_bits: 40, asids: 8, services: 4, sev_asids }
+    }
+    fn interrupt_cpu(&self, _: CpuId) {}
+    fn relax(&self) {
+        unreachable!("nobody waits: each step is done before the next")
+    }
+    fn set_timer(&self, _: u64) {}
+    fn log(&self, _: Event) {}
+    fn power_off(&self, _: u8) {}
+    fn load_space(&self, _: usize) {}
+    fn lend(&self, _: usize, _: usize, lease: Lease) -> Result<Lease, Status> {
+        Ok(lease)
+    }
+    fn take_back(&self, _: usize) {}
+    fn reset_service(&self, _: usize) -> u64 {
+        0
+    }
+    fn adopt(&self, _: Frame) {}
+    fn disown(&self, _: Frame) {}
+    fn flush_translations(&self) {}
+    fn zero(&self, _: Frame, _: u64) {}
+    fn write_back(&self, invalidate: bool) {
+        let invalidate = invalidate && !self.board.is(Mutant::TooWeak);
+        // What is given up while it is under way it doesn't reach.
+        let stale = self.board.truth.borrow().stale;
+        let meanwhile = self.board.meanwhile.take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        if self.board.is(Mutant::SkipExecution) {
+            return;
+        }
+        let mut truth = self.board.truth.borrow_mut();
+        let bit = 1 << self.cpu;
+        (truth.dirty[self.cpu], truth.ran[self.cpu]) = (0, 0);
+        for slot in 0..SLOTS {
+            if let Some(owed) = truth.owed[slot].filter(|owed| owed & bit != 0) {
+                truth.owed[slot] = Some(owed & !bit);
+                if owed == bit {
+                    truth.close(slot, true);
+                }
+            }
+        }
+        for (now, begun) in truth.stale.iter_mut().zip(stale) {
+            *now &= !(if invalidate { begun & bit } else { 0 });
+        }
+    }
+    fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
+        if asid == 0 && !self.board.is(Mutant::ForgetPlain) {
+            for page in (first.0..first.0 + pages).filter_map(|frame| frame.checked_sub(FIRST)) {
+                self.board.truth.borrow_mut().plain &= !(1 << page);
+            }
+        }
+    }
+    fn rmp_update(&self, _: Frame, _: Entry) -> Result<(), Status> {
+        Ok(())
+    }
+    fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Result<(), Status> {
+        Ok(())
+    }
+    fn mailbox(&self) -> Option<&'static Mailbox> {
+        Some(self.board.mailbox)
+    }
+    fn nested_map(
+        &self, root: Frame, gfn: Gfn, frame: Frame, _: u64, _: Access, _: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        let page = (frame.0 - FIRST) as usize;
+        assert_eq!(gfn.0, page as u64);
+        let truth = self.board.truth.borrow();
+        if truth.waits[page].is_some() || truth.dirty.iter().any(|dirty| dirty >> page & 1 == 1) {
+            self.board.fault.set(Some(REUSED));
+        }
+        self.board.nested.borrow_mut()[(root.0 - ROOT) as usize][page] = true;
+        Ok(())
+    }
+    fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, _: &mut dyn TablePool) -> Result<Option<Removed>, Status> {
+        let mapped = &mut self.board.nested.borrow_mut()[(root.0 - ROOT) as usize];
+        let found = (from.0..end.0.min(PAGES as u64)).find(|gfn| mapped[*gfn as usize]);
+        Ok(found.map(|gfn| {
+            mapped[gfn as usize] = false;
+            Removed { gfn: Gfn(gfn), frame: Frame(FIRST + gfn), pages: 1 }
+        }))
+    }
+    fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> {
+        let mapped = self.board.nested.borrow()[(root.0 - ROOT) as usize][gfn.0 as usize];
+        mapped.then_some(Mapping { frame: Frame(FIRST + gfn.0), pages: 1, access: Access::all() })
+    }
+    fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
+        pool.give_back(root);
+    }
+    fn window_map(&self, _: usize, _: Gfn, _: Frame, _: u64, _: &mut dyn TablePool) -> Result<(), Status> {
+        Ok(())
+    }
+    fn window_unmap(&self, _: usize, _: Gfn, _: u64, _: &mut dyn TablePool) -> Result<(), Status> {
+        Ok(())
+    }
+    fn window_drop(&self, _: usize, _: &mut dyn TablePool) {}
+    fn vcpu_create(
+        &self, _: Context, _: usize, _: Frame, _: u32, _: Frame, _: &mut dyn TablePool,
+    ) -> Result<(), Status> {
+        Ok(())
+    }
+    fn vcpu_asid(&self, _: Context, _: u32) {}
+    fn vcpu_drop(&self, _: Context, _: usize) {}
+    fn vcpu_load(&self, _: Context, _: Groups) -> Result<(), Status> {
+        Ok(())
+    }
+    fn vcpu_save(&self, _: Context, _: Groups) {}
+    fn vcpu_resume(&self, _: Context, _: &Resume, _: Frame) -> Result<(), Status> {
+        Ok(())
+    }
+    fn vcpu_moment(&self, _: Context, _: u16) -> Exit {
+        unreachable!("nobody kicks a vCPU")
+    }
+    fn vcpu_flush(&self, _: Context) {}
+    fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Result<(), Status> {
+        Ok(())
+    }
+}

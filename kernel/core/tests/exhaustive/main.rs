@@ -1,0 +1,10 @@
+//! Every state that the kernel's tables can come into, for a few frames, VMs, CPUs, batches and ASIDs.
+//!
+//! The tables are the kernel's own and so are the operations; a state is what they hold. A model puts one into a kernel,
+//! lets it do one thing on a machine whose caches it knows, and takes the next state out. stateright walks through all of them.
+#![cfg(not(any(loom, miri)))]
+
+mod board;
+mod frames;
+mod machine;
+mod state;
