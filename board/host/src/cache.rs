@@ -4,35 +4,11 @@
 //! aren't coherent with each other (no SME_COHERENT); lines of one alias are, between all CPUs. Any line may be
 //! evicted at any time. One that is written back over what has a new owner is corruption.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use crate::bits::Bits;
+use crate::place::{Hand, Holders, Line, Place};
 use crate::rng::Rng;
-
-/// Whose a frame is, as far as caches are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hand {
-    /// Nobody's: nothing in it matters.
-    Nobody,
-    /// The kernel's.
-    Kernel,
-    /// A VM's, used plainly.
-    Shared(u32),
-    /// A VM's, encrypted.
-    Private(u32),
-    /// The secure processor's.
-    Firmware,
-}
-
-#[derive(Clone, Debug)]
-struct Line {
-    value: u64,
-    /// The CPU that has to write it back.
-    dirty: Option<u16>,
-    holders: BTreeSet<u16>,
-    /// The VM that wrote it, and when.
-    vm: u32,
-    step: u64,
-}
 
 type Tag = (u64, u32);
 
@@ -42,16 +18,16 @@ const GARBAGE: u64 = 0xbad0_bad0_0000_0001;
 /// All caches and all of memory.
 #[derive(Debug, Default)]
 pub struct Caches {
-    lines: BTreeMap<Tag, Line>,
-    /// Tags of the lines that each CPU holds, dirty or not.
-    held: Vec<BTreeSet<Tag>>,
-    /// Key under which memory was written, and what. Absent: plain zero.
-    dram: BTreeMap<u64, (u64, u64)>,
-    hands: BTreeMap<u64, (Hand, u64)>,
+    /// By frame.
+    places: Vec<Place>,
+    /// Frames that have lines.
+    cached: Bits,
+    /// Frames of which each CPU holds lines, dirty or not; and some of which it did.
+    held: Vec<Bits>,
     /// Dirty lines of guests' aliases.
     secret: BTreeSet<Tag>,
     /// Keys by ASID.
-    keys: BTreeMap<u32, u64>,
+    keys: Vec<Option<u64>>,
     /// Written back, and perhaps not encrypted yet: ASID and key.
     fabric: Vec<(u32, u64)>,
     /// Frames that changed hands just now: chance likes to evict their lines.
@@ -65,9 +41,10 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Empty caches of so many CPUs.
-    pub fn new(cpus: usize) -> Self {
-        Self { held: vec![BTreeSet::new(); cpus], ..Self::default() }
+    /// Empty caches of so many CPUs, before so many frames.
+    pub fn new(cpus: usize, frames: u64) -> Self {
+        let places = vec![Place::NEW; frames as usize];
+        Self { places, held: vec![Bits::new(frames); cpus], cached: Bits::new(frames), ..Self::default() }
     }
 
     /// Takes what went wrong.
@@ -75,79 +52,111 @@ impl Caches {
         self.broken.take()
     }
 
-    fn fail(&mut self, what: String) {
-        self.broken.get_or_insert(what);
+    fn fail(&mut self, what: impl FnOnce() -> String) {
+        self.broken.get_or_insert_with(what);
+    }
+
+    fn place(&mut self, frame: u64) -> &mut Place {
+        let at = frame as usize;
+        if at >= self.places.len() {
+            self.places.resize(at + 1, Place::NEW);
+        }
+        &mut self.places[at]
+    }
+
+    fn lines(&self, frame: u64) -> &[Line] {
+        self.places.get(frame as usize).map_or(&[], |place| &place.lines)
     }
 
     /// The key of an ASID; 0 for the plain alias. `None` while it has none.
     pub fn key(&self, asid: u32) -> Option<u64> {
-        if asid == 0 { Some(0) } else { self.keys.get(&asid).copied() }
+        if asid == 0 { Some(0) } else { self.keys.get(asid as usize).copied().flatten() }
     }
 
     /// Whose a frame is.
     pub fn hand(&self, frame: u64) -> Hand {
-        self.hands.get(&frame).map_or(Hand::Nobody, |(hand, _)| *hand)
+        self.places.get(frame as usize).map_or(Hand::Nobody, |place| place.hand)
     }
 
     /// A frame changes hands.
     pub fn give(&mut self, frame: u64, hand: Hand) {
-        self.hands.insert(frame, (hand, self.step));
-        if hand != Hand::Nobody && self.lines.range((frame, 0)..=(frame, u32::MAX)).next().is_some() {
+        let step = self.step;
+        let place = self.place(frame);
+        (place.hand, place.since) = (hand, step);
+        if hand != Hand::Nobody && !place.lines.is_empty() {
             self.hot.push(frame);
         }
     }
 
     fn in_dram(&self, frame: u64, asid: u32) -> u64 {
-        let (key, value) = self.dram.get(&frame).copied().unwrap_or((0, 0));
+        let (key, value) = self.places.get(frame as usize).map_or((0, 0), |place| (place.key, place.value));
         if self.key(asid) == Some(key) { value } else { GARBAGE ^ value ^ key }
     }
 
     /// What a CPU reads.
     pub fn read(&mut self, cpu: usize, frame: u64, asid: u32) -> u64 {
-        let (vm, step, value) = (0, self.step, self.in_dram(frame, asid));
-        let new = || Line { value, dirty: None, holders: BTreeSet::new(), vm, step };
-        let line = self.lines.entry((frame, asid)).or_insert_with(new);
-        line.holders.insert(cpu as u16);
-        let value = line.value;
-        self.held[cpu].insert((frame, asid));
+        let (vm, step) = (0, self.step);
+        let line = match self.place(frame).find(asid) {
+            Ok(at) => &mut self.places[frame as usize].lines[at],
+            Err(at) => {
+                let value = self.in_dram(frame, asid);
+                self.cached.insert(frame);
+                let lines = &mut self.places[frame as usize].lines;
+                lines.insert(at, Line { asid, value, dirty: None, holders: Holders::default(), vm, step });
+                &mut lines[at]
+            }
+        };
+        let (value, new) = (line.value, line.holders.insert(cpu));
+        if new {
+            self.held[cpu].insert(frame);
+        }
         value
     }
 
     /// What anybody would read plainly.
     pub fn peek(&self, frame: u64) -> u64 {
-        self.lines.get(&(frame, 0)).map_or_else(|| self.in_dram(frame, 0), |line| line.value)
+        let line = self.places.get(frame as usize).and_then(|place| place.line(0));
+        line.map_or_else(|| self.in_dram(frame, 0), |line| line.value)
     }
 
     /// A CPU writes, for a VM or for the kernel.
     pub fn write(&mut self, cpu: usize, frame: u64, asid: u32, vm: u32, value: u64) {
-        let tag = (frame, asid);
-        let holders = BTreeSet::from([cpu as u16]);
-        let line = Line { value, dirty: Some(cpu as u16), holders, vm, step: self.step };
-        if let Some(before) = self.lines.insert(tag, line) {
-            for holder in before.holders {
-                self.held[usize::from(holder)].remove(&tag);
+        let mut holders = Holders::default();
+        holders.insert(cpu);
+        let line = Line { asid, value, dirty: Some(cpu as u16), holders, vm, step: self.step };
+        let place = self.place(frame);
+        let was_dirty = match place.find(asid) {
+            Ok(at) => std::mem::replace(&mut place.lines[at], line).dirty.is_some(),
+            Err(at) => {
+                place.lines.insert(at, line);
+                self.cached.insert(frame);
+                false
             }
-        }
-        self.held[cpu].insert(tag);
-        if asid != 0 {
-            self.secret.insert(tag);
+        };
+        self.held[cpu].insert(frame);
+        if asid != 0 && !was_dirty {
+            self.secret.insert((frame, asid));
         }
     }
 
     /// Lines of guests' aliases that have still to be written back: frame, ASID, the CPU that has to, and since when.
     pub fn owed(&self) -> impl Iterator<Item = (u64, u32, u16, u64)> {
-        let line = |tag: &Tag| self.lines.get(tag).and_then(|line| Some((tag.0, tag.1, line.dirty?, line.step)));
+        let line = |&(frame, asid): &Tag| {
+            let line = self.places.get(frame as usize)?.line(asid)?;
+            Some((frame, asid, line.dirty?, line.step))
+        };
         self.secret.iter().filter_map(line)
     }
 
     /// Writes a line back, if it is dirty.
-    fn clean(&mut self, tag @ (frame, asid): Tag) {
-        let Some(line) = self.lines.get_mut(&tag) else { return };
+    fn clean(&mut self, (frame, asid): Tag) {
+        let Some(place) = self.places.get_mut(frame as usize) else { return };
+        let Ok(found) = place.find(asid) else { return };
+        let line = &mut place.lines[found];
         let Some(cpu) = line.dirty.take() else { return };
         let (value, vm, at) = (line.value, line.vm, line.step);
-        self.secret.remove(&tag);
+        let (hand, since) = (place.hand, place.since);
         self.written += 1;
-        let (hand, since) = self.hands.get(&frame).copied().unwrap_or((Hand::Nobody, 0));
         let right = match hand {
             Hand::Nobody => true,
             Hand::Kernel => asid == 0,
@@ -158,40 +167,65 @@ impl Caches {
         };
         if !right {
             let alias = if asid == 0 { "plain".into() } else { format!("ASID {asid}, VM {vm:#x}") };
-            self.fail(format!(
-                "corruption: cpu{cpu} writes back frame {frame:#x} ({alias}) that it dirtied at step {at}; it is \
-                 {hand:x?} since step {since}"
-            ));
+            self.fail(|| {
+                format!(
+                    "corruption: cpu{cpu} writes back frame {frame:#x} ({alias}) that it dirtied at step {at}; it is \
+                     {hand:x?} since step {since}"
+                )
+            });
         }
         let key = self.key(asid).unwrap_or(GARBAGE);
-        self.dram.insert(frame, (key, value));
+        let place = self.place(frame);
+        (place.key, place.value) = (key, value);
         if asid != 0 {
+            self.secret.remove(&(frame, asid));
             self.fabric.push((asid, key));
         }
     }
 
-    fn drop_line(&mut self, tag: Tag) {
+    fn drop_line(&mut self, tag @ (frame, asid): Tag) {
         self.clean(tag);
-        if let Some(line) = self.lines.remove(&tag) {
-            for holder in line.holders {
-                self.held[usize::from(holder)].remove(&tag);
+        let place = self.place(frame);
+        if let Ok(at) = place.find(asid) {
+            place.lines.remove(at);
+            if place.lines.is_empty() {
+                self.cached.remove(frame);
             }
         }
     }
 
     /// WBNOINVD of a CPU, or WBINVD.
     pub fn write_back(&mut self, cpu: usize, invalidate: bool) {
-        let held: Vec<Tag> = self.held[cpu].iter().copied().collect();
-        for tag in held {
-            if self.lines.get(&tag).is_some_and(|line| line.dirty == Some(cpu as u16)) {
-                self.clean(tag);
-            }
-            if invalidate && let Some(line) = self.lines.get_mut(&tag) {
-                line.holders.remove(&(cpu as u16));
-                if line.holders.is_empty() && line.dirty.is_none() {
-                    self.lines.remove(&tag);
+        let mut from = 0;
+        while let Some(frame) = self.held[cpu].next_from(from) {
+            from = frame + 1;
+            let mut at = 0;
+            let mut holds = false;
+            while let Some(line) = self.lines(frame).get(at) {
+                let (asid, here) = (line.asid, line.holders.contains(cpu));
+                at += 1;
+                if !here {
+                    continue;
                 }
-                self.held[cpu].remove(&tag);
+                if line.dirty == Some(cpu as u16) {
+                    self.clean((frame, asid));
+                }
+                holds = true;
+                if invalidate {
+                    let lines = &mut self.places[frame as usize].lines;
+                    let line = &mut lines[at - 1];
+                    line.holders.remove(cpu);
+                    if line.holders.is_empty() && line.dirty.is_none() {
+                        at -= 1;
+                        lines.remove(at);
+                        if lines.is_empty() {
+                            self.cached.remove(frame);
+                        }
+                    }
+                }
+            }
+            if invalidate || !holds {
+                self.held[cpu].remove(frame);
             }
         }
     }
@@ -204,15 +238,18 @@ impl Caches {
     /// The lines of a frame that changed hands are evicted, if there is one. That is the worst time for it.
     pub fn evict_hot(&mut self) {
         if let Some(frame) = self.hot.pop() {
-            let tags: Vec<Tag> = self.lines.range((frame, 0)..=(frame, u32::MAX)).map(|(tag, _)| *tag).collect();
-            tags.into_iter().for_each(|tag| self.drop_line(tag));
+            while let Some(line) = self.lines(frame).first() {
+                self.drop_line((frame, line.asid));
+            }
         }
     }
 
     /// Some line is evicted.
     pub fn evict(&mut self, rng: &Rng, frames: u64) {
-        let from = (rng.below(frames), 0);
-        if let Some(tag) = self.lines.range(from..).next().map(|(tag, _)| *tag) {
+        if let Some(frame) = self.cached.next_from(rng.below(frames))
+            && let Some(line) = self.lines(frame).first()
+        {
+            let tag = (frame, line.asid);
             if rng.chance(1, 2) { self.drop_line(tag) } else { self.clean(tag) }
         }
         if rng.chance(1, 4) {
@@ -228,29 +265,40 @@ impl Caches {
     /// What the processor writes through a guest's key, past all caches.
     pub fn put(&mut self, frame: u64, asid: u32, value: u64) {
         let key = self.key(asid).unwrap_or(GARBAGE);
-        self.dram.insert(frame, (key, value));
+        let place = self.place(frame);
+        (place.key, place.value) = (key, value);
     }
 
     /// A guest's key is loaded. Nothing of who had the ASID before may be left.
     pub fn install_key(&mut self, asid: u32, key: u64) {
-        let left = self.lines.iter().find(|((_, of), _)| *of == asid);
-        let left = left.map(|((frame, _), line)| (*frame, line.dirty, line.vm, line.holders.first().copied()));
-        if let Some((frame, dirty, vm, holder)) = left {
-            self.fail(format!(
-                "corruption: ASID {asid} gets a new guest while cpu{holder:?} holds a line of frame {frame:#x} of VM \
-                 {vm:#x} under it (dirty: {})",
-                dirty.is_some()
-            ));
+        let under = |frame| self.places.get(frame as usize)?.line(asid).map(|line| (frame, line.clone()));
+        let left = self.cached.iter().find_map(under);
+        if let Some((frame, Line { dirty, vm, holders, .. })) = left {
+            let (holder, dirty) = (holders.first(), dirty.is_some());
+            self.fail(|| {
+                format!(
+                    "corruption: ASID {asid} gets a new guest while cpu{holder:?} holds a line of frame {frame:#x} of VM \
+                     {vm:#x} under it (dirty: {dirty})"
+                )
+            });
         }
         if self.fabric.iter().any(|(of, with)| *of == asid && *with != key) {
-            self.fail(format!("corruption: ASID {asid} gets a new guest while its last one's lines are in the fabric"));
+            self.fail(|| {
+                format!("corruption: ASID {asid} gets a new guest while its last one's lines are in the fabric")
+            });
         }
-        self.keys.insert(asid, key);
+        let at = asid as usize;
+        if self.keys.len() <= at {
+            self.keys.resize(at + 1, None);
+        }
+        self.keys[at] = Some(key);
     }
 
     /// It is taken out.
     pub fn remove_key(&mut self, asid: u32) {
-        self.keys.remove(&asid);
+        if let Some(key) = self.keys.get_mut(asid as usize) {
+            *key = None;
+        }
     }
 
     /// DF_FLUSH.
@@ -268,7 +316,7 @@ mod tests {
 
     /// A frame that is a VM's under ASID 5, with a dirty line on CPU 0.
     fn dirty() -> Caches {
-        let mut caches = Caches::new(2);
+        let mut caches = Caches::new(2, 16);
         caches.install_key(5, 55);
         caches.give(FRAME, Hand::Private(VM));
         caches.write(0, FRAME, 5, VM, 1);
@@ -308,7 +356,7 @@ mod tests {
     #[test]
     fn a_plain_line_over_a_private_frame_is_corruption() {
         for hand in [Hand::Private(VM), Hand::Firmware] {
-            let mut caches = Caches::new(1);
+            let mut caches = Caches::new(1, 16);
             caches.write(0, FRAME, 0, VM, 1);
             caches.give(FRAME, hand);
             caches.evict_hot();

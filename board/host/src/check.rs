@@ -20,11 +20,12 @@ pub const KERNEL_FRAMES: u64 = 64;
 pub fn step(world: &World) {
     counts(world);
     parked(world);
-    for (number, cpu) in world.cpus.iter().enumerate() {
-        let (Mode::Guest(context) | Mode::Spins(context)) = cpu.mode.get() else { continue };
+    for number in world.rows.in_guests() {
+        let cpu = &world.cpus[number];
+        let (Mode::Guest(context) | Mode::Spins(context)) = cpu.mode() else { continue };
         let state = world.kernel.context(context);
         let pending = state.pending.load(Ordering::SeqCst);
-        world.check(pending == 0 || cpu.ipi.get() != 0 || cpu.timer.get() <= world.now.get(), || {
+        world.check(pending == 0 || cpu.ipis() != 0 || cpu.timer() <= world.now.get(), || {
             format!("cpu{number} is in the guest of context {} and nobody tells it of {pending:#x}", context.number())
         });
         let home = state.home.load(Ordering::SeqCst);
@@ -36,11 +37,11 @@ pub fn step(world: &World) {
 
 /// A vCPU that was kicked doesn't stay parked, once its CPU has done with it.
 fn parked(world: &World) {
-    for context in world.guests.borrow().keys().filter_map(|number| Context::from_number(*number)) {
-        let state = world.kernel.context(context);
+    for context in world.guests.borrow().contexts() {
+        let state = world.kernel.context(*context);
         let kicked = state.pending.load(Ordering::SeqCst) != 0 && state.phase() == Phase::Parked;
         let home = world.cpus.get(usize::from(state.home.load(Ordering::SeqCst)));
-        world.check(!kicked || home.is_none_or(|cpu| cpu.mode.get() == Mode::Kernel), || {
+        world.check(!kicked || home.is_none_or(|cpu| cpu.mode() == Mode::Kernel), || {
             format!("{:?} is parked and was kicked", context.kind())
         });
     }
@@ -74,10 +75,14 @@ pub fn tables(world: &World) {
     let of_vms = |counts: [u64; STATES]| counts[FrameState::Owned as usize] + counts[FrameState::Private as usize];
     let Some(owned) = world.kernel.inspect(|tables| of_vms(tables.frames.counts())) else { return };
     let owner = world.owner.borrow();
-    world.check(owned == owner.len() as u64, || format!("{owned} frames are owned and {} are mapped", owner.len()));
+    world.check(owned == owner.count(), || format!("{owned} frames are owned and {} are mapped", owner.count()));
+    let mut last = (u64::MAX, None);
     for (frame, (root, gfn)) in owner.iter() {
-        let is = world.frame(Frame(*frame));
-        let vm = world.vm_of_root(Frame(*root)).map(|(_, id)| id);
+        let is = world.frame(Frame(frame));
+        if root != last.0 {
+            last = (root, world.vm_of_root(Frame(root)).map(|(_, id)| id));
+        }
+        let vm = last.1;
         world.check(
             vm.is_some_and(|vm| {
                 is == Some(Frames::of(FrameState::Owned, vm)) || is == Some(Frames::of(FrameState::Private, vm))
@@ -95,10 +100,7 @@ pub fn tables(world: &World) {
 
 /// Whether nothing will ever happen again, but for the watchdog's looks.
 pub fn is_quiet(world: &World) -> bool {
-    let idle = world
-        .cpus
-        .iter()
-        .all(|cpu| matches!(cpu.mode.get(), Mode::Idle) && cpu.ipi.get() == 0 && cpu.devices.borrow().is_empty());
+    let idle = world.cpus.iter().all(|cpu| matches!(cpu.mode(), Mode::Idle) && !cpu.is_told());
     idle && next_deadline(world).is_none()
 }
 

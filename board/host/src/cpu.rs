@@ -52,7 +52,7 @@ pub fn run(world: &Rc<World>, number: usize, yielder: &Yielder<(), ()>) {
                 Choice::Idle => running.idle(&here, &mut frame),
             },
         };
-        cpu.mode.set(Mode::Kernel);
+        cpu.set_mode(Mode::Kernel);
     }
 }
 
@@ -61,16 +61,16 @@ type On<'a> = Here<'a, &'a Hardware<'a>>;
 impl Running<'_> {
     /// Lets others go on; false if the simulation stops.
     fn wait(&self, mode: Mode) -> bool {
-        self.cpu.mode.set(mode);
+        self.cpu.set_mode(mode);
         self.hardware.yielder.suspend(());
         !self.world.stopping.get()
     }
 
     /// Takes the interrupts that are pending. What comes next, if it isn't what was interrupted.
     fn interrupts(&self, here: &On<'_>, user: bool, frame: &mut UserFrame) -> Option<Next> {
-        self.cpu.mode.set(Mode::Kernel);
-        let (kinds, devices) = (self.cpu.ipi.take(), self.cpu.devices.take());
-        let timer = self.cpu.timer.get() <= self.world.now.get();
+        self.cpu.set_mode(Mode::Kernel);
+        let (kinds, devices) = self.cpu.take();
+        let timer = self.cpu.timer() <= self.world.now.get();
         // The watchdog's looks at CPUs that idle would fill the history.
         if user || kinds != 0 || !devices.is_empty() || here.local.context.get().is_some() {
             self.world.note(self.number, What::Interrupt(timer, kinds, !devices.is_empty()));
@@ -85,7 +85,7 @@ impl Running<'_> {
             here.ring(slot, bits);
         }
         if timer {
-            self.cpu.timer.set(NEVER);
+            self.cpu.set_timer(NEVER);
             if here.tick() && user {
                 return Some(here.overrun(frame));
             }
@@ -127,7 +127,7 @@ impl Running<'_> {
             }
             match self.fault(slot) {
                 Some("crashes") => {
-                    self.cpu.mode.set(Mode::Kernel);
+                    self.cpu.set_mode(Mode::Kernel);
                     world.calls.borrow_mut().remove(&slot);
                     return here.exception(frame, 14, 4, 0x40_0000, 0x10ff_fff0, 8);
                 }
@@ -137,7 +137,7 @@ impl Running<'_> {
                         world.fail(|| format!("the program of slot {slot} returned"));
                         return Next::Pick;
                     };
-                    self.cpu.mode.set(Mode::Kernel);
+                    self.cpu.set_mode(Mode::Kernel);
                     world.note(self.number, What::Syscall(slot, call.rax, call.words));
                     *frame = call;
                     self.deafen(frame);
@@ -156,7 +156,7 @@ impl Running<'_> {
         });
         world.check(world.kernel.service(slot).is_alive(), || format!("slot {slot} runs and is dead"));
         for (number, other) in world.cpus.iter().enumerate().filter(|(number, _)| *number != self.number) {
-            let same = matches!(other.mode.get(), Mode::User(there) | Mode::Circles(there) if there == slot);
+            let same = matches!(other.mode(), Mode::User(there) | Mode::Circles(there) if there == slot);
             world.check(!same, || format!("slot {slot} runs on cpu{number} and cpu{}", self.number));
         }
         let sender = (frame.rax >> 32) as u32;
@@ -232,7 +232,7 @@ impl Running<'_> {
     }
 
     fn leave(&self, here: &On<'_>, context: Context) {
-        self.cpu.mode.set(Mode::Kernel);
+        self.cpu.set_mode(Mode::Kernel);
         guest::left(self.world, context);
         if !self.world.breaks(Mutant::NoShootDown) {
             here.left(context);

@@ -170,10 +170,7 @@ impl Guest {
     }
 
     fn look(&self, world: &World) -> Act {
-        let memory = world.memory.borrow();
-        let known = memory.range((self.vm.bits(), 0)..=(self.vm.bits(), u64::MAX));
-        let pages: Vec<u64> = known.map(|((_, gfn), _)| *gfn).collect();
-        match self.rng.pick(&pages) {
+        match world.memory.borrow().pick(self.vm.bits(), &self.rng) {
             Some(gfn) => self.ask(ask::LOOK, gfn),
             None => Act::On,
         }
@@ -182,7 +179,7 @@ impl Guest {
     /// Reads or writes a page.
     fn touch(&mut self, world: &World, cpu: usize, gfn: u64, write: bool) -> Act {
         let Some(here) = world.cpus.get(cpu) else { return Act::On };
-        let known = here.guest_tlb.borrow().get(&(self.asid, gfn)).copied();
+        let known = here.guest_tlb.borrow().get(self.asid, gfn);
         let (frame, secret) = match known {
             Some(known) => known,
             None => {
@@ -194,7 +191,7 @@ impl Guest {
                 (mapping.frame, false)
             }
         };
-        let mapped = world.owner.borrow().get(&frame.0) == Some(&(self.root.0, gfn));
+        let mapped = world.owner.borrow().get(frame.0) == Some((self.root.0, gfn));
         let Some(is) = world.frame(frame) else {
             // What was private it uses on, as long as it can.
             if secret {
@@ -210,7 +207,7 @@ impl Guest {
             format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)
         });
         self.check_entry(world, gfn, frame, private);
-        here.guest_tlb.borrow_mut().insert((self.asid, gfn), (frame, private));
+        here.guest_tlb.borrow_mut().insert(self.asid, gfn, (frame, private));
         self.access(world, cpu, (gfn, frame.0), (private, mapped, write));
         Act::On
     }
@@ -248,7 +245,7 @@ impl Guest {
             }
         } else if mapped && sane {
             let reads = caches.read(cpu, frame, asid);
-            let wrote = world.memory.borrow().get(&key).copied().unwrap_or(Some(0));
+            let wrote = world.memory.borrow().get(key).unwrap_or(Some(0));
             world.check(wrote.is_none_or(|wrote| wrote == reads), || {
                 format!("VM {:?} reads {reads:#x} at gfn {gfn:#x} and wrote {wrote:x?}", self.vm)
             });
@@ -256,38 +253,92 @@ impl Guest {
     }
 }
 
+/// All vCPUs, by context.
+#[derive(Debug, Default)]
+pub struct Guests {
+    all: Vec<Option<Box<Guest>>>,
+    /// Contexts that have one.
+    contexts: Vec<Context>,
+}
+
+impl Guests {
+    /// The vCPU of a context.
+    pub fn get_mut(&mut self, context: Context) -> Option<&mut Guest> {
+        self.all.get_mut(context.index())?.as_deref_mut()
+    }
+
+    /// It is made. What the context had before.
+    pub fn insert(&mut self, context: Context, guest: Guest) -> Option<Box<Guest>> {
+        if self.all.len() <= context.index() {
+            self.all.resize_with(context.index() + 1, || None);
+        }
+        let before = self.all[context.index()].replace(Box::new(guest));
+        if before.is_none() {
+            self.contexts.push(context);
+        }
+        before
+    }
+
+    /// It is gone.
+    pub fn remove(&mut self, context: Context) -> Option<Box<Guest>> {
+        self.contexts.retain(|of| *of != context);
+        self.take(context)
+    }
+
+    /// It takes a step, and is put back after it.
+    fn take(&mut self, context: Context) -> Option<Box<Guest>> {
+        self.all.get_mut(context.index())?.take()
+    }
+
+    fn put(&mut self, context: Context, guest: Box<Guest>) {
+        if let Some(place) = self.all.get_mut(context.index()) {
+            *place = Some(guest);
+        }
+    }
+
+    /// All.
+    pub fn iter(&self) -> impl Iterator<Item = &Guest> {
+        self.contexts.iter().filter_map(|context| self.all.get(context.index())?.as_deref())
+    }
+
+    /// Contexts that have one.
+    pub fn contexts(&self) -> &[Context] {
+        &self.contexts
+    }
+}
+
 /// The guest of a context is entered.
 pub fn entered(world: &World, cpu: usize, vcpu: Context) {
     let mut guests = world.guests.borrow_mut();
-    let Some(guest) = guests.get_mut(&vcpu.number()) else {
+    let Some(guest) = guests.get_mut(vcpu) else {
         return world.fail(|| format!("context {} is entered and has no frames", vcpu.number()));
     };
     guest.inside = true;
     let (asid, vm, kind) = (guest.asid, guest.vm, guest.kind);
     let stale = std::mem::take(&mut guest.stale);
     if let Some(cpu) = world.cpus.get(cpu).filter(|_| stale && !world.breaks(Mutant::KeptTranslations)) {
-        cpu.guest_tlb.borrow_mut().retain(|(of, _), _| *of != asid);
+        cpu.guest_tlb.borrow_mut().flush(asid);
     }
     let has_key = kind == VmKind::Plain || world.caches.borrow().key(asid).is_some();
     world.check(has_key || world.silicon.lied.get(), || format!("VM {vm:?} runs under ASID {asid}, which has no key"));
-    let shared = guests.values().find(|other| other.inside && other.asid == asid && other.vm != vm);
+    let shared = guests.iter().find(|other| other.inside && other.asid == asid && other.vm != vm);
     world.check(shared.is_none(), || format!("ASID {asid} is two VMs'"));
 }
 
 /// It was left.
 pub fn left(world: &World, vcpu: Context) {
-    if let Some(guest) = world.guests.borrow_mut().get_mut(&vcpu.number()) {
+    if let Some(guest) = world.guests.borrow_mut().get_mut(vcpu) {
         guest.inside = false;
     }
 }
 
 /// One step of a guest.
 pub fn step(world: &World, cpu: usize, vcpu: Context) -> Act {
-    let Some(mut guest) = world.guests.borrow_mut().remove(&vcpu.number()) else {
+    let Some(mut guest) = world.guests.borrow_mut().take(vcpu) else {
         world.fail(|| format!("context {} runs and has no frames", vcpu.number()));
         return Act::Spin;
     };
     let act = guest.act(world, cpu);
-    world.guests.borrow_mut().insert(vcpu.number(), guest);
+    world.guests.borrow_mut().put(vcpu, guest);
     act
 }

@@ -13,10 +13,10 @@ use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 use corosensei::Yielder;
 
-use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
+use crate::place::Hand;
 use crate::silicon::MAIL_FRAMES;
 use crate::world::{KHZ, View, World, ipi};
 
@@ -49,7 +49,7 @@ impl Hardware<'_> {
 
     fn guest<R>(&self, vcpu: Context, what: &str, act: impl FnOnce(&mut Guest) -> R) -> Option<R> {
         let mut guests = self.world.guests.borrow_mut();
-        let Some(guest) = guests.get_mut(&vcpu.number()) else {
+        let Some(guest) = guests.get_mut(vcpu) else {
             drop(guests);
             self.world.fail(|| format!("{what} of context {}, which has no frames", vcpu.number()));
             return None;
@@ -101,7 +101,7 @@ impl Machine for &Hardware<'_> {
         if let Some(cpu) = self.world.cpus.get(self.cpu)
             && !lost
         {
-            cpu.timer.set(at);
+            cpu.set_timer(at);
         }
     }
 
@@ -167,20 +167,20 @@ impl Machine for &Hardware<'_> {
     fn adopt(&self, frame: Frame) {
         let world = self.world;
         world.check(world.adopted.borrow_mut().insert(frame.0), || format!("frame {:#x} is adopted twice", frame.0));
-        let owner = world.owner.borrow().get(&frame.0).copied();
+        let owner = world.owner.borrow().get(frame.0);
         world.check(owner.is_none(), || format!("frame {:#x} is a guest's and becomes the kernel's", frame.0));
         world.check_host(frame.0, "becomes the kernel's");
         let mut caches = world.caches.borrow_mut();
         caches.give(frame.0, Hand::Kernel);
         caches.write(self.cpu, frame.0, 0, 0, 0);
         drop(caches);
-        world.tables.borrow_mut().insert(frame.0, Box::new([0; npt::ENTRIES]));
+        world.tables.borrow_mut().insert(frame.0);
     }
 
     fn disown(&self, frame: Frame) {
         let world = self.world;
         world.check(world.adopted.borrow_mut().remove(&frame.0), || format!("frame {:#x} isn't adopted", frame.0));
-        world.tables.borrow_mut().remove(&frame.0);
+        world.tables.borrow_mut().remove(frame.0);
         world.caches.borrow_mut().write(self.cpu, frame.0, 0, 0, REMAINS);
         world.caches.borrow_mut().give(frame.0, Hand::Nobody);
         self.pause();
@@ -215,7 +215,7 @@ impl Machine for &Hardware<'_> {
     fn zero(&self, first: Frame, pages: u64) {
         let world = self.world;
         for frame in first.0..first.0 + pages {
-            let owner = world.owner.borrow().get(&frame).copied();
+            let owner = world.owner.borrow().get(frame);
             world.check(owner.is_none(), || format!("frame {frame:#x} is zeroed under a guest"));
             world.check_host(frame, "is zeroed");
             if !world.breaks(Mutant::NoZero) {
@@ -272,7 +272,7 @@ impl Machine for &Hardware<'_> {
     }
 
     fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
-        let left = self.world.owner.borrow().values().any(|(of, _)| *of == root.0);
+        let left = self.world.owner.borrow().has_root(root.0);
         self.world.check(!left, || format!("the tables of root {:#x} are dropped with pages in them", root.0));
         npt::drop_all(&mut View(self.world), Tree::nested(root), pool);
         self.pause();
@@ -325,7 +325,7 @@ impl Machine for &Hardware<'_> {
         };
         let kind = world.manifest.services.get(handler).map_or(VmKind::Plain, |service| service.kind);
         let guest = Guest::new(id, index as u8, kind, asid, root, world);
-        let before = world.guests.borrow_mut().insert(vcpu.number(), guest);
+        let before = world.guests.borrow_mut().insert(vcpu, guest);
         world.check(before.is_none(), || format!("vCPU {index} of VM slot {vm} is made twice"));
         Ok(())
     }
@@ -338,7 +338,7 @@ impl Machine for &Hardware<'_> {
     }
 
     fn vcpu_drop(&self, vcpu: Context, _: usize) {
-        let guest = self.world.guests.borrow_mut().remove(&vcpu.number());
+        let guest = self.world.guests.borrow_mut().remove(vcpu);
         self.world.check(guest.is_some_and(|guest| !guest.inside), || {
             format!("context {} is dropped in its guest, or never was a vCPU", vcpu.number())
         });

@@ -8,23 +8,29 @@
 //! The same seed gives the same history. A failure tells what happened before, and the command that replays it.
 #![forbid(unsafe_code)]
 
+mod bits;
 mod cache;
 pub mod campaign;
 mod check;
 pub mod config;
 mod cpu;
+mod cpus;
 mod guest;
 mod hardware;
 mod history;
+mod known;
 mod lines;
 mod manifest;
 mod mutate;
+mod owners;
 mod pages;
+mod place;
 mod programs;
 mod rng;
 mod service;
 mod silicon;
 pub mod sim;
+mod stacks;
 mod view;
 mod world;
 

@@ -7,9 +7,9 @@ use caisson_proto::abi::Status;
 use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, Spa};
 use caisson_proto::rmp::{ASSIGNED, Entry, IMMUTABLE};
 
-use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::hardware::{COMPOSED, Hardware};
+use crate::place::Hand;
 use crate::silicon::{MAIL_FRAMES, MAILBOX};
 
 impl Hardware<'_> {
@@ -38,7 +38,7 @@ impl Hardware<'_> {
         if time > 0 && world.config.preemption > 0 {
             let until = world.now.get() + time;
             let Some(cpu) = world.cpus.get(self.cpu) else { return };
-            cpu.deaf_until.set(cpu.deaf_until.get().max(until));
+            cpu.deafen(cpu.deaf_until().max(until));
             self.yielder.suspend(());
         }
     }
@@ -47,7 +47,7 @@ impl Hardware<'_> {
     pub(crate) fn flush_lines_of(&self, first: Frame, pages: u64, asid: u32) {
         let world = self.world;
         let owners = world.owner.borrow();
-        let given = owners.get(&first.0).is_none();
+        let given = owners.get(first.0).is_none();
         let forgets = if given { Mutant::ForgetDonated } else { Mutant::ForgetPlainAlias };
         let forgets = if asid == 0 { forgets } else { Mutant::ForgetFreed };
         if !world.breaks(forgets) {
@@ -55,7 +55,7 @@ impl Hardware<'_> {
         }
         for frame in (first.0..first.0 + pages).filter(|_| asid == 0) {
             // What was shared turns private; what was nobody's will be the processor's, or was.
-            let of = owners.get(&frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(*root))?.1, *gfn)));
+            let of = owners.get(frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(root))?.1, gfn)));
             if let Some((vm, gfn)) = of {
                 world.caches.borrow_mut().give(frame, Hand::Private(vm.bits()));
                 world.memory.borrow_mut().insert((vm.bits(), gfn), None);

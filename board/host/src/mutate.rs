@@ -43,7 +43,7 @@ fn forget(world: &World, cpu: usize, slot: usize) {
 /// Between two steps.
 pub fn step(world: &World) {
     let unmapper = world.unmapping.borrow().as_ref().map(|(cpu, ..)| *cpu);
-    if unmapper.and_then(|cpu| world.cpus.get(cpu)).is_some_and(|cpu| cpu.mode.get() != Mode::Kernel) {
+    if unmapper.and_then(|cpu| world.cpus.get(cpu)).is_some_and(|cpu| cpu.mode() != Mode::Kernel) {
         world.unmapping.take();
         for (cpu, slot) in world.withheld.take() {
             world.kernel.cpus[cpu].ran.fetch_or(1 << (slot % 64), Ordering::SeqCst);

@@ -5,10 +5,10 @@ use caisson_core::svm::npt::{self, Tree};
 use caisson_proto::addr::Frame;
 use caisson_proto::kernel::Access;
 
-use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::hardware::Hardware;
 use crate::mutate;
+use crate::place::Hand;
 use crate::world::View;
 
 impl Hardware<'_> {
@@ -31,10 +31,10 @@ impl Hardware<'_> {
         self.world.check(vm.is_some(), || format!("root {:#x} is no VM's", root.0));
         for page in 0..removed.pages {
             let (gfn, frame) = (removed.gfn.0 + page, removed.frame.0 + page);
-            let owner = self.world.owner.borrow_mut().remove(&frame);
+            let owner = self.world.owner.borrow_mut().remove(frame);
             self.world.check(owner == Some((root.0, gfn)), || format!("frame {frame:#x} is taken from {owner:?}"));
             if let Some((_, vm)) = vm {
-                self.world.memory.borrow_mut().remove(&(vm.bits(), gfn));
+                self.world.memory.borrow_mut().remove((vm.bits(), gfn));
                 self.world.spoiled.borrow_mut().remove(&(vm.bits(), gfn));
             }
             self.world.caches.borrow_mut().give(frame, Hand::Nobody);

@@ -8,10 +8,10 @@ use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::ServiceId;
 use caisson_proto::layout;
 use caisson_proto::wire::{Field, Reply, Request, Words};
-use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use crate::programs;
+use crate::stacks;
 use crate::world::{Pending, World};
 
 /// Bytes of a coroutine's stack. The services' states are made on it before they go to the heap.
@@ -87,12 +87,8 @@ impl Lives {
             .filter_map(Option::take)
             .chain(self.dead.borrow_mut().drain(..))
             .collect();
-        for mut life in all {
-            // A system call after the end of its life returns at once, so a program that ends at all ends here.
-            if !life.done() && matches!(life.resume(Wake::Stop), CoroutineResult::Yield(_)) {
-                std::mem::forget(life);
-            }
-        }
+        // A system call after the end of its life returns at once, so a program that ends at all ends here.
+        all.into_iter().for_each(|life| stacks::end(life, STACK, 1, || Wake::Stop));
     }
 }
 
@@ -116,10 +112,7 @@ fn spawn(world: &Rc<World>, slot: usize) -> Life {
             programs::main(&sys);
         }
     };
-    match DefaultStack::new(STACK) {
-        Ok(stack) => Coroutine::with_stack(stack, main),
-        Err(_) => Coroutine::new(main),
-    }
+    stacks::spawn(STACK, main)
 }
 
 /// A service's way to the kernel: what `services/rt` is on the machine.

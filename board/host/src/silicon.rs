@@ -12,10 +12,10 @@ use caisson_proto::mailbox;
 use caisson_qemu_psp::rmp::Entry;
 use caisson_qemu_psp::{Asid, Board, Config, Cpu, Fault, Mailbox, MemoryKey, Processor, Register, Status};
 
-use crate::cache::Hand;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
+use crate::place::Hand;
 use crate::world::World;
 
 /// The command's frame; those of the data follow. The kernel's own.
@@ -306,14 +306,14 @@ impl Board for Surroundings<'_> {
         let hand = world.caches.borrow().hand(frame);
         let vm = if let Hand::Private(vm) = hand { Some(vm) } else { None };
         let has = |guest: &Guest| guest.asid == u32::from(asid.0) && Some(guest.vm.bits()) == vm;
-        let right = world.guests.borrow().values().any(has) || world.silicon.lied.get();
+        let right = world.guests.borrow().iter().any(has) || world.silicon.lied.get();
         world.check(right, || format!("the processor writes frame {frame:#x} with ASID {}; it is {hand:x?}", asid.0));
         let (Some(word), true) = (bytes.get(..8), at.0.is_multiple_of(PAGE_SIZE)) else { return Ok(()) };
         let mut value = [0; 8];
         value.copy_from_slice(word);
         let value = u64::from_le_bytes(value);
         world.caches.borrow_mut().put(frame, asid.0.into(), value);
-        let owner = world.owner.borrow().get(&frame).copied();
+        let owner = world.owner.borrow().get(frame);
         if let (Some((_, gfn)), Some(vm)) = (owner, vm) {
             world.memory.borrow_mut().insert((vm, gfn), Some(value));
         }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use caisson_core::frames::{FrameTable, Frames};
 use caisson_proto::addr::Frame;
 use caisson_proto::kernel::FrameState;
-use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 
 use crate::check;
@@ -20,6 +19,7 @@ use crate::mutate;
 use crate::programs;
 use crate::rng::Rng;
 use crate::silicon;
+use crate::stacks;
 pub use crate::world::Ends;
 use crate::world::{Mode, World};
 
@@ -123,10 +123,7 @@ fn power_on(world: &Rc<World>) -> Vec<CpuLife> {
         .map(|number| {
             let world = Rc::clone(world);
             let life = move |yielder: &corosensei::Yielder<(), ()>, ()| cpu::run(&world, number, yielder);
-            match DefaultStack::new(STACK) {
-                Ok(stack) => Coroutine::with_stack(stack, life),
-                Err(_) => Coroutine::new(life),
-            }
+            stacks::spawn(STACK, life)
         })
         .collect()
 }
@@ -167,7 +164,6 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
 
 /// Chooses CPUs until the machine is off and rests, or a rule was broken.
 fn schedule(world: &Rc<World>, cpus: &mut [CpuLife]) {
-    let mut ready = Vec::with_capacity(cpus.len());
     let mut off_at = None;
     while world.failure.borrow().is_none() {
         let step = world.step.get() + 1;
@@ -192,9 +188,7 @@ fn schedule(world: &Rc<World>, cpus: &mut [CpuLife]) {
         disturb(world);
         mutate::step(world);
         surroundings(world);
-        ready.clear();
-        ready.extend((0..cpus.len()).filter(|number| can_go_on(world, *number)));
-        let Some(number) = world.rng.pick(&ready) else {
+        let Some(number) = world.rows.pick(world.now.get(), &world.rng) else {
             if !sleep(world) {
                 check::quiet(world);
                 return world.fail(|| format!("nothing happens any more{}", places(world)));
@@ -230,27 +224,15 @@ fn surroundings(world: &World) {
     }
 }
 
-/// Whether a step of a CPU would change anything.
-fn can_go_on(world: &World, number: usize) -> bool {
-    if world.cpus.get(number).is_some_and(|cpu| cpu.deaf_until.get() > world.now.get()) {
-        return false;
-    }
-    match world.cpus.get(number).map(|cpu| cpu.mode.get()) {
-        Some(Mode::Idle | Mode::Spins(_)) => world.interrupted(number),
-        Some(_) => true,
-        None => false,
-    }
-}
-
 /// All CPUs wait: the time of the next timer comes. False if none is set that matters.
 fn sleep(world: &World) -> bool {
-    let spins = world.cpus.iter().any(|cpu| matches!(cpu.mode.get(), Mode::Spins(_)));
-    let deaf = world.cpus.iter().map(|cpu| cpu.deaf_until.get()).filter(|until| *until > world.now.get()).min();
+    let spins = world.cpus.iter().any(|cpu| matches!(cpu.mode(), Mode::Spins(_)));
+    let deaf = world.cpus.iter().map(|cpu| cpu.deaf_until()).filter(|until| *until > world.now.get()).min();
     let answer = Some(world.silicon.answers_at.get()).filter(|at| *at != 0);
     if check::next_deadline(world).is_none() && !spins && deaf.or(answer).is_none() {
         return false;
     }
-    let timers = world.cpus.iter().map(|cpu| cpu.timer.get());
+    let timers = world.cpus.iter().map(|cpu| cpu.timer());
     let next = timers.chain(deaf).chain(answer).min().unwrap_or(u64::MAX);
     if next == u64::MAX {
         return false;
@@ -265,7 +247,7 @@ fn disturb(world: &World) {
         world.deaf.set(world.deaf.get() - 1);
         let number = world.rng.below(world.cpus.len() as u64) as usize;
         let time = [100, 1000, 10_000][world.rng.below(3) as usize];
-        world.cpus[number].deaf_until.set(world.now.get() + time);
+        world.cpus[number].deafen(world.now.get() + time);
         world.note(number, What::Said("INJECTED: is deaf for", time));
     }
     if world.config.reclaims > world.taken.get() && world.rng.chance(1, world.config.calm) {
@@ -284,8 +266,8 @@ fn disturb(world: &World) {
 
 fn places(world: &World) -> String {
     let mut places: Vec<String> = Vec::new();
-    for (number, cpu) in world.cpus.iter().enumerate().filter(|(_, cpu)| cpu.mode.get() != Mode::Idle) {
-        places.push(format!("cpu{number} {:?}", cpu.mode.get()));
+    for (number, cpu) in world.cpus.iter().enumerate().filter(|(_, cpu)| cpu.mode() != Mode::Idle) {
+        places.push(format!("cpu{number} {:?}", cpu.mode()));
     }
     format!(" ({})", places.join(", "))
 }
@@ -302,11 +284,7 @@ fn stop(world: &Rc<World>, mut cpus: Vec<CpuLife>) {
             break;
         }
     }
-    for cpu in cpus {
-        // After a failure a CPU may wait for what never comes. Its stack is given up.
-        if !cpu.done() {
-            std::mem::forget(cpu);
-        }
-    }
+    // After a failure a CPU may wait for what never comes.
+    cpus.into_iter().for_each(|cpu| stacks::end(cpu, STACK, 0, || ()));
     world.lives.end();
 }

@@ -11,99 +11,30 @@ use caisson_core::context::{Context, Kind};
 use caisson_core::cpu::Local;
 use caisson_core::frames::Frames;
 use caisson_core::kernel::Kernel;
-use caisson_core::svm::npt::{ENTRIES, Mapping, Tree, look_up};
+use caisson_core::svm::npt::{Mapping, Tree, look_up};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, VmId};
 
-use caisson_proto::kernel::FrameState;
 use caisson_proto::layout;
 use caisson_proto::rmp::ASSIGNED;
 use caisson_proto::wire::Words;
 
 use crate::cache::Caches;
 use crate::config::{Config, Mutant};
-use crate::guest::Guest;
+pub use crate::cpus::{Cpu, Mode, NEVER, Rows, ipi};
+use crate::guest::Guests;
 use crate::history::{History, What};
+use crate::known::Known;
 use crate::manifest::Manifest;
+use crate::owners::Owners;
 use crate::rng::Rng;
 use crate::service::Lives;
 use crate::silicon::Silicon;
 pub use crate::view::View;
+use crate::view::{Contents, SPACES};
 
 /// Ticks of the clock in a millisecond.
 pub const KHZ: u64 = 1000;
-/// No timer.
-pub const NEVER: u64 = u64::MAX;
-/// The tables of services' spaces lie beyond memory, as far as it is the kernel's to give.
-const SPACES: u64 = 1 << 36;
-
-/// IPIs.
-pub mod ipi {
-    /// The CPU is to look at what it should run, or whether a flush is wanted.
-    pub const RESCHEDULE: u8 = 1;
-    /// Translations of the host's are to be flushed.
-    pub const FLUSH: u8 = 2;
-}
-
-/// What a CPU does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// It is in the kernel.
-    Kernel,
-    /// It is in the service of this slot.
-    User(usize),
-    /// As `User`, and the service runs in circles.
-    Circles(usize),
-    /// It is in the guest of this context.
-    Guest(Context),
-    /// As `Guest`, and the guest does nothing that leaves it.
-    Spins(Context),
-    /// It waits for an interrupt.
-    Idle,
-}
-
-/// A CPU.
-#[derive(Debug)]
-pub struct Cpu {
-    /// What it does.
-    pub mode: Cell<Mode>,
-    /// IPIs that are on their way.
-    pub ipi: Cell<u8>,
-    /// Devices' interrupts: each rings this slot with these bits.
-    pub devices: RefCell<Vec<(usize, u64)>>,
-    /// When its timer fires.
-    pub timer: Cell<u64>,
-    /// Slot of the space that is loaded.
-    pub space: Cell<usize>,
-    /// Flushes of host translations that were wished here, and how many were done.
-    pub wishes: Cell<(u32, u32)>,
-    /// Host translations that it holds: (slot, gfn) of a window to frame.
-    pub tlb: RefCell<BTreeMap<(usize, u64), Frame>>,
-    /// Guests' translations that it holds: (ASID, gfn) to frame, and whether its guest found it private.
-    pub guest_tlb: RefCell<BTreeMap<(u32, u64), (Frame, bool)>>,
-    /// WBINVDs that it executed.
-    pub wbinvds: Cell<u64>,
-    /// It takes no step before this time.
-    pub deaf_until: Cell<u64>,
-}
-
-impl Cpu {
-    fn new() -> Self {
-        Self {
-            mode: Cell::new(Mode::Kernel),
-            ipi: Cell::new(0),
-            devices: RefCell::default(),
-            timer: Cell::new(NEVER),
-            space: Cell::new(usize::MAX),
-            wishes: Cell::new((0, 0)),
-            tlb: RefCell::default(),
-            guest_tlb: RefCell::default(),
-            wbinvds: Cell::new(0),
-            deaf_until: Cell::new(0),
-        }
-    }
-}
-
 /// How services ended, and how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
@@ -157,18 +88,20 @@ pub struct World {
     pub running: Cell<usize>,
     /// CPUs.
     pub cpus: Vec<Cpu>,
+    /// What is asked of all of them at each step.
+    pub rows: Rc<Rows>,
     /// Contents of the kernel's tables.
-    pub tables: RefCell<BTreeMap<u64, Box<[u64; ENTRIES]>>>,
+    pub tables: RefCell<Contents>,
     /// The kernel's frames that are mapped in it.
     pub adopted: RefCell<BTreeSet<u64>>,
-    /// Where each frame is mapped in a guest: root and gfn.
-    pub owner: RefCell<BTreeMap<u64, (u64, u64)>>,
+    /// Where each frame is mapped in a guest.
+    pub owner: RefCell<Owners>,
     /// All caches, and memory.
     pub caches: RefCell<Caches>,
     /// The secure processor.
     pub silicon: Silicon,
-    /// What guests wrote, by VM and gfn; `None` for what nobody can know.
-    pub memory: RefCell<BTreeMap<(u32, u64), Option<u64>>>,
+    /// What guests wrote, by VM and gfn.
+    pub memory: RefCell<Known>,
     /// Pages of which a mad guest used the wrong alias: what they hold is anybody's guess until they are unmapped.
     pub spoiled: RefCell<BTreeSet<(u32, u64)>>,
     /// Bytes of services' pages.
@@ -182,7 +115,7 @@ pub struct World {
     /// Rows that a mutant keeps from who is unmapping: CPU and slot.
     pub withheld: RefCell<Vec<(usize, usize)>>,
     /// vCPUs, by context.
-    pub guests: RefCell<BTreeMap<u16, Guest>>,
+    pub guests: RefCell<Guests>,
     /// Pages lent to each service: by whom.
     pub lent: RefCell<BTreeMap<usize, (usize, Lease)>>,
     /// What services have in pages of their own.
@@ -228,10 +161,7 @@ pub struct World {
 impl World {
     /// A machine that was just switched on.
     pub fn new(config: Config, seed: u64, manifest: Manifest) -> Rc<Self> {
-        let mut tables = BTreeMap::new();
-        for slot in 0..manifest.services.len() as u64 {
-            tables.insert(SPACES + slot, Box::new([0; ENTRIES]));
-        }
+        let (cpus, rows) = Cpu::all(config.cpus);
         Rc::new(Self {
             config,
             kernel: Kernel::new(),
@@ -240,11 +170,12 @@ impl World {
             now: Cell::new(1),
             step: Cell::new(0),
             running: Cell::new(0),
-            cpus: (0..config.cpus).map(|_| Cpu::new()).collect(),
-            tables: RefCell::new(tables),
+            cpus,
+            rows,
+            tables: RefCell::new(Contents::new(manifest.services.len())),
             adopted: RefCell::default(),
-            owner: RefCell::default(),
-            caches: RefCell::new(Caches::new(config.cpus)),
+            owner: RefCell::new(Owners::new(config.frames)),
+            caches: RefCell::new(Caches::new(config.cpus, config.frames)),
             silicon: Silicon::new(config.cpus, config.sev_asids, config.faults),
             memory: RefCell::default(),
             spoiled: RefCell::default(),
@@ -306,14 +237,14 @@ impl World {
     /// Sends an IPI.
     pub fn send(&self, cpu: usize, kind: u8) {
         if let Some(cpu) = self.cpus.get(cpu) {
-            cpu.ipi.set(cpu.ipi.get() | kind);
+            cpu.send(kind);
         }
     }
 
     /// A device interrupts some CPU, to ring a service.
     pub fn interrupt(&self, slot: usize, bits: u64) {
         if let Some(cpu) = self.cpus.get(self.rng.below(self.cpus.len() as u64) as usize) {
-            cpu.devices.borrow_mut().push((slot, bits));
+            cpu.interrupt(slot, bits);
         }
     }
 
@@ -324,9 +255,7 @@ impl World {
 
     /// Whether a CPU would take an interrupt now.
     pub fn interrupted(&self, cpu: usize) -> bool {
-        self.cpus.get(cpu).is_some_and(|cpu| {
-            cpu.ipi.get() != 0 || !cpu.devices.borrow().is_empty() || cpu.timer.get() <= self.now.get()
-        })
+        self.cpus.get(cpu).is_some_and(|cpu| cpu.interrupted(self.now.get()))
     }
 
     /// Fulfils what others wish of a CPU's translations.
@@ -337,12 +266,6 @@ impl World {
             cpu.tlb.borrow_mut().clear();
             cpu.wishes.set((wished, wished));
         }
-    }
-
-    /// The VM that a nested root belongs to: slot and id.
-    pub fn vm_of_root(&self, root: Frame) -> Option<(usize, VmId)> {
-        let mut vms = self.kernel.vms.iter().enumerate();
-        vms.find(|(_, vm)| vm.state().is_some() && vm.root(0) == Some(root)).map(|(slot, vm)| (slot, vm.id.get()))
     }
 
     /// What a frame is, unless the table is being changed.
@@ -363,19 +286,6 @@ impl World {
     /// What a gfn is mapped to in a nested tree.
     pub fn nested(&self, root: Frame, gfn: u64) -> Option<Mapping> {
         look_up(&View(self), Tree::nested(root), Gfn(gfn))
-    }
-
-    /// Whether something is mapped in a VM at this gfn.
-    pub fn owns(&self, vm: VmId, gfn: u64) -> bool {
-        let root = self.kernel.vms.get(vm.index()).and_then(|vm| vm.root(0));
-        root.is_some_and(|root| self.owner.borrow().values().any(|at| *at == (root.0, gfn)))
-    }
-
-    /// Whether a gfn of a VM is private, as far as that can be said now.
-    pub fn is_private(&self, vm: VmId, gfn: u64) -> bool {
-        let root = self.kernel.vms.get(vm.index()).and_then(|vm| vm.root(0));
-        let mapped = root.and_then(|root| self.nested(root, gfn));
-        mapped.is_some_and(|it| self.frame(it.frame).is_none_or(|is| is == Frames::of(FrameState::Private, vm)))
     }
 
     /// By the RMP the host may write a frame.

@@ -3,7 +3,7 @@
 use crate::prelude::*;
 
 /// One event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(target_os = "none", derive(defmt::Format))]
 pub enum Event {
     /// A service was started.

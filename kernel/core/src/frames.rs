@@ -58,8 +58,8 @@ impl Frames {
     }
 
     fn decode(entry: u64) -> Self {
-        let state = FrameState::from_word(entry & 7 ^ FrameState::Leaked as u64);
-        Self { state: state.unwrap_or(FrameState::Leaked), detail: (entry >> 32) as u32 }
+        let state = FrameState::ALL.get((entry & 7 ^ FrameState::Leaked as u64) as usize);
+        Self { state: *state.unwrap_or(&FrameState::Leaked), detail: (entry >> 32) as u32 }
     }
 }
 

@@ -25,26 +25,34 @@ impl Partial {
         self.free.iter().map(|word| word.count_ones()).sum()
     }
 
-    fn is_free(&self, index: usize) -> bool {
-        self.free.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
-    }
-
     fn set(&mut self, first: usize, count: usize, free: bool) {
-        for index in first..first + count {
-            if let Some(word) = self.free.get_mut(index / 64) {
-                let bit = 1 << (index % 64);
-                if free { *word |= bit } else { *word &= !bit }
+        let (mut at, end) = (first, first + count);
+        while let Some(word) = self.free.get_mut(at / 64).filter(|_| at < end) {
+            let bits = (64 - at % 64).min(end - at);
+            let mask = u64::MAX >> (64 - bits) << (at % 64);
+            if free {
+                *word |= mask
+            } else {
+                *word &= !mask
             }
+            at += bits;
         }
     }
 
     /// The lowest run of `count` free frames.
     fn find(&self, count: usize) -> Option<usize> {
         let mut run = 0;
-        for index in 0..LARGE_PAGES as usize {
-            run = if self.is_free(index) { run + 1 } else { 0 };
-            if run == count {
-                return Some(index + 1 - count);
+        for (at, &word) in self.free.iter().enumerate() {
+            // Words of which all or none are free, and there are many, are passed at once.
+            if word == 0 || word == u64::MAX && run + 64 < count {
+                run = if word == 0 { 0 } else { run + 64 };
+                continue;
+            }
+            for bit in 0..64 {
+                run = if word >> bit & 1 == 1 { run + 1 } else { 0 };
+                if run == count {
+                    return Some(at * 64 + bit + 1 - count);
+                }
             }
         }
         None
@@ -58,18 +66,21 @@ pub struct Pool {
     partial: Vec<Partial, PARTIAL>,
     /// Words of `chunks` below this one are zero.
     low: usize,
+    /// And so are those from this one on.
+    high: usize,
     forgot: bool,
 }
 
 impl Pool {
     /// Empty.
     pub const fn new() -> Self {
-        Self { chunks: [0; CHUNKS / 64], partial: Vec::new(), low: 0, forgot: false }
+        Self { chunks: [0; CHUNKS / 64], partial: Vec::new(), low: 0, high: 0, forgot: false }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.chunks.fill(0);
+        self.chunks.iter_mut().take(self.high).for_each(|word| *word = 0);
+        self.high = 0;
         self.partial.clear();
         self.low = 0;
         self.forgot = false;
@@ -82,7 +93,7 @@ impl Pool {
 
     /// Free frames that are known.
     pub fn free(&self) -> u64 {
-        let whole: u64 = self.chunks.iter().map(|word| u64::from(word.count_ones())).sum();
+        let whole: u64 = self.chunks.iter().take(self.high).map(|word| u64::from(word.count_ones())).sum();
         whole * LARGE_PAGES + self.partial.iter().map(|partial| u64::from(partial.count())).sum::<u64>()
     }
 
@@ -96,7 +107,8 @@ impl Pool {
     }
 
     fn take_chunk(&mut self) -> Option<usize> {
-        let (at, word) = self.chunks.iter_mut().enumerate().skip(self.low).find(|(_, word)| **word != 0)?;
+        let mut words = self.chunks.iter_mut().enumerate().take(self.high).skip(self.low);
+        let (at, word) = words.find(|(_, word)| **word != 0)?;
         let bit = word.trailing_zeros() as usize;
         *word &= *word - 1;
         self.low = at;
@@ -149,6 +161,7 @@ impl Pool {
         } else if let Some(word) = self.chunks.get_mut(chunk / 64) {
             *word |= 1 << (chunk % 64);
             self.low = self.low.min(chunk / 64);
+            self.high = self.high.max(chunk / 64 + 1);
         }
     }
 

@@ -114,7 +114,7 @@ impl Vmm<'_, '_> {
             });
         }
         let holds = world.caches.borrow_mut().read(world.running.get(), frame.0, 0);
-        let wrote = world.memory.borrow().get(&(self.vm.bits(), gfn)).copied().flatten();
+        let wrote = world.memory.borrow().get((self.vm.bits(), gfn)).flatten();
         world.check(wrote.is_none_or(|wrote| wrote == holds) || !world.owns(self.vm, gfn), || {
             format!("slot {slot} reads {holds:#x} at gfn {gfn:#x} where its guest wrote {wrote:x?}")
         });
