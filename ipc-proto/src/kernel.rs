@@ -182,8 +182,8 @@ requests! {
     /// Ring this service's [`doorbell::TIMER`](crate::abi::doorbell::TIMER) at this time; 0 cancels. [`Caps::TIMER`].
     TimerSet = 6 { at: Tsc } -> Done;
 
-    /// The run of like frames that starts at a frame. [`Caps::FRAMES`].
-    FrameRuns = 16 { from: Frame } -> FrameRun;
+    /// The run of like frames that starts at a frame; of a longer one the first `most`, and of those 32,768. [`Caps::FRAMES`].
+    FrameRuns = 16 { from: Frame, most: u64 } -> FrameRun;
     /// How many frames are in each state. [`Caps::FRAMES`].
     FrameCount = 17 {} -> FrameCounts;
     /// Make a VM whose exits `handler` handles, with a free frame for its first root. [`Caps::FRAMES`].

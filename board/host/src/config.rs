@@ -18,6 +18,16 @@ macro_rules! mutants {
             pub fn rule(self) -> &'static str {
                 match self { $(Self::$name => $rule.trim(),)+ }
             }
+
+            /// What it is called.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+
+            /// The one that is called so.
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|mutant| mutant.name().eq_ignore_ascii_case(name))
+            }
         }
     };
 }
@@ -160,6 +170,10 @@ pub struct Config {
     pub events: u64,
     /// Steps until the run counts as endless.
     pub steps: u64,
+    /// Events without which a run is none.
+    pub fewest: u64,
+    /// It is one of the machines in which broken rules are looked for.
+    pub hunt: bool,
     /// The rule that is broken.
     pub mutant: Option<Mutant>,
 }
@@ -214,6 +228,8 @@ impl Config {
             thirsty: rng.chance(1, 2),
             events: 5000,
             steps: 2_000_000,
+            fewest: 4000,
+            hunt: false,
             mutant: None,
         }
     }

@@ -18,6 +18,7 @@ mod cpus;
 mod guest;
 mod hardware;
 mod history;
+mod hunt;
 mod known;
 mod lines;
 mod manifest;
@@ -31,6 +32,7 @@ mod service;
 mod silicon;
 pub mod sim;
 mod stacks;
+mod sweep;
 mod view;
 mod world;
 

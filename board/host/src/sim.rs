@@ -11,7 +11,7 @@ use caisson_proto::kernel::FrameState;
 use corosensei::{Coroutine, CoroutineResult};
 
 use crate::check;
-use crate::config::Config;
+use crate::config::{Config, Mutant};
 use crate::cpu;
 use crate::history::What;
 use crate::manifest::Manifest;
@@ -77,8 +77,15 @@ impl fmt::Display for Failure {
         writeln!(f, "{}", self.history)?;
         writeln!(f, "{:?}", self.config)?;
         writeln!(f, "seed {}: {}", self.seed, self.what)?;
-        write!(f, "replay: cargo xtask sim --seeds 1 --from {}", self.seed)
+        write!(f, "{}", replay(self.seed, &self.config))
     }
+}
+
+/// The command that runs a seed again.
+pub fn replay(seed: u64, config: &Config) -> String {
+    let mutant = config.mutant.map_or("none", Mutant::name);
+    let hunt = if config.hunt { format!(" --mutant {mutant}") } else { String::new() };
+    format!("replay: cargo xtask sim{hunt} --seeds 1 --from {seed}")
 }
 
 impl std::error::Error for Failure {}
@@ -136,6 +143,8 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Failure> {
     let (world, entries) = boot(seed, config);
     let mut cpus = power_on(&world);
     schedule(&world, &mut cpus);
+    let events = world.history.borrow().events();
+    world.check(events >= config.fewest, || format!("it came to its end after {events} events"));
     let failure = world.failure.borrow().clone();
     let result = match failure {
         None => Ok(Report {

@@ -139,7 +139,7 @@ impl Memory {
     /// Takes in one run of frames.
     fn scan_step(&mut self, kernel: &mut impl Kernel) {
         let Some(from) = self.scan else { return };
-        self.scan = match kernel.ask(&FrameRuns { from }) {
+        self.scan = match kernel.ask(&FrameRuns { from, most: u64::MAX }) {
             Ok(run) if run.count > 0 => {
                 if run.state == FrameState::Free {
                     self.pool.give_back(run.start, run.count);

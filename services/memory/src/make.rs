@@ -189,5 +189,6 @@ fn undo(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) {
 
 /// Whether the kernel holds all these frames for free.
 fn still_free(frame: Frame, count: u64, kernel: &mut impl Kernel) -> bool {
-    kernel.ask(&FrameRuns { from: frame }).is_ok_and(|run| run.state == FrameState::Free && run.count >= count)
+    let run = kernel.ask(&FrameRuns { from: frame, most: count });
+    run.is_ok_and(|run| run.state == FrameState::Free && run.count >= count)
 }

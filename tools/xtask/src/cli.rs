@@ -79,7 +79,9 @@ A seed that breaks a rule is told with what happened before it and the command t
 
 Examples:
   cargo xtask sim --seeds 10000
-  cargo xtask sim --seeds 1 --from 4711")]
+  cargo xtask sim --seeds 1 --from 4711
+  cargo xtask sim --mutants --seeds 2000
+  cargo xtask sim --mutant StolenTurn --seeds 1 --from 3")]
 pub struct SimArgs {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -90,6 +92,12 @@ pub struct SimArgs {
     /// Break each rule in turn, and show that it is found within N seeds
     #[arg(long, conflicts_with = "from")]
     pub mutants: bool,
+    /// Break this rule, and tell what happened at the first seed that finds it; `none` breaks none, in the same machines
+    #[arg(long, value_name = "NAME", conflicts_with = "mutants")]
+    pub mutant: Option<String>,
+    /// How many at a time; as many as there are CPUs unless given. It changes nothing of what is told
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub jobs: Option<u64>,
 }
 
 /// What to fuzz.

@@ -16,18 +16,22 @@ pub fn sim(paths: &Paths, args: &SimArgs) -> Result<(), Failure> {
     };
     quietly("building the simulation", &mut cargo("build"), Status::BadSetup)?;
     let mut command = cargo("run");
-    command.arg("--");
-    if args.mutants {
-        command.args(["--mutants".into(), args.seeds.to_string()]);
-    } else {
-        command.args([args.seeds, args.from].map(|number| number.to_string()));
-    }
+    let what = match &args.mutant {
+        Some(name) => name.as_str(),
+        None if args.mutants => "mutants",
+        None => "seeds",
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+    command
+        .args(["--", what])
+        .args([args.seeds, args.from, args.jobs.unwrap_or(cpus)].map(|number| number.to_string()));
     let status = command.status().context("can't start cargo")?;
-    if status.success() {
-        return Ok(());
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(5) => Err(Failure::new(Status::BadSetup, "the simulation wasn't begun")),
+        _ => Err(Failure::new(
+            Status::Failed,
+            format!("a seed broke a rule, a broken rule wasn't found, or it wasn't finished ({status})"),
+        )),
     }
-    Err(Failure::new(
-        Status::Failed,
-        format!("a seed broke a rule, a broken rule wasn't found, or it wasn't finished ({status})"),
-    ))
 }

@@ -7,6 +7,7 @@ use caisson_proto::kernel::VmKind;
 use caisson_proto::memory::VmMake;
 use caisson_proto::wire::Request;
 
+use super::doze;
 use super::vmm::TRIES;
 use crate::hardware::LENDABLE;
 use crate::history::What;
@@ -196,7 +197,10 @@ pub fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
         let memory = sys.known(world.manifest.memory);
         match sys.call(world.manifest.memory, &make) {
             Ok(made) => return Ok((made.vm, vcpus)),
-            Err(Status::Dead | Status::Died) if !sys.stopped() => last = Status::Died,
+            Err(Status::Dead | Status::Died) if !sys.stopped() => {
+                last = Status::Died;
+                doze(sys, 200);
+            }
             Err(status) => {
                 let broken = memory.generation() == 0 && status == Status::Exhausted && last != Status::Died;
                 world.check(!broken, || "memory can't promise what is there".into());

@@ -1,5 +1,6 @@
 //! The services' programs: their libraries, and what their thin mains do on the machine.
 
+mod again;
 mod echo;
 mod firmware;
 mod launch;
@@ -14,7 +15,8 @@ pub use memory::RECLAIM;
 pub use supervisor::KILL;
 
 use caisson_proto::abi::{Lease, Status, sender};
-use caisson_proto::addr::ServiceId;
+use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::kernel::TimerSet;
 use caisson_proto::vcpu::{Exit, Resume};
 use caisson_proto::wire::Words;
 
@@ -53,6 +55,12 @@ pub fn serve(sys: &Sys<'_>, server: &mut impl Server) {
         };
         delivered = sys.reply_wait(delivered.sender, status, &words);
     }
+}
+
+/// Lets some time pass before anything is served.
+pub fn doze(sys: &Sys<'_>, ticks: u64) {
+    let _ = sys.ask(&TimerSet { at: Tsc(sys.world.now.get() + ticks) });
+    sys.reply_wait(sender::START, Status::Ok, &[0; 8]);
 }
 
 /// What the service in a slot runs.

@@ -13,6 +13,7 @@ use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
 use caisson_proto::wire::Words;
 
+use super::again::{end, rest};
 use super::launch::{Launch, Standing, make};
 use super::{Server, echo, serve};
 use crate::guest::ask;
@@ -43,16 +44,8 @@ impl Vmm<'_, '_> {
         self.sys.world
     }
 
-    /// Ends this life. One that failed is often tried again, as a reset; and while not much has happened each is.
     fn end(&self, kind: ExitKind, detail: u64) {
-        let world = self.world();
-        let young = kind != ExitKind::Reset && world.history.borrow().events() < world.config.events;
-        let again = kind == ExitKind::Crashed && detail == CrashKind::Hung as u64 && world.rng.chance(3, 4);
-        if young || again && world.resets.get() > 0 {
-            world.resets.set(world.resets.get().saturating_sub(1));
-            return self.sys.exit(&[ExitKind::Reset as u64, 0, 0, 0, 0, 0, 0, 0]);
-        }
-        self.sys.exit(&[kind as u64, detail, 0, 0, 0, 0, 0, 0]);
+        end(self.sys, kind, detail);
     }
 
     /// Gives the guest memory around a fault. False: not now.
@@ -377,9 +370,9 @@ impl Vmm<'_, '_> {
 pub fn main(sys: &Sys<'_>) {
     let world = sys.world;
     let kind = world.manifest.services.get(sys.slot).map_or(VmKind::Plain, |service| service.kind);
+    rest(sys);
     let Ok((vm, vcpus)) = make(sys) else {
-        let memory = SetupError::Memory as u64;
-        return sys.exit(&[ExitKind::BadSetup as u64, memory, 0, 0, 0, 0, 0, 0]);
+        return end(sys, ExitKind::BadSetup, SetupError::Memory as u64);
     };
     let pages = 2 + world.rng.below(14);
     let launch = Launch::new(vm, kind, pages);

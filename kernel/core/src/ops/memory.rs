@@ -22,14 +22,14 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn frame_runs(&self, request: &FrameRuns) -> Answer {
-        let tables = self.tables();
-        let at = |frame: u64| tables.frames.get(Frame(frame), &tables.batches).map(|it| (it.state, it.vm()));
-        let Some((state, vm)) = at(request.from.0) else {
+        let (tables, from) = (self.tables(), request.from);
+        let at = |n: u64| tables.frames.get(Frame(from.0 + n), &tables.batches).map(|it| (it.state, it.vm()));
+        let Some(first @ (state, vm)) = at(0) else {
             let (state, vm) = (FrameState::Leaked, VmId::default());
-            return ok(FrameRun { start: request.from, count: 0, state, vm, owned_by_vm: false });
+            return ok(FrameRun { start: from, count: 0, state, vm, owned_by_vm: false });
         };
-        let count = (1..RUN_LIMIT).find(|n| at(request.from.0 + n) != Some((state, vm))).unwrap_or(RUN_LIMIT);
-        ok(FrameRun { start: request.from, count, state, vm: vm.unwrap_or_default(), owned_by_vm: vm.is_some() })
+        let count = 1 + (1..request.most.min(RUN_LIMIT)).take_while(|n| at(*n) == Some(first)).count() as u64;
+        ok(FrameRun { start: from, count, state, vm: vm.unwrap_or_default(), owned_by_vm: vm.is_some() })
     }
 
     pub(super) fn frame_count(&self, _: &FrameCount) -> Answer {

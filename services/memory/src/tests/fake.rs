@@ -149,10 +149,11 @@ impl Fake {
     fn serve(&mut self, words: &Words) -> Result<Words, Status> {
         self.operations += 1;
         Ok(match KernelCall::decode(words).expect("well-formed") {
-            KernelCall::FrameRuns(FrameRuns { from }) => {
+            KernelCall::FrameRuns(FrameRuns { from, most }) => {
                 let rest = &self.frames[(from.0 as usize).min(self.frames.len())..];
                 let first = rest.first().copied();
-                let same = rest.iter().take(3000).take_while(|&&state| Some(state) == first).count();
+                let same =
+                    rest.iter().take(most.clamp(1, 3000) as usize).take_while(|&&state| Some(state) == first).count();
                 let (state, vm) = match first {
                     Some(State::Free) => (FrameState::Free, None),
                     Some(State::KernelOf(vm)) => (FrameState::Kernel, Some(vm)),

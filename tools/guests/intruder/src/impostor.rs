@@ -127,7 +127,7 @@ mod image {
             let (vm, gfn, frame, pages) = (self.victim, Gfn(0), Frame(0x100), 1);
             let vcpu = VcpuId { vm, index: 0 };
             let denied = &[Status::Denied];
-            self.refused(&FrameRuns { from: frame }, denied);
+            self.refused(&FrameRuns { from: frame, most: 1 }, denied);
             self.refused(&FrameCount {}, denied);
             self.refused(
                 &VmCreate { handler: ServiceId::from_bits(info().head.id), kind: VmKind::Sev, root: frame },

@@ -199,7 +199,7 @@ fn a_page_turns_private_after_its_plain_lines_are_flushed() {
     assert_eq!(system.as_service(MEMORY, &FrameCount {}).unwrap().private, 2);
     assert_eq!(system.as_service(FIRMWARE, &private(vm, 3, 1)).err(), Some(Status::State), "it is private already");
     // It comes back through a batch only.
-    let page = FrameRuns { from: Frame(514) };
+    let page = FrameRuns { from: Frame(514), most: 512 };
     let run = system.as_service(MEMORY, &page).unwrap();
     assert_eq!((run.state, run.count, run.vm), (FrameState::Private, 2, vm));
     let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(2), pages: 1 }).unwrap();

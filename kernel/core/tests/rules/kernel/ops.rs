@@ -279,7 +279,7 @@ fn frames_and_vms_are_enumerated() {
     let mut runs = Vec::new();
     let mut from = Frame(0);
     loop {
-        let run = system.as_service(MEMORY, &FrameRuns { from }).unwrap();
+        let run = system.as_service(MEMORY, &FrameRuns { from, most: u64::MAX }).unwrap();
         if run.count == 0 {
             break;
         }
@@ -296,5 +296,8 @@ fn frames_and_vms_are_enumerated() {
     ];
     assert_eq!(runs, expected);
     let far = Frame((1 << 40) - 1);
-    assert_eq!(system.as_service(MEMORY, &FrameRuns { from: far }).unwrap().count, 0);
+    assert_eq!(system.as_service(MEMORY, &FrameRuns { from: far, most: 1 }).unwrap().count, 0);
+    for (most, count) in [(0, 1), (1, 1), (6, 6), (7, 7), (8, 7)] {
+        assert_eq!(system.as_service(MEMORY, &FrameRuns { from: Frame(97), most }).unwrap().count, count);
+    }
 }

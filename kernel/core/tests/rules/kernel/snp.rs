@@ -37,7 +37,7 @@ fn release(system: &System, frame: u64) {
 }
 
 fn run(system: &mut System, frame: u64) -> FrameRun {
-    system.as_service(MEMORY, &FrameRuns { from: Frame(frame) }).unwrap()
+    system.as_service(MEMORY, &FrameRuns { from: Frame(frame), most: 512 }).unwrap()
 }
 
 fn private(vm: VmId, gfn: u64, pages: u64) -> GuestPrivate {
