@@ -2,10 +2,9 @@
 
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{Frame, ServiceId, Tsc, VmId};
-use caisson_proto::firmware::{Decommission, Init, PlatformState, PlatformStatus, SevSupport, SnpInit};
+use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::info::RingUse;
-use caisson_proto::kernel::{Features, FrameCount, FrameCounts, MachineInfo, TimerSet};
+use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Request, Words};
@@ -27,24 +26,6 @@ struct OnKernel {
     own: u16,
     /// Frames that were never memory: holes in the machine's. A successor takes those that leaked before for such.
     no_memory: u64,
-}
-
-impl OnKernel {
-    /// Has the secure processor initialised, if there is one, and it isn't yet.
-    fn initialise(&self) {
-        let Some(firmware) = self.firmware else { return };
-        let platform = caisson_rt::call(firmware, &PlatformStatus {})
-            .ok()
-            .filter(|platform| platform.support == SevSupport::Present && platform.sev != PlatformState::Working);
-        let Some(platform) = platform else { return };
-        // SNP comes first: afterwards it is too late.
-        let snp = caisson_rt::kernel(&MachineInfo {}).is_ok_and(|machine| machine.features.contains(Features::SNP));
-        let snp = (snp && !platform.snp).then(|| caisson_rt::call(firmware, &SnpInit { rmp: true }).map(drop));
-        let sev = caisson_rt::call(firmware, &Init { frame: Frame(0), pages: 0 }).map(drop);
-        if let Err(status) = snp.unwrap_or(Ok(())).and(sev) {
-            defmt::error!("memory: the secure processor can't be initialised: status {=u8}", status as u8);
-        }
-    }
 }
 
 impl Kernel for OnKernel {
@@ -72,12 +53,8 @@ impl Kernel for OnKernel {
         }
     }
 
-    fn forget(&mut self, vm: VmId) {
-        if let Some(firmware) = self.firmware
-            && let Err(status) = caisson_rt::call(firmware, &Decommission { vm })
-        {
-            defmt::error!("memory: VM {=u32:#x} can't be decommissioned: status {=u8}", vm.bits(), status as u8);
-        }
+    fn firmware<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
+        caisson_rt::call(self.firmware.ok_or(Status::Unsupported)?, request)
     }
 
     fn settled(&mut self) {
@@ -137,7 +114,6 @@ fn start() -> ! {
         let FrameCounts { free, kernel, leaked, .. } = counts;
         defmt::info!("memory: {=u64} frames free, {=u64} the kernel's, {=u64} no memory", free, kernel, leaked);
     }
-    image.kernel.initialise();
     caisson_rt::serve(&mut image)
 }
 

@@ -12,6 +12,7 @@
 
 mod balloon;
 mod make;
+mod platform;
 pub mod pool;
 mod promise;
 mod reclaim;
@@ -22,6 +23,7 @@ use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport,
 use caisson_proto::memory::{MemoryCall, MemoryReport, Reclaimed};
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
+use platform::Platform;
 use pool::Pool;
 use promise::Promises;
 pub use promise::overhead;
@@ -42,8 +44,17 @@ pub trait Kernel {
     fn settle(&mut self);
     /// Calls notifier: so many frames are wanted soon.
     fn want(&mut self, frames: u64);
-    /// Asks sev-firmware to make the secure processor forget the guest of a dead VM.
-    fn forget(&mut self, _vm: VmId) {}
+    /// Calls sev-firmware.
+    ///
+    /// # Errors
+    /// What it refused it for; [`Status::Unsupported`] where there is none.
+    fn firmware<R: Request>(&mut self, _: &R) -> Result<R::Reply, Status> {
+        Err(Status::Unsupported)
+    }
+    /// Frames that the secure processor was given for SEV-ES.
+    fn donated(&self) -> (Frame, u64) {
+        (Frame(0), 0)
+    }
     /// Rings the supervisor: all frames of dead VMs are free.
     fn settled(&mut self);
     /// Rings this service's own doorbell: there is more to do. False if that isn't possible.
@@ -57,6 +68,7 @@ pub trait Kernel {
 pub struct Memory {
     pool: Pool,
     promises: Promises,
+    platform: Platform,
     /// Where the enumeration of frames goes on; `None` if it is complete.
     scan: Option<Frame>,
     /// Frames have left a VM since the last enumeration.
@@ -69,7 +81,15 @@ pub struct Memory {
 impl Memory {
     /// Knows nothing yet.
     pub const fn new() -> Self {
-        Self { pool: Pool::new(), promises: Promises::new(), scan: None, stale: false, owes_settled: false, cpus: 0 }
+        Self {
+            pool: Pool::new(),
+            promises: Promises::new(),
+            platform: Platform::new(),
+            scan: None,
+            stale: false,
+            owes_settled: false,
+            cpus: 0,
+        }
     }
 
     /// Enumerates everything, on a machine with so many CPUs.
@@ -83,6 +103,7 @@ impl Memory {
             // Of batches that a predecessor opened, notifier may not have heard.
             kernel.settle();
         }
+        self.platform.begin(kernel);
         self.reclaim(kernel);
     }
 
@@ -108,6 +129,7 @@ impl Memory {
         if bits & doorbell::VM_GONE != 0 {
             self.owes_settled = true;
         }
+        self.platform.look(kernel);
         self.reclaim(kernel);
     }
 

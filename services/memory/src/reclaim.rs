@@ -20,7 +20,7 @@ enum Progress {
     Clear,
     /// There is more to do.
     More,
-    /// Their vCPUs must stop first.
+    /// Their vCPUs must stop first, or the secure processor forget their guests.
     Waits,
 }
 
@@ -77,11 +77,15 @@ impl Memory {
                     continue;
                 }
             }
-            if report.kind != VmKind::Plain {
-                kernel.forget(report.vm);
+            if report.kind != VmKind::Plain && !self.platform.has_forgotten(report.vm, kernel) {
+                progress = Progress::Waits;
+                continue;
             }
             match kernel.ask(&VmRelease { vm: report.vm }) {
-                Ok(unmapped) => tell(report.vm, Gfn(0), &unmapped, kernel),
+                Ok(unmapped) => {
+                    self.platform.gone(report.vm);
+                    tell(report.vm, Gfn(0), &unmapped, kernel);
+                }
                 Err(_) => progress = Progress::Waits,
             }
         }

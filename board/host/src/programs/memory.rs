@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{Gfn, ServiceId, Tsc, VmId};
-use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmDestroy, VmRelease, VmState};
+use caisson_proto::addr::{Frame, Gfn, ServiceId, Tsc, VmId};
+use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmDestroy, VmState};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Request, Words};
@@ -13,7 +13,7 @@ use caisson_rt::ring::Producer;
 use zerocopy::IntoBytes;
 
 use super::notifier::CHANGE;
-use super::platform::Platform;
+use super::platform;
 use super::ring::Page;
 use super::{Server, serve};
 use crate::service::Sys;
@@ -22,15 +22,12 @@ use crate::world::KHZ;
 struct OnKernel<'a, 'b> {
     sys: &'a Sys<'b>,
     reclaimed: Producer<Page>,
-    platform: Platform,
+    donated: (Frame, u64),
 }
 
 impl Kernel for OnKernel<'_, '_> {
     fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
         let (sys, world) = (self.sys, self.sys.world);
-        if R::OP == VmRelease::OP {
-            self.platform.end(sys, request.encode()[1])?;
-        }
         if R::OP != GuestMap::OP {
             return sys.ask(request);
         }
@@ -55,6 +52,17 @@ impl Kernel for OnKernel<'_, '_> {
             let _ = self.sys.ring(self.sys.world.manifest.notifier, caisson_proto::ring::doorbell::ring(0));
         }
         true
+    }
+
+    fn firmware<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
+        if !self.sys.world.config.encrypted {
+            return Err(Status::Unsupported);
+        }
+        self.sys.call(self.sys.world.manifest.firmware, request)
+    }
+
+    fn donated(&self) -> (Frame, u64) {
+        self.donated
     }
 
     fn settle(&mut self) {
@@ -95,7 +103,6 @@ impl Server for Image<'_, '_> {
         if bits & RECLAIM != 0 {
             self.kernel.take_back();
         }
-        self.kernel.platform.look(self.kernel.sys);
         self.memory.doorbell(bits & !RECLAIM, &mut self.kernel);
     }
 }
@@ -143,7 +150,7 @@ pub const RECLAIM: u64 = 1 << 21;
 /// Runs it.
 pub fn main(sys: &Sys<'_>) {
     let reclaimed = Producer::new(Page(Rc::clone(sys.world)));
-    let kernel = OnKernel { sys, reclaimed, platform: Platform::begin(sys) };
+    let kernel = OnKernel { sys, reclaimed, donated: platform::donate(sys) };
     let mut image = Image { memory: Box::new(Memory::new()), kernel };
     image.memory.start(sys.world.config.cpus as u16, &mut image.kernel);
     serve(sys, &mut image);

@@ -307,6 +307,7 @@ impl Fake {
                 let (kind, owed) = if self.encrypted { (VmKind::Sev, 2) } else { (VmKind::Plain, 0) };
                 BatchReport { batch: BatchId(batch), vm, kind, frames: 0, owed, next: 1 }.encode()
             }
+            KernelCall::MachineInfo(_) => return Err(Status::Unsupported),
             KernelCall::BatchInfo(_) if self.encrypted => return Err(Status::NotFound),
             other => panic!("{other:?} isn't memory's"),
         })

@@ -3,6 +3,7 @@
 mod balloon;
 mod fake;
 mod held;
+mod platform;
 
 use caisson_proto::addr::{CpuId, Gfn};
 use caisson_proto::kernel::VmKind;

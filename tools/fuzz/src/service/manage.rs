@@ -51,6 +51,9 @@ impl caisson_memory::Kernel for Kernel<'_, '_> {
     fn post(&mut self, _: &Reclaimed) -> bool {
         self.0.arbitrary().unwrap_or(false)
     }
+    fn firmware<R: Request>(&mut self, _: &R) -> Result<R::Reply, Status> {
+        self.answer::<R>()
+    }
     fn settle(&mut self) {}
     fn want(&mut self, _: u64) {}
     fn settled(&mut self) {}
