@@ -112,10 +112,10 @@ pub trait Machine: Copy {
     /// # Errors
     /// [`Status::State`] if the processor has the frame, or its entry isn't of 4 KiB.
     fn rmp_update(&self, frame: Frame, to: Entry) -> Outcome;
-    /// Copies between the space of the service that is in user mode and memory, within one frame.
+    /// Copies between memory and a page that the service in user mode has to itself, from its beginning on, within one frame.
     ///
     /// # Errors
-    /// [`Status::BadLease`] if a page of the service isn't there, or is to be written and isn't writable.
+    /// [`Status::BadLease`] if that page isn't there, isn't the service's own, or is to be written and isn't writable.
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Outcome;
     /// The secure processor's mailbox; `None` without a secure processor.
     fn mailbox(&self) -> Option<&'static Mailbox>;

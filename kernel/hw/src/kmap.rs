@@ -41,7 +41,7 @@ pub(crate) fn unmap(frame: Frame) {
 }
 
 /// Whether the kernel sees a frame; on the board's tables, before `init`, it sees all.
-fn is_mapped(frame: Frame) -> bool {
+pub(crate) fn is_mapped(frame: Frame) -> bool {
     FRAMES.load(Ordering::Relaxed) == 0 || pte(frame).is_some_and(|pte| pte.load(Ordering::Acquire) != 0)
 }
 
@@ -73,11 +73,19 @@ pub(crate) fn zero(frame: Frame) {
 /// Copies bytes into a mapped frame, if they fit.
 pub fn write(frame: Frame, offset: usize, from: &[u8]) {
     if offset.checked_add(from.len()).is_some_and(|end| end <= PAGE_SIZE as usize) && is_mapped(frame) {
-        // SAFETY: the range lies in one mapped frame; Rust has no reference to what lies there but atomics. An
-        // instruction that the compiler doesn't see into copies, for others may change it meanwhile.
-        unsafe {
-            core::arch::asm!("rep movsb", inout("rdi") ptr(frame).wrapping_add(offset) => _,
-                inout("rsi") from.as_ptr() => _, inout("rcx") from.len() => _, options(nostack, preserves_flags));
-        }
+        // SAFETY: the range lies in one mapped frame; Rust has no reference to what lies there but atomics.
+        unsafe { copy(ptr(frame).wrapping_add(offset), from.as_ptr(), from.len()) }
+    }
+}
+
+/// Copies bytes that others may change meanwhile, by an instruction that the compiler doesn't see into.
+///
+/// # Safety
+/// So many bytes at `from` can be read, and at `to` they are for this to write.
+pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, bytes: usize) {
+    // SAFETY: as the caller says.
+    unsafe {
+        asm!("rep movsb", inout("rdi") to => _, inout("rsi") from => _, inout("rcx") bytes => _,
+            options(nostack, preserves_flags));
     }
 }

@@ -8,8 +8,8 @@
 //! one kernel stack. A system call stores the registers in this CPU's `UserFrame` and calls [`run`]; what the frame
 //! says on return is entered.
 //!
-//! **Memory.** The kernel sees its own frames through [`kmap`] and no other; `window` reaches a frame for the length
-//! of one function; `user` copies from the service that is loaded.
+//! **Memory.** The kernel sees its own frames through [`kmap`] and no other, those that services have to themselves among
+//! them; `window` reaches a frame for the length of one function.
 //!
 //! **End.** [`log::epitaph`] takes the log for what is said last, [`power_off`] ends the machine.
 #![no_std]
@@ -37,7 +37,6 @@ mod syscall;
 mod tables;
 mod translations;
 mod traps;
-mod user;
 mod window;
 
 pub use boot::{Early, Lacking, init};

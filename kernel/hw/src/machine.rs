@@ -5,7 +5,8 @@ use caisson_proto::kernel::{Features, Machine as Facts};
 use caisson_proto::layout::{GUEST, VCPU_STATE};
 
 use crate::prelude::*;
-use zerocopy::{FromZeros, IntoBytes};
+use core::array::from_fn;
+use zerocopy::{FromZeros, transmute};
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,12 @@ fn in_window(gfn: Gfn) -> VPage {
 /// Page of a vCPU's state page in its handler.
 fn state_page(vcpu: Context) -> VPage {
     VPage(VCPU_STATE / PAGE_SIZE + u64::from(vcpu::index(vcpu)))
+}
+
+/// A page of the service in user mode, if its frame is one of the kernel's, as those are that services have to themselves.
+fn own_page(page: u64, access: Access) -> Result<Frame, Status> {
+    let home = home(this().local.service.get().into()).ok_or(Status::BadLease)?;
+    home.space.frame(page, access).and_then(|frame| ensure(kmap::is_mapped(frame), Status::BadLease).map(|()| frame))
 }
 
 /// Methods that are one expression.
@@ -122,9 +129,14 @@ impl Machine for Silicon {
 
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Outcome {
         let bytes = bytes.min(PAGE_SIZE - at.0 % PAGE_SIZE);
-        // SAFETY: the bytes are inside the frame, and nobody's that Rust knows of.
-        let copy = |page: *mut u8| unsafe { user::copy(user, page.add((at.0 % PAGE_SIZE) as usize), bytes, out) };
-        ensure(window::with(at.frame(), copy), Status::BadLease)
+        let own = kmap::ptr(own_page(user / PAGE_SIZE, if out { READ_WRITE } else { Access::READ })?);
+        window::with(at.frame(), |page| {
+            let memory = page.wrapping_add((at.0 % PAGE_SIZE) as usize);
+            let (to, from) = if out { (own, memory) } else { (memory, own) };
+            // SAFETY: so many bytes lie in each of the two frames, and they are nobody's that Rust knows of.
+            unsafe { kmap::copy(to, from, bytes as usize) }
+        });
+        Ok(())
     }
 
     fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome {
@@ -170,14 +182,11 @@ impl Machine for Silicon {
 
     fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Outcome {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
-        let mut entries = [CpuidEntry::default(); CpuidEntry::MAX];
-        let bytes = entries.as_mut_bytes();
-        // SAFETY: the bytes are this function's own, and any are valid in entries.
-        let read = unsafe { user::copy(lease.page.0 * PAGE_SIZE, bytes.as_mut_ptr(), bytes.len() as u64, false) };
-        ensure(read, Status::BadLease)?;
-        let used = entries.get(..usize::from(count)).ok_or(Status::Range)?;
+        let page = own_page(lease.page.0, Access::READ)?;
+        let words: [u64; 512] = from_fn(|index| kmap::word(page, index).load(Ordering::Relaxed));
+        let entries: [CpuidEntry; CpuidEntry::MAX] = transmute!(words);
         vcpu.cpuid.zero();
-        used.iter().try_for_each(|entry| vcpu.cpuid.add(*entry))
+        entries.iter().take(count.into()).try_for_each(|entry| vcpu.cpuid.add(*entry))
     }
 }
 

@@ -15,7 +15,7 @@ pub fn settle(registers: Frame, early: &mut Early) {
     let table = early.take_frames(early.count.div_ceil(PAGE_SIZE / 16));
     let entries = if table.is_some() { early.count as usize } else { 0 };
     let table = table.unwrap_or(first);
-    // SAFETY: the kernel's own frames, mapped for good, which are only ever accessed as atomics or by `user::copy`.
+    // SAFETY: the kernel's own frames, mapped for good, which are only ever accessed as atomics or by `kmap::copy`.
     let (registers, command, rmp) = unsafe {
         let command = [first, Frame(first.0 + 1)].map(|frame| &*kmap::ptr(frame).cast());
         let registers = REGISTERS.map(|offset| &*kmap::ptr(registers).add(offset).cast::<AtomicU32>());

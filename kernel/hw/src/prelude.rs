@@ -18,4 +18,4 @@ pub(crate) use crate::{
 pub(crate) use crate::{
     percpu, percpu::*, run, segments, segments::*, smp, space::*, syscall, tables::*, translations,
 };
-pub(crate) use crate::{traps, traps::*, user, window};
+pub(crate) use crate::{traps, traps::*, window};

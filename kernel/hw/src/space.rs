@@ -99,14 +99,19 @@ impl Space {
         let access = if lease.write { Access::READ | Access::WRITE } else { Access::READ };
         self.lent.store(pages, Ordering::Relaxed);
         for number in 0..pages {
-            let lent = npt::look_up(&Mapped, lender.tree(), Gfn(lease.page.0 + number));
-            let Some(lent) = lent.filter(|lent| lent.access.contains(access)) else {
-                self.take_back();
-                return Err(Status::BadLease);
-            };
-            Mapped.write(self.lease_table, LEASE_INDEX + number as usize, npt::entry(lent.frame, npt::leaf(access)));
+            let lent = lender.frame(lease.page.0 + number, access).inspect_err(|_| self.take_back())?;
+            Mapped.write(self.lease_table, LEASE_INDEX + number as usize, npt::entry(lent, npt::leaf(access)));
         }
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
+    }
+
+    /// The frame of a page.
+    ///
+    /// # Errors
+    /// [`Status::BadLease`] if the page isn't there, or doesn't grant this access.
+    pub(crate) fn frame(&self, page: u64, access: Access) -> Result<Frame, Status> {
+        let found = npt::look_up(&Mapped, self.tree(), Gfn(page)).filter(|it| it.access.contains(access));
+        found.map(|it| it.frame).ok_or(Status::BadLease)
     }
 
     /// Empties the lease window. The version moves if something was there.

@@ -20,7 +20,7 @@ pub mod vector {
 
 const NMI: u8 = 2;
 const DOUBLE_FAULT: u8 = 8;
-pub(crate) const PAGE_FAULT: u64 = 14;
+const PAGE_FAULT: u64 = 14;
 const MACHINE_CHECK: u8 = 18;
 
 /// The registers at an exception or interrupt.
@@ -98,20 +98,13 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
     // SAFETY: used only if ring 3 was running, and then nobody else uses the frame.
     let frame = || unsafe { &mut *this().frame.get() };
     match trap.vector as u8 {
-        NMI => false,
+        NMI | vector::SPURIOUS => false,
         DOUBLE_FAULT | MACHINE_CHECK => epitaph::epitaph(trap),
         0..=31 if trap.is_user() => {
             run::fault(trap, frame());
             true
         }
-        0..=31 => match user::fixup(trap) {
-            Some(rip) => {
-                trap.rip = rip;
-                false
-            }
-            None => epitaph::epitaph(trap),
-        },
-        vector::SPURIOUS => false,
+        0..=31 => epitaph::epitaph(trap),
         number => {
             if number == vector::TIMER {
                 this().timer.set(NEVER);
