@@ -1,5 +1,4 @@
-//! Registers that stay in the CPU when a guest is left, until another vCPU needs it: a table of groups. A new group
-//! (a PMU's counters) is a new line.
+//! Registers that stay in the CPU when a guest is left, until another vCPU needs it.
 //!
 //! Nobody but guests uses the FPU: CR0.TS is set whenever a service or the kernel runs.
 
@@ -10,23 +9,6 @@ use x86_64::registers::{debug::*, model_specific::Msr};
 
 /// What RDTSCP and RDPID tell (APM volume 2, appendix A).
 const TSC_AUX: u32 = 0xc000_0103;
-
-struct Group {
-    /// The state page's name for what the vmm may load.
-    page: Groups,
-    /// Takes the registers out of the CPU.
-    save: fn(&mut Vcpu),
-    /// Puts them into the CPU.
-    load: fn(&mut Vcpu),
-    /// As `load`, but only what the vmm may have loaded since.
-    update: fn(&mut Vcpu),
-}
-
-static TABLE: [Group; 3] = [
-    Group { page: Groups::XCR0, save: save_fpu, load: load_fpu, update: load_xcr0 },
-    Group { page: Groups::DEBUG, save: save_debug, load: load_debug, update: load_debug },
-    Group { page: Groups::TSC, save: |_| {}, load: load_tsc_aux, update: load_tsc_aux },
-];
 
 fn save_fpu(vcpu: &mut Vcpu) {
     // SAFETY: OSXSAVE is set. All components that fit the area are saved, whichever of them the guest enables at the
@@ -48,7 +30,6 @@ fn load_fpu(vcpu: &mut Vcpu) {
         _xrstor64(vcpu.fpu.as_ptr(), u64::MAX);
         Cr0::write_raw(CR0);
     }
-    load_xcr0(vcpu);
 }
 
 fn load_xcr0(vcpu: &mut Vcpu) {
@@ -77,11 +58,12 @@ fn load_tsc_aux(vcpu: &mut Vcpu) {
 /// Gives the CPU what the vmm loaded since the last entry, or everything.
 #[cold]
 pub(super) fn reload(vcpu: &mut Vcpu) {
-    let all = vcpu.extra.reload == ABSENT;
-    let groups = Groups::from_bits_truncate(vcpu.extra.reload as u32);
-    for group in TABLE.iter().filter(|group| groups.contains(group.page)) {
-        if all { (group.load)(vcpu) } else { (group.update)(vcpu) }
+    if vcpu.extra.reload == ABSENT {
+        load_fpu(vcpu);
     }
+    let groups = Groups::from_bits_truncate(vcpu.extra.reload as u32);
+    let loads = [(Groups::XCR0, load_xcr0 as fn(&mut Vcpu)), (Groups::DEBUG, load_debug), (Groups::TSC, load_tsc_aux)];
+    loads.iter().filter(|(group, _)| groups.contains(*group)).for_each(|(_, load)| load(vcpu));
     vcpu.extra.reload = 0;
 }
 
@@ -89,7 +71,8 @@ pub(super) fn reload(vcpu: &mut Vcpu) {
 pub(super) fn switch_out(vcpu: &mut Vcpu) {
     if vcpu.extra.reload != ABSENT {
         reload(vcpu);
-        TABLE.iter().for_each(|group| (group.save)(vcpu));
+        save_fpu(vcpu);
+        save_debug(vcpu);
         vcpu.extra.reload = ABSENT;
     }
 }
