@@ -85,7 +85,8 @@ impl Turn {
         }
     }
 
-    /// Whether somebody has the turn now.
+    /// Whether somebody has the turn now, for checks.
+    #[cfg(not(target_os = "none"))]
     pub fn is_taken(&self) -> bool {
         self.state.load(Ordering::Acquire) != 0
     }

@@ -18,7 +18,7 @@ pub(crate) fn epitaph(trap: &Trap) -> ! {
     let names = ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx"];
     names.into_iter().zip(registers).for_each(|(name, value)| defmt::info!("{=str} {=u64:#x}", name, value));
     defmt::info!("rax {:#x}, error code {:#x}, rsp {:#x}", rax, error, rsp);
-    let (cpu, address) = (percpu::cpu().0, trap.address());
+    let (cpu, address) = (this().local.cpu.0, trap.address());
     defmt::error!("KERNEL FAULT on CPU {}: exception {}, rip {:#x}, address {:#x}", cpu, vector, rip, address);
     power_off(verdict::FAULTED)
 }
@@ -34,6 +34,6 @@ pub fn cannot_boot(why: &str, detail: impl defmt::Format) -> ! {
 fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
     log::epitaph();
     let (file, line) = info.location().map_or(("?", 0), |at| (at.file(), at.line()));
-    defmt::error!("KERNEL PANIC on CPU {=u16} at {=str}:{=u32}", percpu::cpu().0, file, line);
+    defmt::error!("KERNEL PANIC on CPU {=u16} at {=str}:{=u32}", this().local.cpu.0, file, line);
     power_off(verdict::FAULTED)
 }

@@ -58,8 +58,3 @@ pub(crate) fn this() -> &'static PerCpu {
     // the reference stays on this CPU; kernel code doesn't move between CPUs.
     unsafe { &*(PERCPU as *const PerCpu) }
 }
-
-/// This CPU.
-pub fn cpu() -> CpuId {
-    this().local.cpu
-}

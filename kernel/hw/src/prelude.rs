@@ -15,7 +15,5 @@ pub(crate) use crate::svm::{features, features::Features, vcpu, vcpu::vcpu};
 pub(crate) use crate::{
     apic, boot, clock, cpu, epitaph, home::home, ioapic, kmap, layout::*, log, machine::*, mailbox,
 };
-pub(crate) use crate::{
-    percpu, percpu::*, run, segments, segments::*, smp, space::*, syscall, tables::*, translations,
-};
+pub(crate) use crate::{percpu::*, run, segments, segments::*, smp, space::*, syscall, tables::*, translations};
 pub(crate) use crate::{traps, traps::*, window};

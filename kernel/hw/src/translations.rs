@@ -11,7 +11,7 @@ static DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// Fulfils what others wish of this CPU.
 pub fn answer() {
-    if let Some(done) = DONE.get(usize::from(percpu::cpu().0)) {
+    if let Some(done) = DONE.get(usize::from(this().local.cpu.0)) {
         let wished = WISHED.load(Ordering::SeqCst);
         if done.load(Ordering::Relaxed) != wished {
             cpu::flush_tlb();
@@ -24,7 +24,7 @@ pub fn answer() {
 pub(crate) fn flush_everywhere() {
     let wish = WISHED.fetch_add(1, Ordering::SeqCst) + 1;
     let all = DONE.get(..KERNEL.cpu_count()).unwrap_or(&DONE);
-    for number in (0..all.len() as u16).filter(|number| *number != percpu::cpu().0) {
+    for number in (0..all.len() as u16).filter(|number| *number != this().local.cpu.0) {
         apic::send(CpuId(number), vector::FLUSH);
     }
     for done in all {

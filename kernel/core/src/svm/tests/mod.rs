@@ -4,6 +4,7 @@ mod events;
 #[cfg(not(miri))]
 mod npt;
 mod state;
+mod vmcb;
 
 /// So many cases; a few under Miri, which takes long and has no files to keep failures in.
 fn cases(cases: u32) -> proptest::test_runner::Config {
