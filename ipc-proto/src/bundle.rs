@@ -114,6 +114,3 @@ records! {
         pub boot_tsc: u64,
     }
 }
-
-const _: () = assert!(size_of::<Header>() == 24 && size_of::<RingRecord>() == 8);
-const _: () = assert!(size_of::<ServiceRecord>() == 8 * 2 + 8 + 8 + 8 + MAX_MAPS * 32 + 16);

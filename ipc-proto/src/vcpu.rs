@@ -245,9 +245,7 @@ pub struct VcpuState {
     pub wbinvds: u64,
 }
 
-const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<VcpuState>() <= crate::addr::PAGE_SIZE as usize);
-const _: () = assert!(core::mem::offset_of!(VcpuState, gpr) == 0);
 
 /// A line of the CPUID table that the kernel answers from, or a hypercall that always answers the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@ pub struct Quirks {
 /// What the kernel is started with. Built once, on the boot CPU.
 #[derive(Clone, Debug)]
 pub struct BootInfo {
-    /// RAM that may be used, in rising order, without overlap; contains the kernel and the bundle.
+    /// RAM that may be used, in whole pages; contains the kernel and the bundle.
     pub memory: heapless::Vec<Range, 32>,
     /// The kernel's image with its bss.
     pub kernel: Range,

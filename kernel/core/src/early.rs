@@ -20,14 +20,12 @@ pub fn touched(range: &Range) -> (u64, u64) {
 impl Frames {
     /// Chooses the largest piece of memory outside the low megabyte, the kernel and the bundle.
     pub fn new(boot: &BootInfo) -> Self {
-        let mut taken = [(0, LOW_END), touched(&boot.kernel), touched(&boot.bundle), (u64::MAX, 0)];
-        taken.sort_unstable();
-        let pieces = boot.memory.iter().flat_map(|range| {
-            let (start, end) = (range.start.0 / PAGE_SIZE, (range.start.0 + range.bytes) / PAGE_SIZE);
-            taken.iter().scan(start, move |at, (from, to)| {
-                let piece = (*at, end.min(*from));
-                *at = (*at).max(*to);
-                Some(piece)
+        let taken = [(0, LOW_END), touched(&boot.kernel), touched(&boot.bundle)];
+        // From where a range begins, or behind what is taken in it, to where it ends or the next is taken.
+        let pieces = boot.memory.iter().map(touched).flat_map(|(start, end)| {
+            taken.into_iter().chain([(0, start)]).map(move |(_, to)| to.max(start)).map(move |first| {
+                let next = taken.iter().filter(|(_, to)| *to > first).map(|(from, _)| *from);
+                (first, next.fold(end, u64::min))
             })
         });
         let (first, end) = pieces.max_by_key(|(from, to)| to.saturating_sub(*from)).unwrap_or((0, 0));
