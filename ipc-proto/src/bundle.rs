@@ -1,6 +1,6 @@
 //! The bundle: one file with everything that runs on top of the kernel, made by the build from the manifest.
 //!
-//! Page 0 on: [`Header`], then [`ServiceRecord`]s in rank order, then [`RingRecord`]s; from the next page
+//! Page 0 on: [`Header`], then [`ServiceRecord`]s in rank order, then [`MapRecord`]s; from the next page
 //! boundary on the data: service images as they lie in memory, files, and the services' info pages
 //! ([`ServiceInfo`](crate::info::ServiceInfo)). All little endian, all offsets in pages from the start of the bundle. The
 //! kernel checks every number before it uses one.
@@ -8,9 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Identifies a bundle: "CAISSON" and the version of this layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"CAISSON\x02");
-/// Mappings of a service at the most: image, stack, heap, files and its info page.
-pub const MAX_MAPS: usize = 12;
+pub const MAGIC: u64 = u64::from_le_bytes(*b"CAISSON\x03");
 /// Port ranges of a service at the most.
 pub const MAX_PORT_RANGES: usize = 4;
 /// Rings at one service at the most.
@@ -33,10 +31,12 @@ records! {
         pub magic: u64,
         /// How many service records follow.
         pub services: u32,
-        /// How many ring records follow them.
-        pub rings: u32,
+        /// How many records of mappings follow them.
+        pub maps: u32,
         /// Length of the bundle in pages.
         pub pages: u64,
+        /// Pages that services share, zero at boot.
+        pub shared: u64,
     }
 
     /// Pages that a service sees.
@@ -44,16 +44,18 @@ records! {
     pub struct MapRecord {
         /// The first, in the service's space.
         pub page: u64,
-        /// Where their contents begin in the bundle, in pages.
-        pub bundle_page: u64,
-        /// How many have contents; what is more is zero.
+        /// Where they, or their contents, begin among the bundle's pages or those that are shared.
+        pub first: u64,
+        /// Of the service's own, how many have contents; what is more is zero.
         pub file_pages: u32,
-        /// How many there are. 0: no such mapping.
+        /// How many there are.
         pub pages: u32,
         /// Bits of [`Access`](crate::kernel::Access). Nothing is both writable and executable.
         pub access: u32,
-        /// 1: memory of the service's own, made anew at each start. 0: the bundle's pages themselves, never writable.
-        pub own: u32,
+        /// Slot of the service.
+        pub service: u16,
+        /// See the constants.
+        pub kind: u16,
     }
 
     /// A range of I/O ports.
@@ -83,22 +85,8 @@ records! {
         pub budget_ms: u32,
         /// 1 for a vmm: it may handle a VM.
         pub is_vmm: u32,
-        /// What it sees.
-        pub maps: [MapRecord; MAX_MAPS],
         /// The I/O ports.
         pub ports: [PortRange; MAX_PORT_RANGES],
-    }
-
-    /// A ring between two services.
-    pub struct RingRecord {
-        /// Slot of the producer; [`KERNEL_SLOT`](crate::abi::KERNEL_SLOT) is the kernel, for its log.
-        pub producer: u16,
-        /// Slot of the consumer.
-        pub consumer: u16,
-        /// The ring's number in the producer's list: page [`RINGS`](crate::layout::RINGS) + number.
-        pub producer_number: u16,
-        /// The ring's number in the consumer's list.
-        pub consumer_number: u16,
     }
 
     /// What only the kernel knows of a service's info page: its beginning.
@@ -113,4 +101,13 @@ records! {
         /// TSC at boot: logs count from there.
         pub boot_tsc: u64,
     }
+}
+
+impl MapRecord {
+    /// The bundle's pages themselves, never writable.
+    pub const BUNDLE: u16 = 0;
+    /// Memory of the service's own, made anew at each start.
+    pub const OWN: u16 = 1;
+    /// Pages that services share: rings. They are never made anew.
+    pub const SHARED: u16 = 2;
 }

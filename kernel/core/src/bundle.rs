@@ -8,95 +8,67 @@ use crate::prelude::*;
 use zerocopy::FromBytes;
 
 /// Why a bundle isn't booted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(target_os = "none", derive(defmt::Format))]
-pub enum Fault {
-    /// It is shorter than it says, or not a bundle of this version.
-    Header,
-    /// No service, or too many.
-    Services,
-    /// The record of the service in this slot: a capability or interrupt that doesn't exist.
-    Authority(usize),
-    /// It may call a service that isn't of a higher rank, or doesn't exist.
-    Downhill(usize),
-    /// What it sees isn't in the bundle, or can't be.
-    Contents(usize),
-    /// The ring with this number.
-    Ring(usize),
-    /// No service can supervise the others, or several can.
-    Supervisor,
-}
+pub type Fault = &'static str;
 
 /// A bundle that is consistent.
 #[derive(Clone, Copy, Debug)]
 pub struct Bundle<'a> {
     /// All of it.
     pub bytes: &'a [u8],
+    /// Its header.
+    pub header: &'a Header,
     /// Services by slot.
     pub services: &'a [ServiceRecord],
-    /// Rings.
-    pub rings: &'a [RingRecord],
+    /// What they see.
+    pub maps: &'a [MapRecord],
+    /// Slot of the supervisor.
+    pub supervisor: usize,
 }
 
 impl<'a> Bundle<'a> {
     /// Checks a bundle.
     ///
     /// # Errors
-    /// What is wrong, and where.
+    /// What is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Fault> {
-        let (header, rest) = Header::ref_from_prefix(bytes).map_err(|_| Fault::Header)?;
-        let pages = bytes.len() as u64 / PAGE_SIZE;
-        if header.magic != MAGIC || header.pages == 0 || header.pages > pages {
-            return Err(Fault::Header);
+        const SHORT: Fault = "it is shorter than it says, or not a bundle of this version";
+        let (header, rest) = Header::ref_from_prefix(bytes).map_err(|_| SHORT)?;
+        if header.magic != MAGIC || header.pages == 0 || header.pages > bytes.len() as u64 / PAGE_SIZE {
+            return Err(SHORT);
         }
-        let count = header.services as usize;
-        if count == 0 || count > MAX_SERVICES {
-            return Err(Fault::Services);
+        if header.services == 0 || header.services as usize > MAX_SERVICES {
+            return Err("no service, or too many");
         }
-        let (services, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, count).map_err(|_| Fault::Header)?;
-        let (rings, _) =
-            <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).map_err(|_| Fault::Header)?;
-        for (slot, service) in services.iter().enumerate() {
+        let (services, rest) =
+            <[ServiceRecord]>::ref_from_prefix_with_elems(rest, header.services as usize).map_err(|_| SHORT)?;
+        let (maps, _) = <[MapRecord]>::ref_from_prefix_with_elems(rest, header.maps as usize).map_err(|_| SHORT)?;
+        for service in services {
             if Caps::from_bits(service.caps).is_none() || !(service.interrupt <= 15 || service.interrupt == u16::MAX) {
-                return Err(Fault::Authority(slot));
+                return Err("a capability or interrupt that doesn't exist");
             }
             let mut targets = (0..64).filter(|target| service.may_call >> target & 1 == 1);
             if !targets.all(|target| services.get(target).is_some_and(|target| target.rank > service.rank)) {
-                return Err(Fault::Downhill(slot));
-            }
-            if !contents(service).all(|(first, count)| first.checked_add(count).is_some_and(|end| end <= header.pages))
-            {
-                return Err(Fault::Contents(slot));
+                return Err("a call to a service that isn't of a higher rank, or doesn't exist");
             }
         }
-        if let Some(number) = rings.iter().position(|ring| !ring_is_sound(ring, count)) {
-            return Err(Fault::Ring(number));
+        if !maps.iter().all(|map| is_sound(map, header)) {
+            return Err("a mapping of what isn't there, or can't be");
         }
-        let supervisors = services.iter().filter(|it| it.caps & Caps::SUPERVISE.bits() != 0);
-        if supervisors.count() != 1 {
-            return Err(Fault::Supervisor);
-        }
-        Ok(Self { bytes, services, rings })
-    }
-
-    /// Slot of the supervisor.
-    pub fn supervisor(&self) -> usize {
-        self.services.iter().position(|it| it.caps & Caps::SUPERVISE.bits() != 0).unwrap_or(0)
+        let mut supervisors = (0..).zip(services).filter(|(_, it)| it.caps & Caps::SUPERVISE.bits() != 0);
+        let (Some((supervisor, _)), None) = (supervisors.next(), supervisors.next()) else {
+            return Err("no service can supervise the others, or several can");
+        };
+        Ok(Self { bytes, header, services, maps, supervisor })
     }
 }
 
-/// Where the bundle has what a service sees, in pages: first and count. What can't be has no end.
-fn contents(service: &ServiceRecord) -> impl Iterator<Item = (u64, u64)> {
-    service.maps.iter().map(|map| match map.own {
-        0 if map.access & u32::from(Access::WRITE.bits()) == 0 => (map.bundle_page, map.pages.into()),
-        1 if map.file_pages <= map.pages => (map.bundle_page, map.file_pages.into()),
-        _ => (map.bundle_page, u64::MAX),
-    })
-}
-
-fn ring_is_sound(ring: &RingRecord, services: usize) -> bool {
-    let producer = ring.producer == KERNEL_SLOT || usize::from(ring.producer) < services;
-    let consumer = usize::from(ring.consumer) < services && ring.consumer != ring.producer;
-    let numbers = usize::from(ring.producer_number) < MAX_RINGS && usize::from(ring.consumer_number) < MAX_RINGS;
-    producer && consumer && numbers
+/// Whether a mapping is of a service that exists, and of what the bundle or its shared pages have.
+fn is_sound(map: &MapRecord, header: &Header) -> bool {
+    let (count, most) = match map.kind {
+        MapRecord::BUNDLE if map.access & u32::from(Access::WRITE.bits()) == 0 => (map.pages, header.pages),
+        MapRecord::OWN if map.file_pages <= map.pages => (map.file_pages, header.pages),
+        MapRecord::SHARED => (map.pages, header.shared),
+        _ => return false,
+    };
+    u32::from(map.service) < header.services && map.first.checked_add(count.into()).is_some_and(|end| end <= most)
 }

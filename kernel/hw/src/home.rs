@@ -1,25 +1,20 @@
-//! The services' homes: their address spaces, and how they are made pristine.
+//! The services' homes: their address spaces, built once at boot as the bundle lays them out, and made pristine at each
+//! start.
 //!
 //! What a service may write is the kernel's memory, lent to it for good; so a service can be started again although
-//! memory itself is dead. A ring's contents outlive its producer: what it sent is still to be read.
+//! memory itself is dead. What is shared, rings, outlives its producer: what it sent is still to be read.
 
-use caisson_proto::layout::{INFO, USER_END};
+use caisson_proto::layout::{INFO, MAILBOX, USER_END};
 
 use crate::prelude::*;
 use zerocopy::IntoBytes;
 
-/// A service's space and how to make it pristine.
-pub struct Home {
-    /// The space.
+/// A service's home.
+pub(crate) struct Home {
+    /// Its space.
     pub space: Space,
     /// Its I/O ports.
-    pub ports: [PortRange; 4],
-    /// What the bundle says of it, and the bundle: its own pages are made anew from there at each start.
-    pub record: &'static ServiceRecord,
-    /// See `record`.
-    pub bundle: &'static [u8],
-    /// The first frame of each of its mappings.
-    pub frames: [Frame; MAX_MAPS],
+    pub ports: [PortRange; MAX_PORT_RANGES],
 }
 
 static HOMES: [Once<Home>; MAX_SERVICES] = [const { Once::new() }; MAX_SERVICES];
@@ -29,28 +24,50 @@ pub(crate) fn home(slot: usize) -> Option<&'static Home> {
     HOMES[slot % MAX_SERVICES].get()
 }
 
-/// Boot: gives the service in a slot its home.
-pub fn settle(slot: usize, home: Home) {
-    if let Some(place) = HOMES.get(slot) {
-        place.call_once(|| home);
+/// Boot: builds every service's home.
+///
+/// # Errors
+/// [`Status::Exhausted`] if memory ends; others mean that the bundle has two things at one place.
+pub fn build(bundle: &Bundle<'static>, boot: &BootInfo, early: &mut Early) -> Outcome {
+    let shared = early.take_frames(bundle.header.shared).ok_or(Status::Exhausted)?;
+    for (service, place) in bundle.services.iter().zip(&HOMES) {
+        let space = Space::new(early).ok_or(Status::Exhausted)?;
+        place.call_once(|| Home { space, ports: service.ports });
     }
+    for map in bundle.maps {
+        let first = match map.kind {
+            MapRecord::OWN => early.take_frames(map.pages.into()).ok_or(Status::Exhausted)?,
+            MapRecord::SHARED => Frame(shared.0 + map.first),
+            _ => Frame(boot.bundle.start.frame().0 + map.first),
+        };
+        if map.page == MAILBOX / PAGE_SIZE {
+            mailbox::settle(first, early);
+        }
+        let access = Access::from_bits(map.access as u8).ok_or(Status::Range)?;
+        let space = &home(map.service.into()).ok_or(Status::Range)?.space;
+        for page in 0..map.pages.into() {
+            space.map(VPage(map.page + page), Frame(first.0 + page), 1, access, early)?;
+        }
+    }
+    Ok(())
 }
 
-impl Home {
-    /// Makes a service's memory what it was before its first start. Returns its entry point.
-    pub(crate) fn reset(&self, id: u32) -> u64 {
-        let cpus = KERNEL.cpu_count() as u32;
-        let head = InfoHead { id, cpus, tsc_khz: clock::tsc_khz(), boot_tsc: clock::boot_tsc() };
-        for (map, first) in self.record.maps.iter().zip(self.frames).filter(|(map, _)| map.own == 1) {
-            (0..map.pages.into()).for_each(|page| kmap::zero(Frame(first.0 + page)));
-            let contents = self.bundle.chunks(PAGE_SIZE as usize).skip(map.bundle_page as usize);
-            for (frame, page) in (first.0..).zip(contents.take(map.file_pages as usize)) {
-                kmap::write(Frame(frame), 0, page);
-            }
-            if map.page == INFO / PAGE_SIZE {
-                kmap::write(first, 0, head.as_bytes());
+/// Makes a service's own memory what it was before its first start. Returns its entry point.
+pub(crate) fn reset(bundle: &Bundle, slot: usize) -> Option<u64> {
+    let (id, cpus) = (KERNEL.service(slot).id.get().bits(), KERNEL.cpu_count() as u32);
+    let head = InfoHead { id, cpus, tsc_khz: clock::tsc_khz(), boot_tsc: clock::boot_tsc() };
+    let space = &home(slot)?.space;
+    for map in bundle.maps.iter().filter(|map| usize::from(map.service) == slot && map.kind == MapRecord::OWN) {
+        let contents = bundle.bytes.chunks(PAGE_SIZE as usize).skip(map.first as usize);
+        let mut contents = contents.take(map.file_pages as usize);
+        for page in map.page..map.page + u64::from(map.pages) {
+            let frame = space.frame(page, Access::READ).ok()?;
+            kmap::zero(frame);
+            kmap::write(frame, 0, contents.next().unwrap_or_default());
+            if page == INFO / PAGE_SIZE {
+                kmap::write(frame, 0, head.as_bytes());
             }
         }
-        self.record.entry % USER_END
     }
+    Some(bundle.services.get(slot)?.entry % USER_END)
 }

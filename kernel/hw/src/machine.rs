@@ -53,7 +53,7 @@ impl Machine for Silicon {
         fn relax(&self) -> () = { translations::answer(); core::hint::spin_loop() };
         fn set_timer(&self, at: u64) -> () = apic::set_timer(at);
         fn power_off(&self, status: u8) -> () = epitaph::power_off(status);
-        fn reset_service(&self, slot: usize) -> u64 = home(slot).map_or(0, |home| home.reset(KERNEL.service(slot).id.get().bits()));
+        fn reset_service(&self, slot: usize) -> u64 = run::BUNDLE.get().and_then(|bundle| home::reset(bundle, slot)).unwrap_or(0);
         fn adopt(&self, frame: Frame) -> () = { kmap::map(frame); kmap::zero(frame) };
         fn disown(&self, frame: Frame) -> () = kmap::unmap(frame);
         fn flush_translations(&self) -> () = translations::flush_everywhere();

@@ -4,7 +4,7 @@
 use caisson_core::rmp::Rmp;
 use caisson_proto::mailbox::REGISTERS;
 
-use crate::{Early, prelude::*};
+use crate::prelude::*;
 
 pub(crate) static MAILBOX: Once<Mailbox> = Once::new();
 

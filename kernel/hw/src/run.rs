@@ -3,8 +3,8 @@
 use crate::prelude::*;
 use x86_64::instructions::interrupts;
 
-/// Says who gets which interrupt.
-static BUNDLE: Once<Bundle<'static>> = Once::new();
+/// Says who gets which interrupt, and what a service is made of at its start.
+pub(crate) static BUNDLE: Once<Bundle<'static>> = Once::new();
 
 /// Runs what there is to run until a service is to be entered.
 #[inline(always)]
@@ -57,7 +57,7 @@ fn run_guest(here: Here<'static, Silicon>, context: Context, frame: &mut UserFra
 /// Starts the supervisor of a bundle whose services have homes, and runs the boot CPU from now on.
 pub fn start(bundle: Bundle<'static>) -> ! {
     BUNDLE.call_once(|| bundle);
-    if here().restart(bundle.supervisor()).is_err() {
+    if here().restart(bundle.supervisor).is_err() {
         epitaph::cannot_boot("the supervisor can't be started", 0)
     }
     forever()

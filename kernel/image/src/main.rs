@@ -4,8 +4,6 @@
 #![forbid(unsafe_code)]
 
 #[cfg(target_os = "none")]
-mod homes;
-#[cfg(target_os = "none")]
 mod start;
 
 /// On the host there is nothing to boot.

@@ -1,7 +1,7 @@
 //! From the board's entry to the first service.
 
 use caisson_core::{boot::BootInfo, bundle::Bundle};
-use caisson_hw::{KERNEL, cannot_boot, clock, ioapic, run};
+use caisson_hw::{KERNEL, cannot_boot, clock, home, ioapic, run};
 
 caisson_qemu_boot::entry!(start);
 
@@ -14,7 +14,7 @@ fn start(boot: &BootInfo) -> ! {
         cannot_boot("the bundle is inconsistent; was QEMU started with -initrd bundle?", fault)
     });
     KERNEL.configure(bundle.services.iter(), boot.cpus.len());
-    if let Err(status) = crate::homes::build(&bundle, boot, &mut early) {
+    if let Err(status) = home::build(&bundle, boot, &mut early) {
         cannot_boot("the services don't fit in memory; give the machine more", status as u64)
     }
     KERNEL.adopt_frames(early.finish(boot));

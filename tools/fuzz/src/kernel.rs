@@ -9,7 +9,7 @@ use caisson_core::svm::reset::reset;
 use caisson_core::svm::state::{self, Extra, Limits, SVME, StatePage};
 use caisson_core::svm::vmcb::Vmcb;
 use caisson_proto::addr::PAGE_SIZE;
-use caisson_proto::bundle::{Header, MAGIC, MapRecord, RingRecord, ServiceRecord};
+use caisson_proto::bundle::{Header, MAGIC, MapRecord, ServiceRecord};
 use caisson_proto::kernel::{Access, Caps};
 use caisson_proto::vcpu::{Groups, Resume, VcpuState};
 use zerocopy::{FromZeros, IntoBytes};
@@ -153,24 +153,34 @@ fn one(step: Step, page: &mut Page, vmcb: &mut Vmcb, extra: &mut Extra, limits: 
     }
 }
 
-/// A bundle of three services and two rings.
+/// A bundle of three services and two pages that they share.
 fn valid() -> Vec<u8> {
     let pages = 4;
-    let header = Header { magic: MAGIC, services: 3, rings: 2, pages };
+    let header = Header { magic: MAGIC, services: 3, maps: 9, pages, shared: 2 };
     let mut bytes = header.as_bytes().to_vec();
     for slot in 0..3_u16 {
         let mut record = ServiceRecord::new_zeroed();
         (record.rank, record.interrupt) = (slot * 10, u16::MAX);
         record.caps = if slot == 0 { Caps::SUPERVISE.bits() } else { 0 };
         record.may_call = if slot < 2 { 1 << (slot + 1) } else { 0 };
-        let read = u32::from(Access::READ.bits());
-        record.maps[0] = MapRecord { page: 0x400, bundle_page: 1, file_pages: 1, pages: 1, access: read, own: 0 };
-        record.maps[1] = MapRecord { page: 0x500, bundle_page: 2, file_pages: 2, pages: 8, access: read | 2, own: 1 };
         bytes.extend(record.as_bytes());
     }
-    for number in 0..2 {
-        let ring = RingRecord { producer: 1, consumer: 2, producer_number: number, consumer_number: number };
-        bytes.extend(ring.as_bytes());
+    for service in 0..3 {
+        let (read, write) = (u32::from(Access::READ.bits()), u32::from(Access::WRITE.bits()));
+        let text = MapRecord {
+            page: 0x400,
+            first: 1,
+            file_pages: 1,
+            pages: 1,
+            access: read,
+            service,
+            kind: MapRecord::BUNDLE,
+        };
+        let access = read | write;
+        let own = MapRecord { page: 0x500, first: 2, file_pages: 2, pages: 8, access, service, kind: MapRecord::OWN };
+        let shared =
+            MapRecord { page: 0x900, first: 0, file_pages: 0, pages: 2, access, service, kind: MapRecord::SHARED };
+        bytes.extend([text, own, shared].as_bytes());
     }
     bytes.resize((pages * PAGE_SIZE) as usize, 0);
     bytes
@@ -186,18 +196,22 @@ pub fn bundle(data: &[u8]) {
     words.as_mut_bytes().iter_mut().zip(&bytes).for_each(|(to, from)| *to = *from);
     let Ok(bundle) = Bundle::parse(words.as_bytes()) else { return };
     let pages = bundle.bytes.len() as u64 / PAGE_SIZE;
-    assert!(bundle.services[bundle.supervisor()].caps & Caps::SUPERVISE.bits() != 0);
+    assert!(bundle.services[bundle.supervisor].caps & Caps::SUPERVISE.bits() != 0);
     for (slot, service) in bundle.services.iter().enumerate() {
         for target in (0..64).filter(|target| service.may_call >> target & 1 == 1) {
             assert!(bundle.services[target].rank > service.rank, "{slot} calls {target}");
         }
-        for map in service.maps {
-            let shown = if map.own == 1 { map.file_pages } else { map.pages };
-            assert!(map.bundle_page + u64::from(shown) <= pages && shown <= map.pages);
-            assert!(map.own == 1 || map.access & u32::from(Access::WRITE.bits()) == 0, "the bundle is written");
-        }
     }
-    for ring in bundle.rings {
-        assert!(usize::from(ring.consumer) < bundle.services.len() && ring.consumer != ring.producer);
+    for map in bundle.maps {
+        assert!(usize::from(map.service) < bundle.services.len());
+        let end = |count: u32| map.first + u64::from(count);
+        match map.kind {
+            MapRecord::BUNDLE => {
+                assert!(end(map.pages) <= pages && map.access & u32::from(Access::WRITE.bits()) == 0);
+            }
+            MapRecord::OWN => assert!(end(map.file_pages) <= pages && map.file_pages <= map.pages),
+            MapRecord::SHARED => assert!(end(map.pages) <= bundle.header.shared),
+            kind => panic!("kind {kind}"),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use caisson_proto::abi::KERNEL_SLOT;
 use caisson_proto::bundle::{Header, MAGIC, MapRecord};
 use caisson_proto::info::MAX_FILES;
 use caisson_proto::kernel::{Access, Caps};
@@ -11,12 +12,15 @@ use caisson_proto::mailbox::DATA_BYTES;
 use zerocopy::IntoBytes;
 
 use crate::image::Image;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedRing, RingEnds};
 use crate::{Error, wrong};
 
 const PAGE: usize = 4096;
 /// The secure processor's registers, a command's buffer and its data.
 const MAILBOX_PAGES: u32 = 3 + (DATA_BYTES / PAGE as u64) as u32;
+
+/// Mappings of a service beside segments, files and rings, at the most: stack, heap, mailbox, info page.
+const OTHER_MAPS: usize = 4;
 
 /// What belongs to one service's record.
 #[derive(Clone, Debug)]
@@ -35,29 +39,32 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
     if contents.len() != plan.services.len() {
         return Err(wrong!("{} services, but contents for {}", plan.services.len(), contents.len()));
     }
-    let rings = plan.rings.iter().map(|ring| ring.record).collect::<Vec<_>>();
+    let rings = rings(plan);
+    let each = contents.iter().map(|contents| OTHER_MAPS + contents.image.segments.len() + contents.files.len());
     let head = size_of::<Header>()
         + plan.services.iter().map(|service| size_of_val(&service.record)).sum::<usize>()
-        + size_of_val(rings.as_slice());
+        + size_of::<MapRecord>() * (each.sum::<usize>() + rings.len());
     let mut pages = Pages { first: head.div_ceil(PAGE), data: Vec::new(), places: HashMap::new() };
     let mut records = Vec::new();
-    for (service, contents) in plan.services.iter().zip(contents) {
-        let mut maps = Vec::new();
+    let mut maps = rings;
+    for (slot, (service, contents)) in (0..).zip(plan.services.iter().zip(contents)) {
         for from in &contents.image.segments {
             maps.push(MapRecord {
                 page: from.page,
-                bundle_page: pages.place(&from.contents),
+                first: pages.place(&from.contents),
                 file_pages: count(from.contents.len() / PAGE)?,
                 pages: count(from.pages as usize)?,
                 access: u32::from(from.access.bits()),
-                own: u32::from(from.access.contains(Access::WRITE)),
+                service: slot,
+                kind: if from.access.contains(Access::WRITE) { MapRecord::OWN } else { MapRecord::BUNDLE },
             });
         }
         let own = |address: u64, pages: u32| MapRecord {
             page: address / PAGE as u64,
             pages,
             access: u32::from((Access::READ | Access::WRITE).bits()),
-            own: 1,
+            service: slot,
+            kind: MapRecord::OWN,
             ..MapRecord::default()
         };
         let (stack, heap) = (service.stack_pages, service.heap_pages);
@@ -78,36 +85,55 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
             let in_pages = count(from.len().div_ceil(PAGE))?;
             maps.push(MapRecord {
                 page: (layout::FILES + number as u64 * layout::FILE_STRIDE) / PAGE as u64,
-                bundle_page: pages.place(from),
+                first: pages.place(from),
                 file_pages: in_pages,
                 pages: in_pages,
                 access: u32::from(Access::READ.bits()),
-                own: 0,
+                service: slot,
+                kind: MapRecord::BUNDLE,
             });
         }
         maps.push(MapRecord {
             page: layout::INFO / PAGE as u64,
-            bundle_page: pages.append(info.as_bytes()),
+            first: pages.append(info.as_bytes()),
             file_pages: 1,
             pages: 1,
             access: u32::from(Access::READ.bits()),
-            own: 1,
+            service: slot,
+            kind: MapRecord::OWN,
         });
         let mut record = service.record;
         record.entry = contents.image.entry;
-        // Four segments, stack, heap, mailbox, four files and the info page at the most.
-        record.maps.iter_mut().zip(maps).for_each(|(to, from)| *to = from);
         records.push(record);
     }
     let total = pages.first + pages.data.len() / PAGE;
-    let header =
-        Header { magic: MAGIC, services: count(records.len())?, rings: count(plan.rings.len())?, pages: total as u64 };
+    let (services, shared) = (count(records.len())?, plan.rings.len() as u64);
+    let header = Header { magic: MAGIC, services, maps: count(maps.len())?, pages: total as u64, shared };
     let mut bundle = header.as_bytes().to_vec();
     records.iter().for_each(|record| bundle.extend_from_slice(record.as_bytes()));
-    rings.iter().for_each(|ring| bundle.extend_from_slice(ring.as_bytes()));
+    maps.iter().for_each(|map| bundle.extend_from_slice(map.as_bytes()));
     bundle.resize(pages.first * PAGE, 0);
     bundle.extend_from_slice(&pages.data);
     Ok(bundle)
+}
+
+/// Both ends of each ring share its page.
+fn rings(plan: &Plan) -> Vec<MapRecord> {
+    let record = |first, service, number: u16| MapRecord {
+        page: layout::RINGS / PAGE as u64 + u64::from(number),
+        first,
+        pages: 1,
+        access: u32::from((Access::READ | Access::WRITE).bits()),
+        service,
+        kind: MapRecord::SHARED,
+        ..MapRecord::default()
+    };
+    let both = |(first, ring): (u64, &PlannedRing)| {
+        let RingEnds { producer, consumer, producer_number, consumer_number } = ring.ends;
+        let producer = (producer != KERNEL_SLOT).then(|| record(first, producer, producer_number));
+        producer.into_iter().chain([record(first, consumer, consumer_number)])
+    };
+    (0..).zip(&plan.rings).flat_map(both).collect()
 }
 
 fn count(number: usize) -> Result<u32, Error> {

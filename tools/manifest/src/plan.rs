@@ -2,7 +2,7 @@
 //! which rings there are.
 
 use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES, MAX_VMS};
-use caisson_proto::bundle::{MAX_RINGS, PortRange, RingRecord, ServiceRecord};
+use caisson_proto::bundle::{MAX_RINGS, PortRange, ServiceRecord};
 use caisson_proto::console::MAX_CHANNELS;
 use caisson_proto::info::{RingInfo, RingUse, ServiceInfo};
 use caisson_proto::kernel::Caps;
@@ -23,11 +23,24 @@ pub struct Plan {
     pub rings: Vec<PlannedRing>,
 }
 
+/// Who is at the ends of a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct RingEnds {
+    /// Slot of the producer; [`KERNEL_SLOT`] is the kernel, for its log.
+    pub producer: u16,
+    /// Slot of the consumer.
+    pub consumer: u16,
+    /// The ring's number in the producer's list: page [`RINGS`](caisson_proto::layout::RINGS) + number.
+    pub producer_number: u16,
+    /// The ring's number in the consumer's list.
+    pub consumer_number: u16,
+}
+
 /// A ring between two services.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedRing {
-    /// Its record.
-    pub record: RingRecord,
+    /// Its ends.
+    pub ends: RingEnds,
     /// What it carries.
     pub purpose: RingUse,
     /// For a console ring: the channel.
@@ -101,7 +114,7 @@ fn fill_info(services: &mut [Planned], rings: &[PlannedRing]) {
     for (slot, service) in services.iter_mut().enumerate() {
         let mut info = all;
         info.heap_bytes = u64::from(service.heap_pages) * 4096;
-        for &PlannedRing { record: ring, purpose, channel } in rings {
+        for &PlannedRing { ends: ring, purpose, channel } in rings {
             let (role, number, peer, peer_number) = if usize::from(ring.producer) == slot {
                 (1, ring.producer_number, ring.consumer, ring.consumer_number)
             } else if usize::from(ring.consumer) == slot {
@@ -145,7 +158,7 @@ fn record(service: &Service, slot: usize, slots: &Slots<'_>, rings: &[PlannedRin
     record.may_call = mask(slots, &service.call);
     record.may_ring = mask(slots, &service.ring);
     // Both ends of a ring ring each other: that there is something, or that there is room.
-    for PlannedRing { record: ring, .. } in rings {
+    for PlannedRing { ends: ring, .. } in rings {
         let (producer, consumer) = (usize::from(ring.producer), usize::from(ring.consumer));
         if producer == slot {
             record.may_ring |= 1 << consumer;
@@ -187,13 +200,13 @@ fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<PlannedRing>, Error> 
                 *count += 1;
                 *count - 1
             };
-            let record = RingRecord {
+            let ends = RingEnds {
                 producer: producer.map_or(KERNEL_SLOT, |slot| slot as u16),
                 consumer: consumer as u16,
                 producer_number: next(producer),
                 consumer_number: next(Some(consumer)),
             };
-            planned.push(PlannedRing { record, purpose: ring.carries.ring_use(), channel });
+            planned.push(PlannedRing { ends, purpose: ring.carries.ring_use(), channel });
         }
     }
     match used.iter().position(|&count| usize::from(count) > MAX_RINGS) {

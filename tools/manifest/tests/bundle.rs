@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use caisson_manifest::bundle::{Contents, write};
 use caisson_manifest::image::{Image, Segment, image};
-use caisson_manifest::plan::plan;
+use caisson_manifest::plan::{RingEnds, plan};
 use caisson_manifest::system::System;
-use caisson_proto::bundle::{Header, MAGIC, RingRecord, ServiceRecord};
+use caisson_proto::bundle::{Header, MAGIC, MapRecord, ServiceRecord};
 use caisson_proto::info::{ServiceInfo, name};
 use caisson_proto::kernel::Access;
-use caisson_proto::layout::{FILE_STRIDE, FILES, IMAGE, INFO, MAILBOX, STACK_TOP};
+use caisson_proto::layout::{FILE_STRIDE, FILES, IMAGE, INFO, MAILBOX, RINGS, STACK_TOP};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -106,47 +106,56 @@ fn a_reader_finds_what_was_written() {
     let (header, rest) = Header::read_from_prefix(&bundle).unwrap();
     assert_eq!((header.magic, header.services, header.pages), (MAGIC, 8, (bundle.len() / PAGE) as u64));
     let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 8).unwrap();
-    let (rings, _) = <[RingRecord]>::ref_from_prefix_with_elems(rest, header.rings as usize).unwrap();
-    assert_eq!(rings.len(), plan.rings.len());
+    let (maps, _) = <[MapRecord]>::ref_from_prefix_with_elems(rest, header.maps as usize).unwrap();
+    assert_eq!(header.shared, plan.rings.len() as u64);
     let at = |page: u64, bytes: usize| &bundle[page as usize * PAGE..][..bytes];
     let map = |slot: usize, address: u64| {
-        *records[slot].maps.iter().find(|map| map.pages != 0 && map.page == address >> 12).expect("a mapping")
+        *maps.iter().find(|map| usize::from(map.service) == slot && map.page == address >> 12).expect("a mapping")
     };
     let info = |slot: usize| {
         let map = map(slot, INFO);
-        assert_eq!((map.pages, map.file_pages, map.access, map.own), (1, 1, 1, 1));
-        ServiceInfo::read_from_prefix(at(map.bundle_page, PAGE)).unwrap().0
+        assert_eq!((map.pages, map.file_pages, map.access, map.kind), (1, 1, 1, MapRecord::OWN));
+        ServiceInfo::read_from_prefix(at(map.first, PAGE)).unwrap().0
     };
     let all = info(0);
     assert_eq!((name(&all.names[0]), name(&all.names[2]), name(&all.names[3])), ("supervisor", "vmm-a", "vmm-b"));
     assert_eq!((all.services, all.is_vmm[0], all.is_vmm[2]), (8, 0, 1));
     let segment = map(0, 0x400 << 12);
-    assert_eq!((segment.file_pages, segment.pages, segment.access, segment.own), (1, 3, 3, 1));
-    assert_eq!(at(segment.bundle_page, PAGE), &[5; PAGE]);
+    assert_eq!((segment.file_pages, segment.pages, segment.access, segment.kind), (1, 3, 3, MapRecord::OWN));
+    assert_eq!(at(segment.first, PAGE), &[5; PAGE]);
     assert_eq!(records[0].entry, 0x40_0010);
-    assert_eq!(map(7, 0x400 << 12).bundle_page, segment.bundle_page, "the same image is there once");
-    let stack = records[0].maps.iter().find(|map| map.page + u64::from(map.pages) == STACK_TOP >> 12).unwrap();
-    assert_eq!((stack.file_pages, stack.access, stack.own), (0, 3, 1));
+    assert_eq!(map(7, 0x400 << 12).first, segment.first, "the same image is there once");
+    let stack = maps.iter().find(|map| map.page + u64::from(map.pages) == STACK_TOP >> 12).unwrap();
+    assert_eq!((stack.service, stack.file_pages, stack.access, stack.kind), (0, 0, 3, MapRecord::OWN));
     // The processor's registers, a command and its data, and nobody else has them.
     let mailbox = map(7, MAILBOX);
-    assert_eq!((mailbox.pages, mailbox.file_pages, mailbox.access, mailbox.own), (10, 0, 3, 1));
-    let others = records[..7].iter().flat_map(|record| &record.maps);
-    assert!(others.filter(|map| map.pages != 0).all(|map| map.page != MAILBOX >> 12));
+    assert_eq!((mailbox.pages, mailbox.file_pages, mailbox.access, mailbox.kind), (11, 0, 3, MapRecord::OWN));
+    assert!(maps.iter().filter(|map| map.service != 7).all(|map| map.page != MAILBOX >> 12));
     let file = |slot, number: u64| map(slot, FILES + number * FILE_STRIDE);
-    assert_eq!((at(file(2, 0).bundle_page, 3), at(file(3, 0).bundle_page, 3)), (&[1; 3][..], &[2; 3][..]));
-    assert_eq!(file(2, 1).bundle_page, file(3, 1).bundle_page, "the same kernel is there once");
-    assert_eq!(at(file(2, 1).bundle_page, PAGE + 1), &[9; PAGE + 1][..]);
-    assert_eq!((file(2, 1).pages, file(2, 1).access, file(2, 1).own), (2, 1, 0));
+    assert_eq!((at(file(2, 0).first, 3), at(file(3, 0).first, 3)), (&[1; 3][..], &[2; 3][..]));
+    assert_eq!(file(2, 1).first, file(3, 1).first, "the same kernel is there once");
+    assert_eq!(at(file(2, 1).first, PAGE + 1), &[9; PAGE + 1][..]);
+    assert_eq!((file(2, 1).pages, file(2, 1).access, file(2, 1).kind), (2, 1, MapRecord::BUNDLE));
     assert_eq!(info(2).files, [3, PAGE as u64 + 1, 0, 0]);
-    // What each service is told of its rings is what the records say.
+    // What each service is told of its rings is what was planned, and what it sees: both ends the same page.
+    for (first, ring) in (0..).zip(&plan.rings) {
+        let RingEnds { producer, consumer, producer_number, consumer_number } = ring.ends;
+        for (slot, number) in [(producer, producer_number), (consumer, consumer_number)] {
+            if usize::from(slot) < records.len() {
+                let map = map(slot.into(), RINGS + u64::from(number) * PAGE as u64);
+                assert_eq!((map.first, map.pages, map.access, map.kind), (first, 1, 3, MapRecord::SHARED));
+            }
+        }
+    }
+    assert_eq!(maps.iter().filter(|map| map.kind == MapRecord::SHARED).count(), 2 * plan.rings.len());
     for slot in 0..8 {
         for (number, ring) in info(slot).ring.iter().enumerate().take(info(slot).rings as usize) {
-            let ends = |record: &RingRecord| match ring.role {
+            let ends = |record: &RingEnds| match ring.role {
                 1 => (record.producer, record.producer_number, record.consumer, record.consumer_number),
                 _ => (record.consumer, record.consumer_number, record.producer, record.producer_number),
             };
             let told = (slot as u16, number as u16, ring.peer, ring.peer_number);
-            assert!(rings.iter().any(|record| ends(record) == told), "{slot} {number}");
+            assert!(plan.rings.iter().any(|ring| ends(&ring.ends) == told), "{slot} {number}");
         }
     }
 }

@@ -155,11 +155,11 @@ fn the_boards_machine_with_two_vms() {
         .rings
         .iter()
         .filter(|ring| ring.purpose == RingUse::ConsoleOut || ring.purpose == RingUse::ConsoleIn)
-        .map(|ring| (ring.record.producer, ring.record.consumer, ring.channel))
+        .map(|ring| (ring.ends.producer, ring.ends.consumer, ring.channel))
         .collect();
     assert_eq!(consoles, [(2, 1, 1), (3, 1, 2), (1, 2, 1), (1, 3, 2)]);
     assert_eq!(
-        plan.rings.iter().filter(|ring| ring.record.producer == KERNEL_SLOT).count(),
+        plan.rings.iter().filter(|ring| ring.ends.producer == KERNEL_SLOT).count(),
         0,
         "the kernel logs to a device"
     );
@@ -179,7 +179,7 @@ proptest! {
             }
             prop_assert!(slot == 0 || plan.services[slot - 1].record.rank <= service.record.rank);
             let mut numbers: Vec<u16> = Vec::new();
-            for ring in plan.rings.iter().map(|ring| ring.record) {
+            for ring in plan.rings.iter().map(|ring| ring.ends) {
                 if usize::from(ring.producer) == slot {
                     numbers.push(ring.producer_number);
                     prop_assert!(service.record.may_ring >> ring.consumer & 1 == 1);

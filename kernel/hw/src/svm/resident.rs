@@ -63,7 +63,7 @@ pub(super) fn reload(vcpu: &mut Vcpu) {
     }
     let groups = Groups::from_bits_truncate(vcpu.extra.reload as u32);
     let loads = [(Groups::XCR0, load_xcr0 as fn(&mut Vcpu)), (Groups::DEBUG, load_debug), (Groups::TSC, load_tsc_aux)];
-    loads.iter().filter(|(group, _)| groups.contains(*group)).for_each(|(_, load)| load(vcpu));
+    loads.iter().filter(|(group, _)| groups.contains(*group)).for_each(|(_, give)| give(vcpu));
     vcpu.extra.reload = 0;
 }
 
