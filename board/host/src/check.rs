@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
 use caisson_core::asids::Asid;
-use caisson_core::batches::{MAX_BATCHES, Open};
+use caisson_core::batches::{Batch, MAX_BATCHES};
 use caisson_core::context::{CONTEXTS, Context, Kind, Phase};
 use caisson_core::frames::{Frames, STATES};
 use caisson_core::kernel::Tables;
@@ -198,7 +198,7 @@ pub fn settled(world: &World) {
     world.check(lent.is_empty(), || format!("all is settled and pages are lent: {lent:?}"));
 }
 
-fn open_batches(world: &World) -> Vec<Open> {
+fn open_batches(world: &World) -> Vec<Batch> {
     let open = |tables: &mut Tables| (0..MAX_BATCHES).filter_map(|slot| tables.batches.get(slot)).collect();
     world.kernel.inspect(open).unwrap_or_default()
 }

@@ -9,36 +9,10 @@ use crate::prelude::*;
 /// Open batches at the most.
 pub const MAX_BATCHES: usize = 64;
 
-#[derive(Clone, Copy, Debug)]
-struct Batch {
-    generation: u16,
-    open: bool,
-    vm: VmId,
-    kind: VmKind,
-    frames: u64,
-    owed: CpuSet,
-    invalidate: bool,
-}
-
-impl Batch {
-    const CLOSED: Self = {
-        let (vm, kind, owed) = (VmId::new(0, 0), VmKind::Plain, CpuSet::EMPTY);
-        Self { generation: 0, open: false, vm, kind, frames: 0, owed, invalidate: false }
-    };
-
-    fn id(&self, index: usize) -> BatchId {
-        BatchId(index as u32 | u32::from(self.generation) << 16)
-    }
-
-    fn close(&mut self) {
-        *self = Self { generation: self.generation.wrapping_add(1), ..Self::CLOSED };
-    }
-}
-
-/// A batch as it stands.
+/// A batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Open {
-    /// Its id.
+pub struct Batch {
+    /// Its id. Each batch in a slot has another generation.
     pub id: BatchId,
     /// The VM that its frames came from.
     pub vm: VmId,
@@ -47,9 +21,17 @@ pub struct Open {
     /// How many wait.
     pub frames: u64,
     /// CPUs that still owe.
-    pub owed: u16,
+    pub owed: CpuSet,
     /// Only WBINVD pays.
     pub invalidate: bool,
+    open: bool,
+}
+
+impl Batch {
+    const NONE: Self = {
+        let (id, vm, kind, owed) = (BatchId(0), VmId::new(0, 0), VmKind::Plain, CpuSet::EMPTY);
+        Self { id, vm, kind, frames: 0, owed, invalidate: false, open: false }
+    };
 }
 
 /// The table.
@@ -60,17 +42,16 @@ pub struct Batches {
 impl Batches {
     /// A table without open batches.
     pub const fn new() -> Self {
-        Self { slots: [Batch::CLOSED; MAX_BATCHES] }
+        Self { slots: [Batch::NONE; MAX_BATCHES] }
     }
 
     fn slot(&mut self, id: BatchId) -> Option<&mut Batch> {
-        let index = (id.0 & 0xffff) as usize;
-        self.slots.get_mut(index).filter(|slot| slot.open && slot.id(index) == id)
+        self.slots.get_mut((id.0 & 0xffff) as usize).filter(|slot| slot.open && slot.id == id)
     }
 
-    /// Whether this batch waits to be paid.
-    pub fn is_open(&self, id: BatchId) -> bool {
-        self.owed(id).is_some()
+    /// An open batch.
+    pub fn find(&self, id: BatchId) -> Option<Batch> {
+        self.get((id.0 & 0xffff) as usize).filter(|open| open.id == id)
     }
 
     /// Whether [`open`](Self::open) will succeed for this kind of VM.
@@ -78,11 +59,7 @@ impl Batches {
     /// # Errors
     /// As `open`.
     pub fn check_room(&self, kind: VmKind) -> Outcome {
-        if self.slots.iter().any(|slot| !slot.open || slot.kind == kind && !slot.invalidate) {
-            Ok(())
-        } else {
-            Err(Status::Busy)
-        }
+        ensure(self.slots.iter().any(|slot| !slot.open || slot.kind == kind && !slot.invalidate), Status::Busy)
     }
 
     /// An open batch of this VM, or a new one; `owed` CPUs join its debts. With `invalidate`, one which only WBINVD pays.
@@ -96,10 +73,11 @@ impl Batches {
         let index = own.or_else(|| find(&|slot| !slot.open)).or_else(|| find(&same)).ok_or(Status::Busy)?;
         let slot = self.slots.get_mut(index).ok_or(Status::Busy)?;
         if !slot.open {
-            *slot = Batch { generation: slot.generation, open: true, vm, kind, invalidate, ..Batch::CLOSED };
+            let id = BatchId((slot.id.0 & !0xffff).wrapping_add(1 << 16) | index as u32);
+            *slot = Batch { id, vm, kind, invalidate, open: true, ..Batch::NONE };
         }
         slot.owed.unite(owed);
-        Ok(slot.id(index))
+        Ok(slot.id)
     }
 
     /// Frames join an open batch.
@@ -110,45 +88,29 @@ impl Batches {
     }
 
     /// The batch in a slot.
-    pub fn get(&self, index: usize) -> Option<Open> {
-        let slot = self.slots.get(index).filter(|slot| slot.open)?;
-        let Batch { vm, kind, frames, invalidate, .. } = *slot;
-        Some(Open { id: slot.id(index), vm, kind, frames, owed: slot.owed.iter().count() as u16, invalidate })
-    }
-
-    /// The CPUs that owe for a batch, and whether only WBINVD pays. `None` if it isn't open.
-    pub fn owed(&self, id: BatchId) -> Option<(CpuSet, bool)> {
-        let index = (id.0 & 0xffff) as usize;
-        let slot = self.slots.get(index).filter(|slot| slot.open && slot.id(index) == id)?;
-        Some((slot.owed, slot.invalidate))
+    pub fn get(&self, index: usize) -> Option<Batch> {
+        self.slots.get(index).filter(|slot| slot.open).copied()
     }
 
     /// A CPU wrote back, or did so by WBINVD: it owes nothing any more, for any batch that was open before it did. Ask until
     /// there is none: each answer is a batch that had debts and that nobody owes now. It is closed.
-    pub fn pay(&mut self, cpu: CpuId, invalidated: bool) -> Option<Open> {
-        for index in 0..MAX_BATCHES {
-            let Some(slot) = self.slots.get_mut(index).filter(|slot| invalidated || !slot.invalidate) else { continue };
-            if slot.owed.remove(cpu)
-                && let Some(open) = self.get(index).filter(|open| open.owed == 0)
-            {
-                self.slots[index].close();
-                return Some(open);
-            }
-        }
-        None
+    pub fn pay(&mut self, cpu: CpuId, invalidated: bool) -> Option<Batch> {
+        let payable = |slot: &&mut Batch| slot.open && (invalidated || !slot.invalidate);
+        let mut debts = self.slots.iter_mut().filter(payable);
+        let slot = debts.find_map(|slot| (slot.owed.remove(cpu) && slot.owed == CpuSet::EMPTY).then_some(slot))?;
+        slot.open = false;
+        Some(*slot)
     }
 
     /// Closes a batch that nobody owes.
     ///
     /// # Errors
     /// [`Status::Busy`] if somebody does, [`Status::NotFound`] if it isn't open.
-    pub fn settle(&mut self, id: BatchId) -> Result<Open, Status> {
-        let open = self.get((id.0 & 0xffff) as usize).filter(|open| open.id == id).ok_or(Status::NotFound)?;
-        if open.owed != 0 {
-            return Err(Status::Busy);
-        }
-        self.slot(id).map(Batch::close);
-        Ok(open)
+    pub fn settle(&mut self, id: BatchId) -> Result<Batch, Status> {
+        let slot = self.slot(id).ok_or(Status::NotFound)?;
+        ensure(slot.owed == CpuSet::EMPTY, Status::Busy)?;
+        slot.open = false;
+        Ok(*slot)
     }
 }
 
@@ -181,13 +143,13 @@ mod tests {
             closed.push(open.id).unwrap();
         }
         assert_eq!(closed.as_slice(), [b]);
-        assert!(batches.is_open(a));
+        assert!(batches.find(a).is_some());
         assert_eq!(batches.settle(a), Err(Status::Busy));
         while let Some(open) = batches.pay(CpuId(1), false) {
             closed.push(open.id).unwrap();
         }
         assert_eq!(closed.as_slice(), [b, a]);
-        assert!(!batches.is_open(a));
+        assert!(batches.find(a).is_none());
     }
 
     #[test]
@@ -208,7 +170,7 @@ mod tests {
             batches.open(VmId::new(n, 0), VmKind::Sev, &cpus(&[0]), false).unwrap();
         }
         let merged = batches.open(VmId::new(0, 1), VmKind::Sev, &cpus(&[1]), false).unwrap();
-        assert_eq!(batches.owed(merged), Some((cpus(&[0, 1]), false)));
+        assert_eq!(batches.find(merged).map(|open| open.owed), Some(cpus(&[0, 1])));
         assert_eq!(batches.open(VmId::new(0, 2), VmKind::Plain, &CpuSet::EMPTY, false), Err(Status::Busy));
     }
 }

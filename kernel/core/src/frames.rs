@@ -91,7 +91,7 @@ impl FrameTable {
     pub fn get(&self, frame: Frame, batches: &Batches) -> Option<Frames> {
         let entry = self.entries.get(usize::try_from(frame.0).ok()?)?;
         let frame = Frames::decode(entry.load(Ordering::Acquire));
-        let paid = frame.state == FrameState::Quarantined && !batches.is_open(BatchId(frame.detail));
+        let paid = frame.state == FrameState::Quarantined && batches.find(BatchId(frame.detail)).is_none();
         Some(if paid { Frames::free(false) } else { frame })
     }
 

@@ -20,15 +20,15 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         let mut rest =
             (request.slot..MAX_BATCHES as u16).filter_map(|slot| tables.batches.get(slot.into()).zip(Some(slot)));
-        let (Open { id, vm, kind, frames, owed, .. }, slot) = rest.next().ok_or(Status::NotFound)?;
-        ok(BatchReport { batch: id, vm, kind, frames, owed, next: slot + 1 })
+        let (Batch { id, vm, kind, frames, owed, .. }, slot) = rest.next().ok_or(Status::NotFound)?;
+        ok(BatchReport { batch: id, vm, kind, frames, owed: owed.iter().count() as u16, next: slot + 1 })
     }
 
     /// A batch that nobody owes is free at once. Else every CPU that owes is asked; the ticket is done when the
     /// last has answered.
     pub(super) fn write_back(&self, request: &WriteBack) -> Answer {
         let mut tables = self.tables();
-        let (owed, invalidate) = tables.batches.owed(request.batch).ok_or(Status::NotFound)?;
+        let Batch { owed, invalidate, .. } = tables.batches.find(request.batch).ok_or(Status::NotFound)?;
         if owed == CpuSet::EMPTY {
             let open = tables.batches.settle(request.batch)?;
             self.paid(&mut tables, &open);
@@ -65,7 +65,7 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         ensure(request.ticket.0 <= tables.tickets, Status::NotFound)?;
         let open = tables.open_tickets.iter().find(|(ticket, _)| *ticket == request.ticket.0);
-        let late = open.and_then(|(_, batch)| tables.batches.owed(*batch)?.0.iter().next());
+        let late = open.and_then(|(_, batch)| tables.batches.find(*batch)?.owed.iter().next());
         ok(TicketState { done: open.is_none(), late: late.unwrap_or_default() })
     }
 
@@ -102,7 +102,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     /// A batch is closed: its frames are free, its tickets done, and whoever waits hears of it.
-    fn paid(self, tables: &mut Tables, open: &Open) {
+    fn paid(self, tables: &mut Tables, open: &Batch) {
         tables.frames.paid(open.frames);
         let tickets = tables.open_tickets.iter().filter(|(_, of)| open.invalidate && *of == open.id);
         tables.asids.flushed(tickets.map(|(ticket, _)| *ticket).max().unwrap_or(0));
