@@ -51,16 +51,10 @@ bitflags::bitflags! {
     /// What this machine can do.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u32 {
-        /// Nested paging.
-        const NESTED_PAGING = 1 << 0;
         /// WBNOINVD is executed for write-backs, not its fallback WBINVD.
         const WBNOINVD = 1 << 1;
         /// There is a mailbox of a secure processor, and so there can be encrypted VMs.
         const SEV = 1 << 2;
-        /// The CPU reports the next RIP at an exit.
-        const NEXT_RIP = 1 << 3;
-        /// The CPU pushes an error code for every injected vector that has one.
-        const INJECT_ERROR_CODES = 1 << 4;
         /// There is an RMP, and so there can be SEV-SNP VMs.
         const SNP = 1 << 5;
     }
@@ -122,11 +116,11 @@ replies! {
     }
     /// The new id after a restart.
     pub struct Restarted { id: ServiceId }
-    /// The machine: CPUs that run, TSC ticks a millisecond, what it can do, what frame numbers are below, physical
-    /// address bits, ASIDs of the SVM, services in the manifest. ASIDs of encrypted VMs: SEV-ES and SEV-SNP VMs have those
+    /// The machine: CPUs that run, TSC ticks a millisecond, what it can do, what frame numbers are below, ASIDs of the
+    /// SVM, services in the manifest. ASIDs of encrypted VMs: SEV-ES and SEV-SNP VMs have those
     /// from 1 to before `sev_asids` bits 31:16, SEV VMs from there to its bits 15:0; 0 without SEV.
     pub struct Machine {
-        cpus: u16, tsc_khz: u64, features: Features, frames: u64, phys_bits: u8, asids: u32, services: u16, sev_asids: u32,
+        cpus: u16, tsc_khz: u64, features: Features, frames: u64, asids: u32, services: u16, sev_asids: u32,
     }
     /// A run of frames that are alike: the first, how many (0 past the end of memory), their state, and the VM that they
     /// belong to or were taken from, if `owned_by_vm`.

@@ -39,7 +39,7 @@ pub fn step(world: &World) {
 fn parked(world: &World) {
     for context in world.guests.borrow().contexts() {
         let state = world.kernel.context(*context);
-        let kicked = state.pending.load(Ordering::SeqCst) != 0 && state.phase() == Phase::Parked;
+        let kicked = state.pending.load(Ordering::SeqCst) != 0 && state.phase.get() == Phase::Parked;
         let home = world.cpus.get(usize::from(state.home.load(Ordering::SeqCst)));
         world.check(!kicked || home.is_none_or(|cpu| cpu.mode() == Mode::Kernel), || {
             format!("{:?} is parked and was kicked", context.kind())
@@ -116,19 +116,19 @@ pub fn quiet(world: &World) {
     for number in 0..CONTEXTS as u16 {
         let Some(context) = Context::from_number(number) else { continue };
         let state = world.kernel.context(context);
-        if matches!(state.phase(), Phase::Waiting | Phase::Ready | Phase::Running) {
+        if matches!(state.phase.get(), Phase::Waiting | Phase::Ready | Phase::Running) {
             let call = *state.call.lock();
             let _ = write!(
                 text,
                 "; {:?} is {:?}, last waited for {:?} on behalf of {:?}",
                 context.kind(),
-                state.phase(),
+                state.phase.get(),
                 call.target,
                 call.caller
             );
         }
         if let Kind::Vcpu(..) = context.kind()
-            && state.phase() == Phase::Parked
+            && state.phase.get() == Phase::Parked
             && state.pending.load(Ordering::SeqCst) != 0
         {
             let _ = write!(text, "; {:?} is parked and was kicked", context.kind());

@@ -201,7 +201,7 @@ impl Running<'_> {
             return Next::Pick;
         }
         if world.breaks(Mutant::NoShootDown) {
-            here.left(context);
+            here.context(context).leave();
         }
         mutate::entered(world, self.number, context);
         guest::entered(world, self.number, context);
@@ -235,7 +235,7 @@ impl Running<'_> {
         self.cpu.set_mode(Mode::Kernel);
         guest::left(self.world, context);
         if !self.world.breaks(Mutant::NoShootDown) {
-            here.left(context);
+            here.context(context).leave();
         }
         // What happens between the exit and its handling.
         if self.world.rng.chance(1, 4) {

@@ -6,7 +6,7 @@ use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_core::svm::npt::{self, Tables, Tree};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, Spa, VPage};
-use caisson_proto::kernel::{Access, Features, Machine as Facts, VmKind};
+use caisson_proto::kernel::{Access, Features, VmKind};
 use caisson_proto::layout;
 use caisson_proto::rmp::Entry;
 use caisson_proto::supervisor::ExitKind;
@@ -67,21 +67,16 @@ impl Machine for &Hardware<'_> {
         KHZ
     }
 
-    fn facts(&self) -> Facts {
-        let (low, high) = self.world.config.sev_asids;
-        let mut features = Features::NESTED_PAGING | Features::NEXT_RIP | Features::WBNOINVD;
+    fn features(&self) -> Features {
+        let mut features = Features::WBNOINVD;
         features.set(Features::SEV, self.world.config.encrypted);
         features.set(Features::SNP, self.world.config.encrypted && self.world.config.snp);
-        Facts {
-            cpus: self.world.config.cpus as u16,
-            tsc_khz: KHZ,
-            features,
-            frames: 0,
-            phys_bits: 48,
-            asids: high + 18,
-            services: 0,
-            sev_asids: if self.world.config.encrypted { low << 16 | high } else { 0 },
-        }
+        features
+    }
+
+    fn asids(&self) -> (u32, u32) {
+        let (low, high) = self.world.config.sev_asids;
+        (high + 18, if self.world.config.encrypted { low << 16 | high } else { 0 })
     }
 
     fn interrupt_cpu(&self, cpu: CpuId) {

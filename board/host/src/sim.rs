@@ -113,12 +113,11 @@ fn boot(seed: u64, config: &Config) -> (Rc<World>, &'static [AtomicU64]) {
     let manifest = Manifest::new(config, &rng);
     let records: Vec<_> = (0..manifest.services.len()).map(|slot| manifest.record(slot)).collect();
     let world = World::new(*config, rng.next(), manifest);
-    world.kernel.configure(records.iter(), config.cpus);
     let entries = entries(config.frames);
     let table = FrameTable::new(entries);
     table.declare(Frame(0), config.frames, Frames::free(true));
     table.declare(Frame(0), check::KERNEL_FRAMES, Frames::plain(FrameState::Kernel));
-    world.kernel.adopt_frames(table);
+    world.kernel.configure(records.iter(), config.cpus, table);
     // Whoever booted the machine has left its lines.
     let left = config.frames - silicon::DONATION * 2..config.frames;
     left.for_each(|frame| world.caches.borrow_mut().write(0, frame, 0, 0, 0));

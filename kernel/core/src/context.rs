@@ -156,7 +156,8 @@ pub mod pending {
 initial! {
     /// The shared part of a context.
     pub struct ContextState {
-        phase: Atomic<Phase> = Atomic::new(Phase::Idle as u64),
+        /// Where it is in its life.
+        pub phase: Atomic<Phase> = Atomic::new(Phase::Idle as u64),
         /// The CPU that it runs on.
         pub home: AtomicU16 = AtomicU16::new(0),
         /// See [`pending`].
@@ -190,24 +191,9 @@ impl Stashed {
 }
 
 impl ContextState {
-    /// Its phase.
-    pub fn phase(&self) -> Phase {
-        self.phase.get()
-    }
-
-    /// Moves to `phase`.
-    pub fn set_phase(&self, phase: Phase) {
-        self.phase.swap(phase);
-    }
-
-    /// Moves from one phase to another unless something else did.
-    pub fn change_phase(&self, from: Phase, to: Phase) -> bool {
-        self.phase.change(from, to)
-    }
-
     /// Whether the vCPU is in its guest now.
     pub fn in_guest(&self) -> bool {
-        self.world.load(Ordering::SeqCst) & 1 == 1
+        self.world() & 1 == 1
     }
 
     /// Counts entries to and exits from the guest; odd while it is in there.
@@ -222,7 +208,7 @@ impl ContextState {
     pub fn kick(&self, why: u32) -> bool {
         self.pending.fetch_or(why, Ordering::SeqCst);
         settled();
-        self.change_phase(Phase::Parked, Phase::Ready)
+        self.phase.change(Phase::Parked, Phase::Ready)
     }
 
     /// Its translations are stale from now on. If [`world`](Self::world) is odd after this, it may use them until
@@ -252,8 +238,8 @@ impl ContextState {
     /// It was parked just now. True: it was kicked before, and is ready.
     pub fn unpark(&self) -> bool {
         settled();
-        self.phase() == Phase::Parked
+        self.phase.get() == Phase::Parked
             && self.pending.load(Ordering::SeqCst) != 0
-            && self.change_phase(Phase::Parked, Phase::Ready)
+            && self.phase.change(Phase::Parked, Phase::Ready)
     }
 }

@@ -111,7 +111,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Whether no vCPU of a VM runs or will run.
     pub(crate) fn vcpus_idle(self, vm: usize) -> bool {
-        (0..MAX_VCPUS).all(|index| self.context(Context::vcpu(vm, index)).phase() == Phase::Idle)
+        (0..MAX_VCPUS).all(|index| self.context(Context::vcpu(vm, index)).phase.get() == Phase::Idle)
     }
 
     /// Kills a service: now if it is idle, else when the chain that it is in comes back to it.

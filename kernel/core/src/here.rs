@@ -68,7 +68,7 @@ impl<'a, M: Machine> Here<'a, M> {
         let context = Context::doorbell(slot);
         let state = self.context(context);
         state.home.store(self.local.cpu.0, Ordering::SeqCst);
-        state.set_phase(Phase::Ready);
+        state.phase.swap(Phase::Ready);
         self.wake(context);
     }
 

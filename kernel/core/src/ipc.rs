@@ -83,7 +83,7 @@ impl<M: Machine> Here<'_, M> {
     fn wait_turn(self, frame: &UserFrame, target: ServiceId, caller: Caller) -> Next {
         let Some(context) = self.local.context.take() else { return Next::Pick };
         *self.context(context).call.lock() = Stashed { target, caller, words: frame.words, lease: frame.rbx };
-        self.context(context).set_phase(Phase::Waiting);
+        self.context(context).phase.swap(Phase::Waiting);
         self.local.service.set(NO_SERVICE);
         Next::Pick
     }
@@ -246,14 +246,14 @@ impl<M: Machine> Here<'_, M> {
             Kind::Vcpu(..) => {
                 if status != Status::Ok {
                     // Its vmm died: there is nobody to ask what becomes of it.
-                    self.context(context).set_phase(Phase::Idle);
+                    self.context(context).phase.swap(Phase::Idle);
                 }
                 self.answered(context);
             }
             // Bells that rang meanwhile queue the activation again.
             Kind::Doorbell(slot) => {
                 self.local.context.set(None);
-                self.context(context).set_phase(Phase::Idle);
+                self.context(context).phase.swap(Phase::Idle);
                 if self.service(slot).bells.done() {
                     self.ring(slot, 0);
                 }
@@ -273,7 +273,7 @@ impl<M: Machine> Here<'_, M> {
         }
         let state = self.context(context);
         state.deadline.store(resume.deadline, Ordering::Relaxed);
-        state.set_phase(match resume.action {
+        state.phase.swap(match resume.action {
             Action::Run => Phase::Running,
             Action::Park => Phase::Parked,
             Action::Stop => Phase::Idle,

@@ -76,17 +76,13 @@ initial! {
 }
 
 impl Kernel {
-    /// Boot: takes the services' authority from the bundle.
-    pub fn configure<'a>(&self, records: impl Iterator<Item = &'a ServiceRecord>, cpus: usize) {
+    /// Boot: takes the services' authority from the bundle, and the frame table.
+    pub fn configure<'a>(&self, records: impl Iterator<Item = &'a ServiceRecord>, cpus: usize, frames: FrameTable) {
         for (slot, (service, record)) in self.services.iter().zip(records).enumerate() {
             service.configure(slot, record);
             self.service_count.store(slot as u32 + 1, Ordering::Release);
         }
         self.cpu_count.store(cpus as u32, Ordering::Release);
-    }
-
-    /// Boot: takes the frame table.
-    pub fn adopt_frames(&self, frames: FrameTable) {
         self.tables.lock().frames = frames;
     }
 

@@ -4,7 +4,7 @@
 //! change is visible, except as its result says.
 
 use crate::prelude::*;
-use caisson_proto::{kernel::Machine as Facts, mailbox};
+use caisson_proto::{kernel::Features, mailbox};
 
 /// Frames that page tables may be made from. The taker turns them into tables; they are the kernel's already.
 pub trait TablePool {
@@ -69,8 +69,10 @@ pub trait Machine: Copy {
     fn now(&self) -> u64;
     /// Ticks of it in a millisecond.
     fn tsc_khz(&self) -> u64;
-    /// Facts for `MachineInfo`.
-    fn facts(&self) -> Facts;
+    /// What it can do.
+    fn features(&self) -> Features;
+    /// ASIDs of the SVM, and those of encrypted VMs as `MachineInfo` tells them.
+    fn asids(&self) -> (u32, u32);
     /// Makes another CPU enter the kernel.
     fn interrupt_cpu(&self, cpu: CpuId);
     /// Called in every wait for another CPU: answers what others asked of this one.

@@ -35,7 +35,7 @@ impl<M: Machine> Here<'_, M> {
                     let Some(choice) = self.before_entry(frame, context) else { continue };
                     return choice;
                 }
-                self.context(context).set_phase(Phase::Ready);
+                self.context(context).phase.swap(Phase::Ready);
                 self.make_ready(context);
                 self.local.context.set(None);
             }
@@ -88,11 +88,11 @@ impl<M: Machine> Here<'_, M> {
             // The note is of a vCPU that died; another has its number now, and its own CPU runs it.
             return Next::Pick;
         }
-        if state.phase() == Phase::Waiting {
+        if state.phase.get() == Phase::Waiting {
             if state.pending.fetch_and(!pending::GRANTED, Ordering::SeqCst) & pending::GRANTED == 0 {
                 return Next::Pick;
             }
-            state.set_phase(Phase::Running);
+            state.phase.swap(Phase::Running);
             self.local.context.set(Some(context));
             let Stashed { target, caller, words, lease } = *state.call.lock();
             (frame.words, frame.rbx) = (words, lease);
@@ -101,7 +101,7 @@ impl<M: Machine> Here<'_, M> {
         match context.kind() {
             Kind::Doorbell(slot) => self.activate(frame, slot, context),
             Kind::Vcpu(..) => {
-                if state.change_phase(Phase::Ready, Phase::Running) {
+                if state.phase.change(Phase::Ready, Phase::Running) {
                     self.local.context.set(Some(context));
                     self.local.last.set(context.number());
                     self.local.slice_end.set(0);
@@ -115,7 +115,7 @@ impl<M: Machine> Here<'_, M> {
     fn activate(self, frame: &mut UserFrame, slot: usize, context: Context) -> Next {
         let service = self.service(slot);
         self.local.bells.set(self.local.bells.get().saturating_add(1));
-        self.context(context).set_phase(Phase::Running);
+        self.context(context).phase.swap(Phase::Running);
         self.local.context.set(Some(context));
         // In this order: the first message is not for a service that isn't alive yet.
         let alive = service.is_alive();
@@ -139,7 +139,7 @@ impl<M: Machine> Here<'_, M> {
         }
         let seen = state.pending.swap(0, Ordering::SeqCst);
         if seen & pending::STOP != 0 {
-            state.set_phase(Phase::Idle);
+            state.phase.swap(Phase::Idle);
             self.local.context.set(None);
             return None;
         }
@@ -162,7 +162,7 @@ impl<M: Machine> Here<'_, M> {
     pub(crate) fn answered(self, context: Context) {
         let state = self.context(context);
         self.await_deadline(context, state.deadline.load(Ordering::Relaxed));
-        if state.phase() == Phase::Running {
+        if state.phase.get() == Phase::Running {
             return;
         }
         if state.unpark() {
@@ -285,10 +285,5 @@ impl<M: Machine> Here<'_, M> {
             self.machine.vcpu_flush(context);
         }
         stale.is_some()
-    }
-
-    /// Notes that it left.
-    pub fn left(self, context: Context) {
-        self.context(context).leave();
     }
 }

@@ -1,7 +1,7 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
 use caisson_core::svm::state;
-use caisson_proto::kernel::{Features, Machine as Facts};
+use caisson_proto::kernel::Features;
 use caisson_proto::layout::{GUEST, VCPU_STATE};
 
 use crate::prelude::*;
@@ -83,26 +83,18 @@ impl Machine for Silicon {
             vcpu(context).map_or_else(Exit::default, |vcpu| vcpu::exit(context, vcpu, code));
     }
 
-    fn facts(&self) -> Facts {
-        let svm = &this().svm;
-        let mut features = Features::NESTED_PAGING;
+    fn features(&self) -> Features {
+        let mailbox = mailbox::MAILBOX.get();
+        let mut features = Features::empty();
         features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
-        features.set(Features::NEXT_RIP, svm.next_rip);
-        features.set(Features::INJECT_ERROR_CODES, !svm.limits.few_error_codes);
-        let sev_asids =
-            boot::BOARD.get().filter(|_| mailbox::MAILBOX.is_completed()).map_or(0, |board| board.sev_asids);
-        features.set(Features::SEV, sev_asids != 0);
-        features.set(Features::SNP, mailbox::MAILBOX.get().is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty()));
-        Facts {
-            cpus: KERNEL.cpu_count() as u16,
-            tsc_khz: clock::tsc_khz(),
-            features,
-            frames: 0,
-            phys_bits: cpu::cpuid(0x8000_0008, 0).eax as u8,
-            asids: svm.asids,
-            services: 0,
-            sev_asids,
-        }
+        features.set(Features::SEV, mailbox.is_some());
+        features.set(Features::SNP, mailbox.is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty()));
+        features
+    }
+
+    fn asids(&self) -> (u32, u32) {
+        let sev = boot::BOARD.get().filter(|_| mailbox::MAILBOX.is_completed()).map_or(0, |board| board.sev_asids);
+        (this().svm.asids, sev)
     }
 
     fn log(&self, event: Event) {

@@ -42,7 +42,7 @@ fn run_guest(here: Here<'static, Silicon>, context: Context, frame: &mut UserFra
     // It has frames as long as it is scheduled.
     let Some(vcpu) = vcpu(context) else { return Next::Pick };
     let left = vcpu.enter();
-    here.left(context);
+    here.context(context).leave();
     match left {
         None => {
             // Takes those that are pending.

@@ -12,7 +12,7 @@ const FRAME: u64 = PERCPU + offset_of!(PerCpu, frame) as u64;
 
 unsafe extern "C" {
     /// Entered by SYSCALL.
-    fn caisson_syscall();
+    pub(crate) fn caisson_syscall();
     /// Loads the frame and leaves by SYSRET. The stack is forgotten.
     fn caisson_leave() -> !;
 }
@@ -63,11 +63,6 @@ caisson_leave:
     rsp = const offset_of!(UserFrame, rsp),
     flags = const USER_FLAGS,
 );
-
-/// Where SYSCALL goes.
-pub(crate) fn entry() -> u64 {
-    caisson_syscall as *const () as u64
-}
 
 /// Enters ring 3 with this CPU's frame and forgets the stack. The kernel is entered again by a trap only.
 #[inline(always)]

@@ -13,11 +13,10 @@ fn start(boot: &BootInfo) -> ! {
     let bundle = Bundle::parse(early.bundle(&boot.bundle)).unwrap_or_else(|fault| {
         cannot_boot("the bundle is inconsistent; was QEMU started with -initrd bundle?", fault)
     });
-    KERNEL.configure(bundle.services.iter(), boot.cpus.len());
     if let Err(status) = home::build(&bundle, boot, &mut early) {
         cannot_boot("the services don't fit in memory; give the machine more", status as u64)
     }
-    KERNEL.adopt_frames(early.finish(boot));
+    KERNEL.configure(bundle.services.iter(), boot.cpus.len(), early.finish(boot));
     for service in bundle.services.iter().filter(|service| service.interrupt != u16::MAX) {
         ioapic::enable_line(service.interrupt as u8);
     }

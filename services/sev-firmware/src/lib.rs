@@ -297,16 +297,8 @@ impl Default for Firmware {
     }
 }
 
-const NO_MACHINE: Machine = Machine {
-    cpus: 0,
-    tsc_khz: 0,
-    features: Features::empty(),
-    frames: 0,
-    phys_bits: 0,
-    asids: 0,
-    services: 0,
-    sev_asids: 0,
-};
+const NO_MACHINE: Machine =
+    Machine { cpus: 0, tsc_khz: 0, features: Features::empty(), frames: 0, asids: 0, services: 0, sev_asids: 0 };
 
 fn answer<R: Reply>(result: Result<R, Status>) -> (Status, Words) {
     match result {

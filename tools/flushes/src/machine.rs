@@ -11,7 +11,7 @@ use caisson_core::machine::{Machine, Mailbox, Mapping, Outcome, Pool, Removed};
 use caisson_core::rmp::Rmp;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, Spa};
-use caisson_proto::kernel::{Access, Features, Machine as Facts};
+use caisson_proto::kernel::{Access, Features};
 use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 
@@ -27,7 +27,6 @@ type Tree = BTreeMap<u64, (Frame, u64)>;
 
 /// The machine.
 pub struct Host {
-    cpus: u16,
     /// By root.
     nested: RefCell<BTreeMap<u64, Tree>>,
     /// CPUs that were interrupted.
@@ -38,12 +37,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// With so many CPUs.
-    pub fn new(cpus: u16) -> Self {
+    /// With a secure processor.
+    pub fn with_processor() -> Self {
         let registers = [(); 3].map(|()| &*Box::leak(Box::new(AtomicU32::new(1 << 31))));
         let command = [(); 2].map(|()| &*Box::leak(Box::new([const { AtomicU64::new(0) }; 8])));
         Self {
-            cpus,
             nested: RefCell::default(),
             interrupted: RefCell::default(),
             executed: RefCell::default(),
@@ -74,17 +72,11 @@ impl Machine for On<'_> {
     fn tsc_khz(&self) -> u64 {
         1
     }
-    fn facts(&self) -> Facts {
-        Facts {
-            cpus: self.host.cpus,
-            tsc_khz: 1,
-            features: Features::NESTED_PAGING | Features::WBNOINVD | Features::SEV,
-            frames: 0,
-            phys_bits: 48,
-            asids: SEV_ASIDS.1 + 2,
-            services: 0,
-            sev_asids: SEV_ASIDS.0 << 16 | SEV_ASIDS.1,
-        }
+    fn features(&self) -> Features {
+        Features::WBNOINVD | Features::SEV
+    }
+    fn asids(&self) -> (u32, u32) {
+        (SEV_ASIDS.1 + 2, SEV_ASIDS.0 << 16 | SEV_ASIDS.1)
     }
     fn interrupt_cpu(&self, cpu: CpuId) {
         self.host.interrupted.borrow_mut().push(cpu);

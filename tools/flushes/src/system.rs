@@ -69,15 +69,14 @@ impl System {
         let mut records: Vec<_> = (0..MAX_VMS).map(|_| record(Caps::VCPUS, true)).collect();
         records.extend([Caps::FRAMES, Caps::WRITEBACK, Caps::FIRMWARE].map(|caps| record(caps, false)));
         let kernel = Box::new(Kernel::new());
-        kernel.configure(records.iter(), cpus.into());
         let size = frames + KERNEL_FRAMES;
         let entries = entries(size as usize);
         let table = FrameTable::new(&entries[..size as usize]);
         table.declare(Frame(0), KERNEL_FRAMES, Frames::plain(FrameState::Kernel));
         table.declare(Frame(KERNEL_FRAMES), frames, Frames::free(true));
-        kernel.adopt_frames(table);
+        kernel.configure(records.iter(), cpus.into(), table);
         let locals = (0..cpus).map(|cpu| Local::new(CpuId(cpu))).collect();
-        let system = Self { kernel, locals, host: Host::new(cpus), entries };
+        let system = Self { kernel, locals, host: Host::with_processor(), entries };
         for slot in 0..MAX_VMS {
             // A vmm handles VMs if it is alive.
             let _ = system.here(0).restart(slot);
@@ -120,7 +119,7 @@ impl System {
     pub fn enter(&self, cpu: u16, vm: usize, vcpu: u8) {
         let (here, context) = (self.here(cpu), Context::vcpu(vm, vcpu.into()));
         if here.entering(context) {
-            here.left(context);
+            here.context(context).leave();
         }
     }
 }

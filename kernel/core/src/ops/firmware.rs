@@ -35,7 +35,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// The lowest ASID of a SEV VM and the highest.
     pub(super) fn sev_asids(&self) -> (u32, u32) {
-        let asids = self.machine.facts().sev_asids;
+        let asids = self.machine.asids().1;
         (asids >> 16, asids & 0xffff)
     }
 

@@ -2,13 +2,15 @@
 
 use super::{Answer, Call, ok};
 use crate::prelude::*;
+use caisson_proto::kernel::Machine as Facts;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn machine_info(&self, _: &MachineInfo) -> Answer {
-        let mut facts = self.machine.facts();
-        facts.services = self.service_count() as u16;
-        facts.frames = self.tables().frames.size();
-        ok(facts)
+        let (cpus, services) = (self.cpu_count() as u16, self.service_count() as u16);
+        let (tsc_khz, features, frames) =
+            (self.machine.tsc_khz(), self.machine.features(), self.tables().frames.size());
+        let (asids, sev_asids) = self.machine.asids();
+        ok(Facts { cpus, tsc_khz, features, frames, asids, services, sev_asids })
     }
 
     pub(super) fn timer_set(&self, request: &TimerSet) -> Answer {

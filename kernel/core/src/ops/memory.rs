@@ -46,14 +46,14 @@ impl<M: Machine> Call<'_, M> {
             VmKind::Sev | VmKind::SevEs => Features::SEV,
             VmKind::SevSnp => Features::SNP,
         };
-        ensure(self.machine.facts().features.contains(needed), Status::Unsupported)?;
+        ensure(self.machine.features().contains(needed), Status::Unsupported)?;
         let mut tables = self.tables();
         tables.frames.check_free(request.root, 1, &tables.batches)?;
         let mut unused = self.vms.iter().enumerate().filter(|(_, vm)| vm.state().is_none());
         let (slot, vm) = unused.next().ok_or(Status::Exhausted)?;
         let taken = |asid: &u32| tables.books.iter().any(|books| books.asid == *asid);
         // An encrypted VM gets one by `AsidBind`.
-        let mut plain = (self.sev_asids().1 + 1..self.machine.facts().asids).filter(|asid| !taken(asid));
+        let mut plain = (self.sev_asids().1 + 1..self.machine.asids().0).filter(|asid| !taken(asid));
         let asid = if request.kind == VmKind::Plain { plain.next().ok_or(Status::Exhausted)? } else { 0 };
         let (frames, _, books) = tables.of(slot)?;
         let id = vm.begin(slot, request.handler, request.root);
@@ -121,7 +121,7 @@ impl<M: Machine> Call<'_, M> {
         state.home.store(request.cpu.0, Ordering::SeqCst);
         state.pending.store(0, Ordering::SeqCst);
         state.deadline.store(0, Ordering::SeqCst);
-        state.set_phase(Phase::Idle);
+        state.phase.swap(Phase::Idle);
         vm.vcpus.fetch_or(1 << index, Ordering::AcqRel);
         made?;
         ok(Done {})

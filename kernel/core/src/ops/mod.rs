@@ -18,7 +18,6 @@ type Answer<T = Words> = Result<T, Status>;
 struct Call<'a, M: Machine> {
     here: Here<'a, M>,
     slot: usize,
-    caller: &'a Service,
     lease: Option<Lease>,
 }
 
@@ -42,7 +41,7 @@ impl<M: Machine> Here<'_, M> {
         };
         let needed = needed(&call);
         let answer = if needed.is_empty() || caller.caps.get().intersects(needed) {
-            Call { here: self, slot, caller, lease }.invoke(&call)
+            Call { here: self, slot, lease }.invoke(&call)
         } else {
             Err(Status::Denied)
         };

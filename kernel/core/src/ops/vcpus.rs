@@ -9,7 +9,7 @@ impl<M: Machine> Call<'_, M> {
     /// The context of a vCPU that exists and whose VM the caller handles.
     fn own_vcpu(&self, id: VcpuId) -> Result<Context, Status> {
         let (slot, vm) = vms::find(&self.vms, id.vm)?;
-        ensure(vm.handler.get() == self.caller.id.get(), Status::Denied)?;
+        ensure(vm.handler.get() == self.service(self.slot).id.get(), Status::Denied)?;
         let index = usize::from(id.index);
         ensure(index < MAX_VCPUS && vm.vcpus.load(Ordering::Acquire) >> index & 1 == 1, Status::NotFound)?;
         ensure(vm.state() == Some(VmState::Alive), Status::State)?;
@@ -19,7 +19,7 @@ impl<M: Machine> Call<'_, M> {
     /// Such a vCPU if its registers stand still: it is stopped or parked, or the caller is handling its exit.
     fn still_vcpu(&self, id: VcpuId) -> Result<Context, Status> {
         let context = self.own_vcpu(id)?;
-        match self.context(context).phase() {
+        match self.context(context).phase.get() {
             Phase::Idle | Phase::Parked => Ok(context),
             Phase::Running if self.local.context.get() == Some(context) => Ok(context),
             Phase::Running | Phase::Ready | Phase::Waiting => Err(Status::Busy),
@@ -32,12 +32,12 @@ impl<M: Machine> Call<'_, M> {
         let state = self.context(context);
         let plain = tables.books.get(request.vcpu.vm.index()).is_some_and(|books| books.kind == VmKind::Plain);
         let active = plain || tables.asids.of(request.vcpu.vm).is_some_and(|(_, asid)| asid.state == AsidState::Active);
-        ensure(state.phase() == Phase::Idle && active, Status::State)?;
+        ensure(state.phase.get() == Phase::Idle && active, Status::State)?;
         // A command may be about to end it.
         ensure(plain || !tables.is_in_command(request.vcpu.vm), Status::Busy)?;
         self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
-        state.set_phase(Phase::Ready);
+        state.phase.swap(Phase::Ready);
         self.wake(context);
         ok(Done {})
     }

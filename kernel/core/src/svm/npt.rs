@@ -91,6 +91,18 @@ fn access(entry: u64) -> Access {
     access
 }
 
+/// Where the walk to a page ends: table and level, and the entry there, which is absent or maps pages.
+fn walk<T: Tables>(tables: &T, tree: Tree, page: u64) -> (Frame, u32, u64) {
+    let (mut table, mut level) = (tree.root, tree.levels);
+    loop {
+        let entry = tables.read(table, index(page, level));
+        if entry & PRESENT == 0 || is_leaf(entry, level) {
+            return (table, level, entry);
+        }
+        (table, level) = (target(entry), level - 1);
+    }
+}
+
 /// The table at `level` for a page; what lacks on the way is made from the pool.
 ///
 /// # Errors
@@ -157,15 +169,11 @@ pub fn unmap<T: Tables>(
 ) -> Result<Option<Removed>, Status> {
     let end = end.0.min(tree.end());
     let mut page = from.0;
-    let (mut table, mut level) = (tree.root, tree.levels);
     while page < end {
+        let (table, level, found) = walk(tables, tree, page);
         let at = index(page, level);
-        let found = tables.read(table, at);
         if found & PRESENT == 0 {
             page = (page | (span(level) - 1)) + 1;
-            (table, level) = (tree.root, tree.levels);
-        } else if !is_leaf(found, level) {
-            (table, level) = (target(found), level - 1);
         } else if page.is_multiple_of(span(level)) && page + span(level) <= end {
             tables.write(table, at, 0);
             return Ok(Some(Removed { gfn: Gfn(page), frame: target(found), pages: span(level) }));
@@ -182,20 +190,10 @@ pub fn unmap<T: Tables>(
 
 /// Finds a page.
 pub fn look_up<T: Tables>(tables: &T, tree: Tree, gfn: Gfn) -> Option<Mapping> {
-    let page = gfn.0;
-    let mut table = tree.root;
-    for level in (1..=tree.levels).rev().filter(|_| page < tree.end()) {
-        let entry = tables.read(table, index(page, level));
-        if entry & PRESENT == 0 {
-            return None;
-        }
-        if is_leaf(entry, level) {
-            let frame = Frame(target(entry).0 + page % span(level));
-            return Some(Mapping { frame, pages: span(level), access: access(entry) });
-        }
-        table = target(entry);
-    }
-    None
+    let (_, level, entry) = walk(tables, tree, gfn.0);
+    let is_there = gfn.0 < tree.end() && entry & PRESENT != 0;
+    let frame = Frame(target(entry).0 + gfn.0 % span(level));
+    is_there.then_some(Mapping { frame, pages: span(level), access: access(entry) })
 }
 
 /// Gives every table to the pool, the root too, empty. Nothing is mapped in them any more. At most four calls deep.

@@ -19,7 +19,7 @@ use caisson_core::vms::Books;
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
 use caisson_proto::addr::{CpuId, Frame, Gfn, ServiceId, Spa, VmId};
 use caisson_proto::bundle::ServiceRecord;
-use caisson_proto::kernel::{Access, Caps, Features, FrameState, Machine as Facts, VmKind};
+use caisson_proto::kernel::{Access, Caps, Features, FrameState, VmKind};
 use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 use caisson_proto::wire::{Field, Reply, Request};
@@ -109,16 +109,15 @@ impl World {
         let world = Arc::new(Self { kernel: Kernel::new(), board });
         let kernel = &world.kernel;
         let record = |caps: Caps| ServiceRecord { caps: caps.bits(), budget_ms: 1, ..ServiceRecord::new_zeroed() };
-        kernel.configure([Caps::FRAMES, Caps::WRITEBACK, Caps::FIRMWARE].map(record).iter(), 2);
         let entries = ENTRIES.with(|entries| *entries);
         entries.iter().for_each(|entry| entry.store(0, Relaxed));
         let table = FrameTable::new(entries);
         table.declare(Frame(FIRST), PAGES, Frames::of(FrameState::Owned, VM));
-        kernel.adopt_frames(table);
+        kernel.configure([Caps::FRAMES, Caps::WRITEBACK, Caps::FIRMWARE].map(record).iter(), 2, table);
         kernel.vms[0].begin(0, ServiceId::default(), Frame(1));
         kernel.vms[0].vcpus.store(1, Relaxed);
         kernel.context(VCPU).home.store(1, Relaxed);
-        kernel.context(VCPU).set_phase(Phase::Running);
+        kernel.context(VCPU).phase.swap(Phase::Running);
         world.tables(|tables| {
             let mut books = Books { kind: VmKind::Sev, asid: ASID, pages: PAGES, ..Books::new() };
             (2..4).for_each(|frame| books.stock.give_back(Frame(frame)));
@@ -168,7 +167,7 @@ impl Cpu {
             let board = &self.world.board;
             let found = board.mapped.fetch_or(0, Relaxed);
             board.dirty[self.number].fetch_or(found, Relaxed);
-            self.here().left(VCPU);
+            self.here().context(VCPU).leave();
         }
     }
 
@@ -216,9 +215,11 @@ impl Machine for On<'_> {
     fn tsc_khz(&self) -> u64 {
         1
     }
-    fn facts(&self) -> Facts {
-        let (features, sev_asids) = (Features::NESTED_PAGING, ASID << 16 | ASID);
-        Facts { cpus: 2, tsc_khz: 1, features, frames: 0, phys_bits: 40, asids: 8, services: 3, sev_asids }
+    fn features(&self) -> Features {
+        Features::SEV
+    }
+    fn asids(&self) -> (u32, u32) {
+        (8, ASID << 16 | ASID)
     }
     fn interrupt_cpu(&self, cpu: CpuId) {
         self.board.interrupts[usize::from(cpu.0)].notify();

@@ -172,7 +172,7 @@ fn the_first_message_is_never_lost() {
 fn no_kick_is_lost_on_the_way_into_the_guest() {
     loom::model(|| {
         let vcpu = Arc::new(ContextState::new());
-        vcpu.set_phase(Phase::Running);
+        vcpu.phase.swap(Phase::Running);
         let interrupted = Arc::new(AtomicBool::new(false));
         let kicker = {
             let (vcpu, interrupted) = (vcpu.clone(), interrupted.clone());
@@ -199,11 +199,11 @@ fn no_kick_is_lost_on_the_way_to_bed() {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.kick(pending::KICK))
         };
-        vcpu.set_phase(Phase::Parked);
+        vcpu.phase.swap(Phase::Parked);
         let by_itself = vcpu.unpark();
         let by_other = kicker.join().unwrap();
         assert!(by_itself ^ by_other, "made ready exactly once");
-        assert_eq!(vcpu.phase(), Phase::Ready);
+        assert_eq!(vcpu.phase.get(), Phase::Ready);
     });
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use caisson_core::batches::Open;
+use caisson_core::batches::Batch;
 use caisson_core::cpus::CpuSet;
 use caisson_core::frames::Frames;
 use caisson_core::machine::Machine;
@@ -97,7 +97,7 @@ fn flush_in_order(cpu: &Cpu, steps: [Step; 3]) {
                 Execute => cpu.here().machine.write_back(false),
                 Clear => shared.ran.store(0, Ordering::SeqCst),
                 Pay => cpu.world.tables(|tables| {
-                    while let Some(Open { id, frames, .. }) = tables.batches.pay(CpuId(cpu.number as u16), false) {
+                    while let Some(Batch { id, frames, .. }) = tables.batches.pay(CpuId(cpu.number as u16), false) {
                         tables.frames.paid(frames);
                         tables.open_tickets.retain(|(_, of)| *of != id);
                         cpu.world.board.paid.notify();

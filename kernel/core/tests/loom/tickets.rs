@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use caisson_core::batches::Open;
+use caisson_core::batches::Batch;
 use caisson_core::cpus::CpuSet;
 use caisson_core::machine::Machine;
 use caisson_proto::abi::doorbell;
@@ -75,7 +75,7 @@ fn pay_without_looking(cpu: &Cpu) {
         cpu.here().machine.write_back(invalidate);
         cpu.world.tables(|tables| {
             while let Some(open) = tables.batches.pay(CpuId(cpu.number as u16), invalidate) {
-                let Open { id, .. } = open;
+                let Batch { id, .. } = open;
                 let tickets = tables.open_tickets.iter().filter(|(_, of)| *of == id);
                 tables.asids.flushed(tickets.map(|(ticket, _)| *ticket).max().unwrap_or(0));
                 tables.open_tickets.retain(|(_, of)| *of != id);
@@ -184,7 +184,7 @@ fn ring_and_pay(cpu: &Cpu, early: bool) {
             ring();
         }
         cpu.world.tables(|tables| {
-            while let Some(Open { id, frames, .. }) = tables.batches.pay(CpuId(cpu.number as u16), false) {
+            while let Some(Batch { id, frames, .. }) = tables.batches.pay(CpuId(cpu.number as u16), false) {
                 tables.frames.paid(frames);
                 tables.open_tickets.retain(|(_, of)| *of != id);
             }

@@ -8,8 +8,6 @@ use x86_64::registers::model_specific::Msr;
 pub(crate) struct Features {
     /// Number of ASIDs; they are 1 to this − 1.
     pub asids: u32,
-    /// The next rip is reported.
-    pub next_rip: bool,
     /// The least that flushes one vCPU's translations, for the VMCB.
     pub flush: u32,
     /// RDTSCP or RDPID, and so TSC_AUX.
@@ -40,7 +38,7 @@ impl Features {
         };
         let flush = if svm.edx & 1 << 6 != 0 { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
         let tsc_aux = extended.edx & 1 << 27 != 0 || structured.ecx & 1 << 22 != 0;
-        Self { asids: svm.ebx, next_rip: svm.edx & 1 << 3 != 0, flush, tsc_aux, limits, iopm }
+        Self { asids: svm.ebx, flush, tsc_aux, limits, iopm }
     }
 }
 

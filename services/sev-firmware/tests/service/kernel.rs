@@ -151,7 +151,6 @@ impl Fake {
             tsc_khz: 1,
             features,
             frames: 4096,
-            phys_bits: 48,
             asids: 16,
             services: 8,
             sev_asids: ASIDS.0 << 16 | ASIDS.1,

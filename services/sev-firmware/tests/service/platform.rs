@@ -250,7 +250,7 @@ fn an_init_whose_flush_fails_is_made_up_for_by_the_first_launch() {
 fn without_sev_everything_is_refused() {
     let mut fake = Fake::new();
     let mut firmware = Box::<caisson_sev_firmware::Firmware>::default();
-    let machine = Fake::machine(caisson_proto::kernel::Features::NESTED_PAGING);
+    let machine = Fake::machine(caisson_proto::kernel::Features::WBNOINVD);
     firmware.start(&machine, &[3, 4], caisson_proto::addr::Tsc(1), &mut fake);
     let mut world = World { fake, firmware, honest: true };
     assert_eq!(world.platform().support, SevSupport::None);

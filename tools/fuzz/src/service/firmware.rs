@@ -88,7 +88,6 @@ fn machine(asids: u16) -> Machine {
         tsc_khz: 1,
         features: Features::SEV,
         frames: 1 << 20,
-        phys_bits: 48,
         asids: 16,
         services: 8,
         // Few or many, in any order.

@@ -153,7 +153,7 @@ fn a_write_back_that_is_not_wbinvd_pays_for_no_recycling() {
     let context = Context::vcpu(vm.index(), 1);
     assert_eq!(system.pick(1), At::Guest(context));
     assert!(system.here(1).entering(context));
-    system.here(1).left(context);
+    system.here(1).context(context).leave();
     let ticket = system.as_service(FIRMWARE, &WriteBackInvalidate {}).unwrap().ticket;
     let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 1 }).unwrap();
     assert!(!system.as_service(FIRMWARE, &TicketCheck { ticket }).unwrap().done);
@@ -165,7 +165,7 @@ fn a_write_back_that_is_not_wbinvd_pays_for_no_recycling() {
     assert!(system.as_service(NOTIFIER, &TicketCheck { ticket: back }).unwrap().done);
     // A batch's own write-back is no WBINVD.
     assert!(system.here(1).entering(context));
-    system.here(1).left(context);
+    system.here(1).context(context).leave();
     let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(1), pages: 1 }).unwrap();
     system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap();
     system.flush(1);

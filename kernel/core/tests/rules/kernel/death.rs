@@ -119,7 +119,7 @@ fn the_reply_to_a_caller_that_was_condemned_goes_to_its_caller_as_died() {
     system.awake(1, SUPERVISOR);
     system.ask(1, &ServiceKill { service: system.id(VMM) }).unwrap();
     assert_eq!(system.reply(0, Status::Ok, words(1)), At::Idle, "the vCPU runs no more");
-    assert_eq!(system.kernel.context(vcpu).phase(), Phase::Idle);
+    assert_eq!(system.kernel.context(vcpu).phase.get(), Phase::Idle);
     assert_eq!(system.kernel.vms[vm.index()].state(), Some(VmState::Dying));
 }
 
@@ -136,9 +136,9 @@ fn a_vmm_that_dies_takes_its_vm_with_it() {
     assert_eq!(system.guest_exit(0, a, code::IOIO), At::User(VMM));
     assert_eq!(system.exit(0, 2), At::User(SUPERVISOR));
     assert_eq!(system.machine.interrupted.borrow().len(), 1, "the other vCPU is in its guest");
-    system.here(1).left(b);
+    system.here(1).context(b).leave();
     assert_eq!(system.pick(1), At::Idle);
-    assert_eq!(system.kernel.context(b).phase(), Phase::Idle);
+    assert_eq!(system.kernel.context(b).phase.get(), Phase::Idle);
     let vmm = system.id(VMM);
     assert_eq!(system.ask(0, &ServiceRestart { service: vmm }), Err(Status::State), "its VM is still there");
 }
@@ -155,7 +155,7 @@ fn a_reply_that_is_no_resume_faults_the_vmm() {
         assert_eq!(system.guest_exit(0, vcpu, code::HLT), At::User(VMM));
         assert_eq!(system.reply(0, status, reply), At::User(SUPERVISOR));
         assert_eq!(system.kernel.service(VMM).epitaph.lock().fault, FaultKind::Protocol);
-        assert_eq!(system.kernel.context(vcpu).phase(), Phase::Idle);
+        assert_eq!(system.kernel.context(vcpu).phase.get(), Phase::Idle);
     }
     let mut system = System::new(1);
     let vm = system.vm(VMM, VmKind::Plain, 1, 64);

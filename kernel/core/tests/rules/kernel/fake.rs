@@ -10,7 +10,7 @@ use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_core::rmp::Rmp;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, Spa, VPage};
-use caisson_proto::kernel::{Access, Features, Machine as Facts};
+use caisson_proto::kernel::{Access, Features};
 use caisson_proto::layout;
 use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume};
@@ -63,7 +63,6 @@ pub struct Fake {
     pub at_take_back: RefCell<Option<Box<dyn FnOnce()>>>,
 }
 
-const ALL: Features = Features::NESTED_PAGING.union(Features::SEV).union(Features::SNP);
 /// The first frame of the mailbox.
 pub const MAIL: Frame = Frame(8);
 /// The first frame of the RMP.
@@ -119,17 +118,11 @@ impl Machine for &Fake {
     fn tsc_khz(&self) -> u64 {
         KHZ
     }
-    fn facts(&self) -> Facts {
-        Facts {
-            cpus: 2,
-            tsc_khz: KHZ,
-            features: if self.mailbox.is_some() { ALL } else { Features::NESTED_PAGING },
-            frames: 0,
-            phys_bits: 40,
-            asids: 9,
-            services: 0,
-            sev_asids: SEV_ASIDS.0 << 16 | SEV_ASIDS.1,
-        }
+    fn features(&self) -> Features {
+        if self.mailbox.is_some() { Features::SEV | Features::SNP } else { Features::empty() }
+    }
+    fn asids(&self) -> (u32, u32) {
+        (9, SEV_ASIDS.0 << 16 | SEV_ASIDS.1)
     }
     fn interrupt_cpu(&self, cpu: CpuId) {
         self.interrupted.borrow_mut().push(cpu);

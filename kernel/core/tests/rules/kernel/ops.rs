@@ -227,7 +227,7 @@ fn an_encrypted_vm_owes_write_back_where_it_ran() {
     let context = Context::vcpu(vm.index(), 1);
     assert_eq!(system.pick(1), At::Guest(context));
     assert!(system.here(1).entering(context));
-    system.here(1).left(context);
+    system.here(1).context(context).leave();
     let first = system.as_service(MEMORY, &unmap(vm, 0, 1)).unwrap();
     assert_eq!(system.as_service(MEMORY, &BatchInfo { slot: 0 }).unwrap().owed, 1);
     let ticket = system.as_service(NOTIFIER, &WriteBack { batch: first.batch }).unwrap().ticket;

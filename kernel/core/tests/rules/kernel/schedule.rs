@@ -87,8 +87,8 @@ fn a_kick_wakes_what_is_parked_and_stops_what_runs() {
     system.ask(0, &VcpuKick { vcpu: VcpuId { vm, index: 1 } }).unwrap();
     assert_eq!(system.machine.interrupted.borrow_mut().pop().map(|cpu| cpu.0), Some(1));
     assert_eq!(system.resume(0, Action::Park, 0), At::Idle);
-    assert_eq!(system.kernel.context(a).phase(), Phase::Parked);
-    system.here(1).left(b);
+    assert_eq!(system.kernel.context(a).phase.get(), Phase::Parked);
+    system.here(1).context(b).leave();
     assert_eq!(system.pick(1), At::User(VMM));
     assert_eq!((exit_of(&system, 1).vcpu, exit_of(&system, 1).code), (1, code::KICK));
     system.ask(1, &VcpuKick { vcpu: VcpuId { vm, index: 0 } }).unwrap();
@@ -111,7 +111,7 @@ fn a_kick_between_the_choice_and_the_entry_is_not_lost() {
     assert!(!system.here(0).entering(a), "it was stopped, and its stop is complete");
     assert!(!system.kernel.context(a).in_guest());
     assert_eq!(system.pick(0), At::Idle);
-    assert_eq!(system.kernel.context(a).phase(), Phase::Idle);
+    assert_eq!(system.kernel.context(a).phase.get(), Phase::Idle);
 }
 
 #[test]

@@ -98,12 +98,11 @@ impl System {
             record(&[], Caps::FIRMWARE, false),
             record(&[], Caps::SILICON, false),
         ];
-        kernel.configure(records.iter(), cpus);
         let entries: Vec<AtomicU64> = (0..FRAMES).map(|_| AtomicU64::new(0)).collect();
         let table = FrameTable::new(entries.leak());
         table.declare(Frame(0), FRAMES as u64, Frames::free(true));
         table.declare(Frame(0), KERNEL_FRAMES, Frames::plain(FrameState::Kernel));
-        kernel.adopt_frames(table);
+        kernel.configure(records.iter(), cpus, table);
         Self {
             kernel,
             machine: Fake::with_processor(),
@@ -303,7 +302,7 @@ impl System {
     /// Enters the guest and leaves it with an exit code.
     pub fn guest_exit(&mut self, cpu: usize, vcpu: Context, code: u16) -> At {
         assert!(self.here(cpu).entering(vcpu));
-        self.here(cpu).left(vcpu);
+        self.here(cpu).context(vcpu).leave();
         let caisson_core::context::Kind::Vcpu(_, index) = vcpu.kind() else { panic!("no vCPU") };
         let mut frame = self.frames[cpu];
         let next = self.here(cpu).vm_exit(&mut frame, vcpu, &exit(index as u8, code));
