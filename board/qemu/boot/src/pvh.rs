@@ -5,7 +5,7 @@ pub const MAGIC: u32 = 0x336e_c578;
 /// `MapEntry::kind` of usable RAM.
 pub const RAM: u32 = 1;
 
-/// `hvm_start_info`, version 1.
+/// `hvm_start_info`, version 1, as far as it is read.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct StartInfo {
@@ -27,11 +27,9 @@ pub struct StartInfo {
     pub memory_map: u64,
     /// How many there are.
     pub memory_map_entries: u32,
-    /// Zero.
-    pub reserved: u32,
 }
 
-/// `hvm_modlist_entry`.
+/// `hvm_modlist_entry`, as far as it is read.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Module {
@@ -39,10 +37,6 @@ pub struct Module {
     pub start: u64,
     /// Length in bytes.
     pub bytes: u64,
-    /// Physical address of its command line; not used.
-    pub command_line: u64,
-    /// Zero.
-    pub reserved: u64,
 }
 
 /// `hvm_memmap_table_entry`.

@@ -3,9 +3,7 @@
 use caisson_core::boot::{BootInfo, Range};
 use caisson_proto::addr::Spa;
 
-use crate::{
-    info::assumes_wbnoinvd, info::machine, info::usable, pvh::MAGIC, pvh::MapEntry, pvh::Module, pvh::StartInfo,
-};
+use crate::{info::machine, info::usable, pvh::MAGIC, pvh::MapEntry, pvh::Module, pvh::StartInfo};
 
 unsafe extern "Rust" {
     /// Made by [`entry!`](crate::entry), which checks its type.
@@ -98,8 +96,8 @@ const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 /// fw_cfg: selector port (the data port follows), and the key of the number of CPUs (QEMU's docs/specs/fw_cfg).
 const FW_CFG: u16 = 0x510;
 const FW_CFG_CPUS: u16 = 5;
-/// Longest command line that is looked at.
-const COMMAND_LINE: usize = 4096;
+/// The command line with which CPUs are taken to have WBNOINVD.
+const WBNOINVD: [u8; 9] = *b"wbnoinvd\0";
 
 unsafe extern "C" {
     static __kernel_start: u8;
@@ -131,7 +129,7 @@ fn cpu_count() -> u16 {
 /// `start_info` is what PVH passed in ebx, and nothing that it points to has been overwritten.
 unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
     // SAFETY: PVH passes the address of its start info, and that says where so many map entries, a module's entry and
-    // a text lie. What lies behind the zero at its end is memory, too, and nobody looks at it.
+    // a text lie. What lies behind the zero at its end is memory, too.
     unsafe {
         let start: StartInfo = read(start_info);
         if start.magic != MAGIC || start.version == 0 {
@@ -144,8 +142,8 @@ unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
         let first = &raw const __kernel_start as u64 - KERNEL_BASE;
         let kernel = (first, &raw const __kernel_end as u64 - KERNEL_BASE - first);
         let [kernel, bundle] = [kernel, bundle].map(|(start, bytes)| Range { start: Spa(start), bytes });
-        let line = if start.command_line == 0 { [0; COMMAND_LINE] } else { read(start.command_line) };
-        Some(machine(usable(entries), kernel, bundle, cpu_count().into(), assumes_wbnoinvd(&line)))
+        let assume_wbnoinvd = start.command_line != 0 && read::<[u8; 9]>(start.command_line) == WBNOINVD;
+        Some(machine(usable(entries), kernel, bundle, cpu_count().into(), assume_wbnoinvd))
     }
 }
 
