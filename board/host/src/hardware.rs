@@ -310,19 +310,16 @@ impl Machine for &Hardware<'_> {
         self.pause();
     }
 
-    fn vcpu_create(
-        &self, vcpu: Context, handler: usize, _: Frame, asid: u32, root: Frame, _: &mut dyn TablePool,
-    ) -> Result<(), Status> {
+    fn vcpu_create(&self, vcpu: Context, handler: usize, _: Frame, asid: u32, root: Frame) {
         let world = self.world;
         let (Kind::Vcpu(vm, index), Some(id)) = (vcpu.kind(), world.vm_of(vcpu)) else {
             world.fail(|| format!("context {} is made a vCPU of no VM", vcpu.number()));
-            return Ok(());
+            return;
         };
         let kind = world.manifest.services.get(handler).map_or(VmKind::Plain, |service| service.kind);
         let guest = Guest::new(id, index as u8, kind, asid, root, world);
         let before = world.guests.borrow_mut().insert(vcpu, guest);
         world.check(before.is_none(), || format!("vCPU {index} of VM slot {vm} is made twice"));
-        Ok(())
     }
 
     fn vcpu_asid(&self, vcpu: Context, asid: u32) {

@@ -151,10 +151,7 @@ pub trait Machine: Copy {
 
     /// Takes the seven adopted frames of a vCPU from `first` on and sets reset state; its state page appears in the
     /// handler's space, and `root` is its view.
-    ///
-    /// # Errors
-    /// [`Status::Exhausted`] without tables for the handler's space.
-    fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome;
+    fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame);
     /// Gives a vCPU, which doesn't run, its VM's ASID.
     fn vcpu_asid(&self, vcpu: Context, asid: u32);
     /// Forgets a vCPU; its state page disappears from the handler.

@@ -2,7 +2,7 @@
 
 use caisson_core::svm::state;
 use caisson_proto::kernel::Features;
-use caisson_proto::layout::{GUEST, VCPU_STATE};
+use caisson_proto::layout::GUEST;
 
 use crate::prelude::*;
 use core::array::from_fn;
@@ -20,16 +20,16 @@ pub(crate) fn here() -> Here<'static, Silicon> {
     Here { kernel: &KERNEL, local: &this().local, machine: Silicon }
 }
 
-const READ_WRITE: Access = Access::READ.union(Access::WRITE);
-
 /// Page of a guest frame in its handler's window.
 fn in_window(gfn: Gfn) -> VPage {
     VPage(GUEST / PAGE_SIZE + gfn.0)
 }
 
-/// Page of a vCPU's state page in its handler.
-fn state_page(vcpu: Context) -> VPage {
-    VPage(VCPU_STATE / PAGE_SIZE + u64::from(vcpu::index(vcpu)))
+/// Lets a vCPU's handler see its state page, or no more.
+fn show_state(vcpu: Context, handler: usize, page: Option<Frame>) {
+    if let Some(home) = home(handler) {
+        home.space.show_state(vcpu::index(vcpu), page);
+    }
 }
 
 /// A page of the service in user mode, if its frame is one of the kernel's, as those are that services have to themselves.
@@ -78,6 +78,9 @@ impl Machine for Silicon {
         fn vcpu_flush(&self, context: Context) -> () = if let Some(vcpu) = vcpu(context) { vcpu.flush() };
         fn vcpu_save(&self, context: Context, groups: Groups) -> () =
             if let Some(vcpu) = vcpu(context) { vcpu::save(context, vcpu, groups) };
+        fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame) -> () =
+            { vcpu::create(vcpu, first, asid, root); show_state(vcpu, handler, Some(first)) };
+        fn vcpu_drop(&self, vcpu: Context, handler: usize) -> () = { vcpu::forget(vcpu); show_state(vcpu, handler, None) };
         // A vCPU that is scheduled has frames.
         fn vcpu_moment(&self, context: Context, code: u16) -> Exit =
             vcpu(context).map_or_else(Exit::default, |vcpu| vcpu::exit(context, vcpu, code));
@@ -131,24 +134,10 @@ impl Machine for Silicon {
         Ok(())
     }
 
-    fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame, pool: Pool) -> Outcome {
-        home(handler).ok_or(Status::NotFound)?.space.map(state_page(vcpu), first, 1, READ_WRITE, pool)?;
-        vcpu::create(vcpu, first, asid, root);
-        Ok(())
-    }
-
     fn vcpu_asid(&self, context: Context, asid: u32) {
         if let Some(vcpu) = vcpu(context) {
             vcpu.vmcb.control.asid = asid;
             vcpu.flush();
-        }
-    }
-
-    fn vcpu_drop(&self, vcpu: Context, handler: usize) {
-        vcpu::forget(vcpu);
-        if let Some(home) = home(handler) {
-            // One small page: there is nothing to split.
-            let _ = home.space.unmap(state_page(vcpu), 1, &mut NoPool);
         }
     }
 
@@ -180,14 +169,4 @@ impl Machine for Silicon {
         vcpu.cpuid.zero();
         entries.iter().take(count.into()).try_for_each(|entry| vcpu.cpuid.add(*entry))
     }
-}
-
-/// Nothing to take from.
-struct NoPool;
-
-impl TablePool for NoPool {
-    fn take(&mut self) -> Option<Frame> {
-        None
-    }
-    fn give_back(&mut self, _: Frame) {}
 }

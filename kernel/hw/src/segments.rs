@@ -67,7 +67,7 @@ pub(crate) fn load() {
         load_tss(SegmentSelector(TASK));
         Star::write_raw(SYSRET_BASE, KERNEL_CODE);
     }
-    LStar::write(VirtAddr::from_ptr(syscall::caisson_syscall as *const ()));
+    LStar::write(VirtAddr::new_truncate(syscall::caisson_syscall as *const () as u64));
     SFMask::write(RFlags::from_bits_truncate(syscall::FLAGS_CLEARED));
 }
 

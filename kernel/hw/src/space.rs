@@ -1,6 +1,6 @@
 //! A service's address space: one slot of the PML4, from 0 to `USER_END`.
 
-use caisson_proto::layout::{GUEST, LEASE, USER_END};
+use caisson_proto::layout::{GUEST, LEASE, USER_END, VCPU_STATE};
 
 use crate::prelude::*;
 
@@ -24,8 +24,11 @@ static VERSIONS: AtomicU64 = AtomicU64::new(0);
 const GIB_PAGES: u64 = 1 << 18;
 const LEASE_PAGE: u64 = LEASE / PAGE_SIZE;
 const LEASE_INDEX: usize = (LEASE_PAGE % 512) as usize;
-// One table of the lowest level has the whole window.
-const _: () = assert!(LEASE_INDEX as u64 + MAX_LEASE_PAGES <= 512);
+const STATE_INDEX: usize = (VCPU_STATE / PAGE_SIZE % 512) as usize;
+// One table of the lowest level has the whole window, and behind it the state pages.
+const _: () = assert!(LEASE_INDEX + MAX_LEASE_PAGES as usize <= STATE_INDEX && STATE_INDEX + MAX_VCPUS <= 512);
+const _: () = assert!(LEASE >> 21 == VCPU_STATE >> 21);
+pub(crate) const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 const _: () = assert!(GUEST.is_multiple_of(GIB_PAGES * PAGE_SIZE));
 
 impl Space {
@@ -96,13 +99,20 @@ impl Space {
     /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable. Nothing is mapped then.
     pub(crate) fn lend(&self, lender: &Self, lease: Lease) -> Result<Lease, Status> {
         let pages = lease.pages.min(MAX_LEASE_PAGES);
-        let access = if lease.write { Access::READ | Access::WRITE } else { Access::READ };
+        let access = if lease.write { READ_WRITE } else { Access::READ };
         self.lent.store(pages, Ordering::Relaxed);
         for number in 0..pages {
             let lent = lender.frame(lease.page.0 + number, access).inspect_err(|_| self.take_back())?;
             Mapped.write(self.lease_table, LEASE_INDEX + number as usize, npt::entry(lent, npt::leaf(access)));
         }
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
+    }
+
+    /// Maps the state page of the vCPU with this index, or nothing.
+    pub(crate) fn show_state(&self, index: u8, page: Option<Frame>) {
+        let entry = page.map_or(0, |frame| npt::entry(frame, npt::leaf(READ_WRITE)));
+        Mapped.write(self.lease_table, STATE_INDEX + usize::from(index), entry);
+        self.changed();
     }
 
     /// The frame of a page.

@@ -141,9 +141,7 @@ impl Machine for On<'_> {
         Ok(())
     }
     fn window_drop(&self, _: usize, _: Pool) {}
-    fn vcpu_create(&self, _: Context, _: usize, _: Frame, _: u32, _: Frame, _: Pool) -> Outcome {
-        Ok(())
-    }
+    fn vcpu_create(&self, _: Context, _: usize, _: Frame, _: u32, _: Frame) {}
     fn vcpu_asid(&self, _: Context, _: u32) {}
     fn vcpu_drop(&self, _: Context, _: usize) {}
     fn vcpu_load(&self, _: Context, _: Groups) -> Outcome {

@@ -104,26 +104,21 @@ impl<M: Machine> Call<'_, M> {
         let index = usize::from(request.vcpu.index);
         ensure(usize::from(request.cpu.0) < self.cpu_count(), Status::Range)?;
         let root = vm.root(0).ok_or(Status::State)?;
-        let handler = vm.handler.get();
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
         let place = books.vcpus.get_mut(index).ok_or(Status::Range)?;
         ensure(place.is_none(), Status::State)?;
         table.check_free(request.frame, VCPU_FRAMES, batches)?;
-        ensure(books.stock.len() >= TABLES_PER_MAP, Status::Exhausted)?;
         *place = Some(request.frame);
         self.adopt(table, books, request.frame, VCPU_FRAMES, request.vcpu.vm);
         let context = Context::vcpu(slot, index);
-        // With a full stock this can't fail.
-        let made =
-            self.machine.vcpu_create(context, handler.index(), request.frame, books.asid, root, &mut books.stock);
+        self.machine.vcpu_create(context, vm.handler.get().index(), request.frame, books.asid, root);
         let state = self.context(context);
         state.home.store(request.cpu.0, Ordering::SeqCst);
         state.pending.store(0, Ordering::SeqCst);
         state.deadline.store(0, Ordering::SeqCst);
         state.phase.swap(Phase::Idle);
         vm.vcpus.fetch_or(1 << index, Ordering::AcqRel);
-        made?;
         ok(Done {})
     }
 

@@ -266,12 +266,9 @@ impl Machine for &Fake {
     fn window_drop(&self, slot: usize, _: &mut dyn TablePool) {
         assert!(self.window.borrow().keys().all(|(of, _)| *of != slot), "still mapped");
     }
-    fn vcpu_create(
-        &self, vcpu: Context, _: usize, first: Frame, asid: u32, _: Frame, _: &mut dyn TablePool,
-    ) -> Result<(), Status> {
+    fn vcpu_create(&self, vcpu: Context, _: usize, first: Frame, asid: u32, _: Frame) {
         self.asids.borrow_mut().insert(vcpu.number(), asid);
         assert!(self.vcpus.borrow_mut().insert(vcpu.number(), first).is_none());
-        Ok(())
     }
     fn vcpu_asid(&self, vcpu: Context, asid: u32) {
         assert_eq!(self.asids.borrow_mut().insert(vcpu.number(), asid), Some(0), "it has an ASID");
