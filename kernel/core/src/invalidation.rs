@@ -7,17 +7,21 @@
 use crate::prelude::*;
 
 /// The state of one VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
     sequence: u64,
     in_progress: u32,
-    hull: Option<(u64, u64)>,
+    /// The lowest frame, and one past the highest.
+    hull: (u64, u64),
 }
+
+/// A hull without a frame.
+const NOTHING: (u64, u64) = (u64::MAX, 0);
 
 impl Invalidation {
     /// A VM in which nothing changes.
     pub const fn new() -> Self {
-        Self { sequence: 0, in_progress: 0, hull: None }
+        Self { sequence: 0, in_progress: 0, hull: NOTHING }
     }
 
     /// The snapshot that a fault takes before it decides.
@@ -30,14 +34,9 @@ impl Invalidation {
     /// # Errors
     /// [`Status::Range`] for an empty range, [`Status::Exhausted`] after 2³² − 1 begins without an end.
     pub fn begin(&mut self, start: Gfn, end: Gfn) -> Outcome {
-        if end <= start {
-            return Err(Status::Range);
-        }
+        ensure(start < end, Status::Range)?;
         self.in_progress = self.in_progress.checked_add(1).ok_or(Status::Exhausted)?;
-        self.hull = Some(match self.hull {
-            Some((low, high)) => (low.min(start.0), high.max(end.0)),
-            None => (start.0, end.0),
-        });
+        self.hull = (self.hull.0.min(start.0), self.hull.1.max(end.0));
         Ok(())
     }
 
@@ -50,7 +49,7 @@ impl Invalidation {
         self.sequence += 1;
         self.in_progress = left;
         if left == 0 {
-            self.hull = None;
+            self.hull = NOTHING;
         }
         Ok(())
     }
@@ -60,8 +59,9 @@ impl Invalidation {
     /// # Errors
     /// [`Status::Stale`] if not: fault again.
     pub fn commit(&self, snapshot: Sequence, gfn: Gfn, pages: u64) -> Outcome {
-        let in_hull = self.hull.is_some_and(|(low, high)| gfn.0 < high && low < gfn.0 + pages);
-        if snapshot.0 != self.sequence || in_hull { Err(Status::Stale) } else { Ok(()) }
+        let (low, high) = self.hull;
+        let in_hull = gfn.0 < high && low < gfn.0 + pages;
+        ensure(snapshot.0 == self.sequence && !in_hull, Status::Stale)
     }
 }
 

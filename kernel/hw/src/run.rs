@@ -96,7 +96,7 @@ pub(crate) fn interrupt(number: u8, user: Option<&Trap>, next: &mut UserFrame) -
                 return true;
             }
         }
-        vector::FLUSH | vector::RESCHEDULE => {
+        vector::RESCHEDULE => {
             translations::answer();
             here.flush_if_wanted();
         }

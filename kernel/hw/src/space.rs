@@ -7,7 +7,6 @@ use crate::prelude::*;
 /// The space. Its PDPT is entered in the PML4 of the CPU where the service runs. All its tables are mapped kernel
 /// frames. Changes to one space are the caller's to keep apart.
 pub struct Space {
-    root: Frame,
     /// What slot 0 of a PML4 has while it is loaded.
     top: u64,
     lease_table: Frame,
@@ -36,8 +35,8 @@ impl Space {
     pub fn new(pool: Pool) -> Option<Self> {
         let root = pool.take()?;
         let lease_table = npt::reach(&mut Mapped, Tree { root, levels: 3 }, LEASE_PAGE, 1, pool).ok()?;
-        let [top, version, lent] = [npt::entry(root, npt::TABLE), 0, 0];
-        let space = Self { root, top, lease_table, version: version.into(), lent: lent.into() };
+        let top = npt::entry(root, npt::TABLE);
+        let space = Self { top, lease_table, version: AtomicU64::new(0), lent: AtomicU64::new(0) };
         space.changed();
         Some(space)
     }
@@ -48,7 +47,7 @@ impl Space {
     }
 
     const fn tree(&self) -> Tree {
-        Tree { root: self.root, levels: 3 }
+        Tree { root: npt::target(self.top), levels: 3 }
     }
 
     /// Maps pages, at most 512; 512 aligned ones become a large page. What wasn't mapped isn't cached, so nothing
@@ -83,9 +82,9 @@ impl Space {
     /// Gives every table of the guest's window back, all from [`GUEST`] on. Nothing is mapped there any more.
     pub(crate) fn drop_guest(&self, pool: Pool) {
         for at in (GUEST / PAGE_SIZE / GIB_PAGES) as usize..(USER_END / PAGE_SIZE / GIB_PAGES) as usize {
-            let value = Mapped.read(self.root, at);
+            let value = Mapped.read(self.tree().root, at);
             if value != 0 {
-                Mapped.write(self.root, at, 0);
+                Mapped.write(self.tree().root, at, 0);
                 npt::drop_all(&mut Mapped, Tree { root: npt::target(value), levels: 2 }, pool);
             }
         }

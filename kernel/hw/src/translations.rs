@@ -25,7 +25,7 @@ pub(crate) fn flush_everywhere() {
     let wish = WISHED.fetch_add(1, Ordering::SeqCst) + 1;
     let all = DONE.get(..KERNEL.cpu_count()).unwrap_or(&DONE);
     for number in (0..all.len() as u16).filter(|number| *number != this().local.cpu.0) {
-        apic::send(CpuId(number), vector::FLUSH);
+        apic::send(CpuId(number), vector::RESCHEDULE);
     }
     for done in all {
         while done.load(Ordering::SeqCst) < wish {

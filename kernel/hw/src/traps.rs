@@ -10,10 +10,8 @@ pub mod vector {
     pub const LINE_0: u8 = 0x20;
     /// This CPU's timer.
     pub const TIMER: u8 = 0xf0;
-    /// Another CPU wants this one to look for work.
+    /// Another CPU wants this one to look for work, or caches or translations flushed here.
     pub const RESCHEDULE: u8 = 0xf1;
-    /// Another CPU wants caches or translations flushed here.
-    pub const FLUSH: u8 = 0xf2;
     /// The local APIC's spurious vector.
     pub const SPURIOUS: u8 = 0xff;
 }

@@ -3,6 +3,7 @@
 use core::mem::offset_of;
 
 use arbitrary::{Arbitrary, Unstructured};
+use caisson_core::boot::Quirks;
 use caisson_core::bundle::Bundle;
 use caisson_core::svm::exits;
 use caisson_core::svm::reset::reset;
@@ -87,7 +88,8 @@ fn fixed(vmcb: &Vmcb) -> impl PartialEq + std::fmt::Debug + use<> {
 pub fn state_page(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let few = input.arbitrary().unwrap_or(false);
-    let limits = Limits { xcr0: 7, few_error_codes: few, interrupts_by_virq: few };
+    let limits =
+        Limits { xcr0: 7, quirks: Quirks { assume_wbnoinvd: false, few_error_codes: few, interrupts_by_virq: few } };
     let (mut vmcb, mut extra) = (Vmcb::new_zeroed(), Extra::default());
     reset(&mut vmcb, &mut extra);
     (vmcb.control.iopm, vmcb.control.msrpm, vmcb.control.asid, vmcb.control.n_cr3) = (0x1000, 0x4000, 1, 0x7000);
@@ -136,9 +138,9 @@ fn one(step: Step, page: &mut Page, vmcb: &mut Vmcb, extra: &mut Extra, limits: 
             exits::before(vmcb, extra);
             vmcb.control.int_info = int_info;
             vmcb.save.rip = vmcb.save.rip.wrapping_add(moved.into());
-            exits::after(code, vmcb, extra, || limits.interrupts_by_virq);
+            exits::after(code, vmcb, extra, || limits.quirks.interrupts_by_virq);
             let by_virq = vmcb.control.event == 0 && vmcb.control.interrupt >> 32 == extra.event & 0xff;
-            assert!(extra.event == vmcb.control.event || limits.interrupts_by_virq && by_virq);
+            assert!(extra.event == vmcb.control.event || limits.quirks.interrupts_by_virq && by_virq);
             exits::flags(vmcb, extra, 0);
             state::save(page, exits::groups(code, info, rcx), vmcb, extra);
         }

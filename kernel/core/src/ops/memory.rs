@@ -230,7 +230,7 @@ impl<M: Machine> Call<'_, M> {
         ensure(books.stock.len() >= 2, Status::Exhausted)?;
         self.machine.window_unmap(handler, request.gfn, request.pages, &mut books.stock)?;
         self.machine.flush_translations();
-        for (frame, gfn) in frames.into_iter().zip(request.gfn.0..) {
+        for (&frame, gfn) in frames.iter().zip(request.gfn.0..) {
             self.machine.flush_lines(frame, 1, 0);
             if snp {
                 self.machine.rmp_update(frame, Entry::guest(books.asid, Gfn(gfn), false))?;

@@ -13,10 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut};
 pub struct Limits {
     /// Bits of XCR0 that may be set.
     pub xcr0: u64,
-    /// See [`Quirks`].
-    pub few_error_codes: bool,
-    /// See [`Quirks`].
-    pub interrupts_by_virq: bool,
+    /// Where it differs from silicon.
+    pub quirks: Quirks,
 }
 
 /// What the kernel keeps of a vCPU beside its VMCB.
@@ -144,7 +142,7 @@ pub fn resume(page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &m
     let any = resume.inject | extra.event != 0;
     if any {
         ensure(resume.inject == 0 || extra.event == 0 || resume.replace, Status::Busy)?;
-        events::check(resume.inject, limits.few_error_codes)?;
+        events::check(resume.inject, limits.quirks.few_error_codes)?;
     }
     if !resume.groups.is_empty() {
         load(page, resume.groups, vmcb, extra, limits)?;
@@ -160,7 +158,7 @@ pub fn resume(page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &m
         if resume.inject != 0 {
             (extra.event, extra.fresh) = (resume.inject, 1);
         }
-        vmcb.set_event(extra.event, limits.interrupts_by_virq);
+        vmcb.set_event(extra.event, limits.quirks.interrupts_by_virq);
     }
     Ok(())
 }

@@ -31,11 +31,7 @@ impl Features {
     /// Those of this machine, which has SVM.
     pub(crate) fn detect(quirks: &Quirks, iopm: Frame) -> Self {
         let (svm, structured, extended) = (cpuid(0x8000_000a, 0), cpuid(7, 0), cpuid(0x8000_0001, 0));
-        let limits = Limits {
-            xcr0: u64::from(cpuid(0xd, 0).eax) & XCR0,
-            few_error_codes: quirks.few_error_codes,
-            interrupts_by_virq: quirks.interrupts_by_virq,
-        };
+        let limits = Limits { xcr0: u64::from(cpuid(0xd, 0).eax) & XCR0, quirks: *quirks };
         let flush = if svm.edx & 1 << 6 != 0 { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
         let tsc_aux = extended.edx & 1 << 27 != 0 || structured.ecx & 1 << 22 != 0;
         Self { asids: svm.ebx, flush, tsc_aux, limits, iopm }

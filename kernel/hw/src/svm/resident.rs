@@ -76,10 +76,3 @@ pub(super) fn switch_out(vcpu: &mut Vcpu) {
         vcpu.extra.reload = ABSENT;
     }
 }
-
-/// Takes out what the state page is to be filled from.
-pub(super) fn sync(vcpu: &mut Vcpu, groups: Groups) {
-    if groups.intersects(RESIDENT) {
-        switch_out(vcpu);
-    }
-}

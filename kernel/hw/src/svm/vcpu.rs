@@ -73,13 +73,17 @@ pub(crate) fn index(context: Context) -> u8 {
 /// Gives a vCPU its frames, in reset state. No CPUID leaf exists.
 pub(crate) fn create(context: Context, first: Frame, asid: u32, root: Frame) {
     (first.0..first.0 + VCPU_FRAMES).for_each(|frame| kmap::zero(Frame(frame)));
-    if let Some(place) = place(context) {
-        place.cpu.store(NOWHERE, Ordering::Relaxed);
-        place.first.store(first.0, Ordering::Release);
-    }
-    if let Some(vcpu) = vcpu(context) {
-        vcpu.init(asid, root);
-    }
+    let Some(place) = place(context) else { return };
+    place.cpu.store(NOWHERE, Ordering::Relaxed);
+    place.first.store(first.0, Ordering::Release);
+    let Some(vcpu) = vcpu(context) else { return };
+    let (at, mxcsr) = MXCSR;
+    vcpu.fpu[at..at + 4].copy_from_slice(&mxcsr.to_le_bytes());
+    reset::fill_msr_map(&mut vcpu.msr_map);
+    reset::reset(&mut vcpu.vmcb, &mut vcpu.extra);
+    let (msrpm, control) = (vcpu.spa(offset_of!(Vcpu, msr_map)), &mut vcpu.vmcb.control);
+    (control.iopm, control.msrpm) = (this().svm.iopm.spa().0, msrpm.0);
+    (control.asid, control.tlb_control, control.n_cr3) = (asid, TLB_FLUSH_ALL, root.spa().0);
 }
 
 /// A vCPU has no frames any more, and its registers in whichever CPU are nobody's.
@@ -113,8 +117,8 @@ pub(crate) fn make_resident(context: Context) {
 
 /// Fills groups of the state page.
 pub(crate) fn save(context: Context, vcpu: &mut Vcpu, groups: Groups) {
-    if is_here(context) {
-        resident::sync(vcpu, groups);
+    if groups.intersects(RESIDENT) && is_here(context) {
+        resident::switch_out(vcpu);
     }
     caisson_core::svm::state::save(&mut vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra);
 }
@@ -143,16 +147,6 @@ impl Vcpu {
     /// The physical address of a part.
     pub(super) fn spa(&self, offset: usize) -> Spa {
         Spa(kmap::frame_at(&raw const *self as u64).spa().0 + offset as u64)
-    }
-
-    fn init(&mut self, asid: u32, root: Frame) {
-        let (at, mxcsr) = MXCSR;
-        self.fpu[at..at + 4].copy_from_slice(&mxcsr.to_le_bytes());
-        reset::fill_msr_map(&mut self.msr_map);
-        reset::reset(&mut self.vmcb, &mut self.extra);
-        let (msrpm, control) = (self.spa(offset_of!(Self, msr_map)), &mut self.vmcb.control);
-        (control.iopm, control.msrpm) = (this().svm.iopm.spa().0, msrpm.0);
-        (control.asid, control.tlb_control, control.n_cr3) = (asid, TLB_FLUSH_ALL, root.spa().0);
     }
 
     /// Makes the next entry begin without translations: after a change of nested tables, and when the vCPU comes

@@ -38,7 +38,7 @@ impl Vcpu {
         if code == code::INVALID {
             self.contain_failed_entry();
         }
-        let by_virq = || this().svm.limits.interrupts_by_virq;
+        let by_virq = || this().svm.limits.quirks.interrupts_by_virq;
         if exits::is_interrupt(code) {
             exits::keep_event(code, &mut self.vmcb, &mut self.extra, by_virq());
             return None;

@@ -5,12 +5,16 @@ use caisson_proto::vcpu::{Groups, Resume, Segment, VcpuState};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use crate::boot::Quirks;
 use crate::svm::events::VALID;
 use crate::svm::reset::{MSR_MAP, fill_msr_map, reset};
 use crate::svm::state::{ABSENT, Extra, Limits, SVME, StatePage, load, resume, save};
 use crate::svm::vmcb::Vmcb;
 
-const LIMITS: Limits = Limits { xcr0: 0x207, few_error_codes: false, interrupts_by_virq: false };
+const LIMITS: Limits = Limits {
+    xcr0: 0x207,
+    quirks: Quirks { assume_wbnoinvd: false, interrupts_by_virq: false, few_error_codes: false },
+};
 
 impl StatePage for VcpuState {
     fn get(&self, offset: usize) -> u64 {
