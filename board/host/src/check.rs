@@ -199,6 +199,6 @@ pub fn settled(world: &World) {
 }
 
 fn open_batches(world: &World) -> Vec<Batch> {
-    let open = |tables: &mut Tables| (0..MAX_BATCHES).filter_map(|slot| tables.batches.get(slot)).collect();
+    let open = |tables: &mut Tables| (0..MAX_BATCHES).filter_map(|slot| tables.batches.get(slot).copied()).collect();
     world.kernel.inspect(open).unwrap_or_default()
 }

@@ -29,7 +29,8 @@ pub struct Batch {
 
 impl Batch {
     const NONE: Self = {
-        let (id, vm, kind, owed) = (BatchId(0), VmId::new(0, 0), VmKind::Plain, CpuSet::EMPTY);
+        // The first generation is 0.
+        let (id, vm, kind, owed) = (BatchId(0xffff << 16), VmId::new(0, 0), VmKind::Plain, CpuSet::EMPTY);
         Self { id, vm, kind, frames: 0, owed, invalidate: false, open: false }
     };
 }
@@ -50,7 +51,7 @@ impl Batches {
     }
 
     /// An open batch.
-    pub fn find(&self, id: BatchId) -> Option<Batch> {
+    pub fn find(&self, id: BatchId) -> Option<&Batch> {
         self.get((id.0 & 0xffff) as usize).filter(|open| open.id == id)
     }
 
@@ -88,8 +89,8 @@ impl Batches {
     }
 
     /// The batch in a slot.
-    pub fn get(&self, index: usize) -> Option<Batch> {
-        self.slots.get(index).filter(|slot| slot.open).copied()
+    pub fn get(&self, index: usize) -> Option<&Batch> {
+        self.slots.get(index).filter(|slot| slot.open)
     }
 
     /// A CPU wrote back, or did so by WBINVD: it owes nothing any more, for any batch that was open before it did. Ask until

@@ -101,7 +101,7 @@ impl Early {
         self.map(root, OWN_PML4, root, 1, DATA)?;
         let table = self.reach(root, OWN_TABLE, 1)?;
         self.map(root, OWN_TABLE, table, 1, DATA)?;
-        let ist = [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP].map(|top| (top, IST_PAGES));
+        let ist = IST.map(|(_, top)| (top, IST_PAGES));
         for (top, pages) in [(STACK_TOP, STACK_PAGES)].into_iter().chain(ist) {
             let stack = self.take_frames(pages)?;
             self.map(root, top - pages * PAGE_SIZE, stack, pages, DATA)?;

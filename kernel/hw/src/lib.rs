@@ -34,7 +34,6 @@ mod smp;
 pub mod space;
 mod svm;
 mod syscall;
-mod tables;
 mod translations;
 mod traps;
 mod window;

@@ -13,7 +13,8 @@ pub(crate) use x86_64::{VirtAddr, instructions::tlb, registers::control::*, stru
 pub(crate) use crate::cpu::{CR0, cpuid};
 pub(crate) use crate::svm::{features, features::Features, vcpu, vcpu::vcpu};
 pub(crate) use crate::{
-    apic, boot, boot::Early, clock, cpu, epitaph, home, home::home, ioapic, kmap, layout::*, log, machine::*, mailbox,
+    apic, boot, boot::Early, clock, cpu, epitaph, home, home::home, ioapic, kmap, kmap::CODE, kmap::DATA, kmap::DEVICE,
+    kmap::Mapped, kmap::READ, layout::*, log, machine::*, mailbox,
 };
-pub(crate) use crate::{percpu::*, run, segments, segments::*, smp, space::*, syscall, tables::*, translations};
+pub(crate) use crate::{percpu::*, run, segments, segments::*, smp, space::*, syscall, translations};
 pub(crate) use crate::{traps, traps::*, window};

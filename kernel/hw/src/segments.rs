@@ -13,10 +13,9 @@ const KERNEL_DATA: u16 = 0x10;
 const TASK: u16 = 0x28;
 /// SYSRET takes SS from here + 8 and CS from here + 16.
 const SYSRET_BASE: u16 = KERNEL_DATA | 3;
-/// Interrupt stack table: entry of the double fault, the NMI and the machine check.
-pub(crate) const IST_DOUBLE_FAULT: u8 = 1;
-pub(crate) const IST_NMI: u8 = 2;
-pub(crate) const IST_MACHINE_CHECK: u8 = 3;
+/// Interrupt stack table, from its entry 1 on: vectors that have stacks of their own, and where these begin.
+pub(crate) const IST: [(u8, u64); 3] =
+    [(vector::DOUBLE_FAULT, DOUBLE_FAULT_TOP), (vector::NMI, NMI_TOP), (vector::MACHINE_CHECK, MACHINE_CHECK_TOP)];
 
 /// Where the permission map lies in the task state: just behind.
 const PORTS_AT: u16 = size_of::<TaskStateSegment>() as u16;
@@ -37,8 +36,8 @@ impl Task {
     pub fn new() -> Self {
         let mut state = TaskStateSegment::new();
         state.privilege_stack_table[0] = VirtAddr::new_truncate(STACK_TOP);
-        state.interrupt_stack_table =
-            [DOUBLE_FAULT_TOP, NMI_TOP, MACHINE_CHECK_TOP, 0, 0, 0, 0].map(VirtAddr::new_truncate);
+        let [first, second, third] = IST.map(|(_, top)| top);
+        state.interrupt_stack_table = [first, second, third, 0, 0, 0, 0].map(VirtAddr::new_truncate);
         state.iomap_base = NO_PORTS;
         Self { state, map: [0xff; MAP_BYTES] }
     }

@@ -4,8 +4,14 @@
 
 use crate::prelude::*;
 
-/// Interrupt vectors.
+/// Vectors of interrupts, and of exceptions that are more than a fault of ring 3's.
 pub mod vector {
+    /// Non-maskable interrupt.
+    pub const NMI: u8 = 2;
+    /// Double fault.
+    pub const DOUBLE_FAULT: u8 = 8;
+    /// Machine check.
+    pub const MACHINE_CHECK: u8 = 18;
     /// ISA interrupt line 0; line n is this + n.
     pub const LINE_0: u8 = 0x20;
     /// This CPU's timer.
@@ -16,10 +22,7 @@ pub mod vector {
     pub const SPURIOUS: u8 = 0xff;
 }
 
-const NMI: u8 = 2;
-const DOUBLE_FAULT: u8 = 8;
 const PAGE_FAULT: u64 = 14;
-const MACHINE_CHECK: u8 = 18;
 
 /// The registers at an exception or interrupt.
 #[derive(Clone, Copy, Debug)]
@@ -96,8 +99,8 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
     // SAFETY: used only if ring 3 was running, and then nobody else uses the frame.
     let frame = || unsafe { &mut *this().frame.get() };
     match trap.vector as u8 {
-        NMI | vector::SPURIOUS => false,
-        DOUBLE_FAULT | MACHINE_CHECK => epitaph::epitaph(trap),
+        vector::NMI | vector::SPURIOUS => false,
+        vector::DOUBLE_FAULT | vector::MACHINE_CHECK => epitaph::epitaph(trap),
         0..=31 if trap.is_user() => {
             run::fault(trap, frame());
             true
@@ -121,14 +124,9 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
 pub(crate) fn fill_idt(table: Frame) {
     for number in 0..=255 {
         let stub = &raw const caisson_stubs as u64 + u64::from(number) * STUB_BYTES;
-        let stack = match number {
-            NMI => IST_NMI,
-            DOUBLE_FAULT => IST_DOUBLE_FAULT,
-            MACHINE_CHECK => IST_MACHINE_CHECK,
-            _ => 0,
-        };
+        let stack = IST.iter().position(|(vector, _)| *vector == number).map_or(0, |at| at as u64 + 1);
         let place = stub & 0xffff | (stub >> 16 & 0xffff) << 48;
-        let gate = place | u64::from(KERNEL_CODE) << 16 | u64::from(stack) << 32 | 0x8e << 40;
+        let gate = place | u64::from(KERNEL_CODE) << 16 | stack << 32 | 0x8e << 40;
         Mapped.write(table, 2 * usize::from(number), gate);
         Mapped.write(table, 2 * usize::from(number) + 1, stub >> 32);
     }

@@ -20,7 +20,7 @@ impl<M: Machine> Call<'_, M> {
         let tables = self.tables();
         let mut rest =
             (request.slot..MAX_BATCHES as u16).filter_map(|slot| tables.batches.get(slot.into()).zip(Some(slot)));
-        let (Batch { id, vm, kind, frames, owed, .. }, slot) = rest.next().ok_or(Status::NotFound)?;
+        let (&Batch { id, vm, kind, frames, owed, .. }, slot) = rest.next().ok_or(Status::NotFound)?;
         ok(BatchReport { batch: id, vm, kind, frames, owed: owed.iter().count() as u16, next: slot + 1 })
     }
 
@@ -28,7 +28,7 @@ impl<M: Machine> Call<'_, M> {
     /// last has answered.
     pub(super) fn write_back(&self, request: &WriteBack) -> Answer {
         let mut tables = self.tables();
-        let Batch { owed, invalidate, .. } = tables.batches.find(request.batch).ok_or(Status::NotFound)?;
+        let &Batch { owed, invalidate, .. } = tables.batches.find(request.batch).ok_or(Status::NotFound)?;
         if owed == CpuSet::EMPTY {
             let open = tables.batches.settle(request.batch)?;
             self.paid(&mut tables, &open);

@@ -4,7 +4,6 @@
 
 mod batches;
 mod firmware;
-mod machine;
 mod memory;
 mod supervise;
 mod vcpus;

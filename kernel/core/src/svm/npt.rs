@@ -92,6 +92,7 @@ fn access(entry: u64) -> Access {
 }
 
 /// Where the walk to a page ends: table and level, and the entry there, which is absent or maps pages.
+#[inline(always)]
 fn walk<T: Tables>(tables: &T, tree: Tree, page: u64) -> (Frame, u32, u64) {
     let (mut table, mut level) = (tree.root, tree.levels);
     loop {

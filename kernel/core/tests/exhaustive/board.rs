@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use caisson_core::batches::{Batches, MAX_BATCHES};
 use caisson_core::cpu::{Local, UserFrame};
 use caisson_core::cpus::CpuSet;
+use caisson_core::frames::FrameTable;
 use caisson_core::here::Here;
 use caisson_core::ipc::Next;
 use caisson_core::kernel::{Kernel, Tables};
@@ -139,7 +140,7 @@ impl Board {
             ..ServiceRecord::new_zeroed()
         };
         let caps = [Caps::FRAMES, Caps::WRITEBACK, Caps::FIRMWARE, Caps::VCPUS];
-        kernel.configure(caps.map(record).iter(), CPUS);
+        kernel.configure(caps.map(record).iter(), CPUS, FrameTable::new(&[]));
         kernel.service(VMM).revive(0, 0);
         let registers = [(); 3].map(|()| &*Box::leak(Box::new(AtomicU32::new(1 << 31))));
         let command = [(); 2].map(|()| &*Box::leak(Box::new([const { AtomicU64::new(0) }; 8])));
@@ -258,7 +259,7 @@ pub fn put_batches(blocked: usize, open: &[Option<Batch>; SLOTS]) -> Batches {
 pub fn take_batches(blocked: usize, batches: &mut Batches) -> ([Option<Batch>; SLOTS], [u32; SLOTS]) {
     let (mut open, mut generations) = ([const { None }; SLOTS], [0; SLOTS]);
     for (slot, at) in (blocked..MAX_BATCHES).zip(0..SLOTS) {
-        let found = batches.get(slot);
+        let found = batches.get(slot).copied();
         let id = found
             .map_or_else(|| batches.open(nobody(slot), VmKind::Plain, &CpuSet::EMPTY, false).unwrap(), |open| open.id);
         assert_eq!(id.0 & 0xffff, slot as u32);
@@ -267,7 +268,7 @@ pub fn take_batches(blocked: usize, batches: &mut Batches) -> ([Option<Batch>; S
             vm: open.vm.bits(),
             kind: open.kind as u8,
             frames: open.frames as u8,
-            owed: batches.owed(id).unwrap().0.iter().fold(0, |bits, cpu| bits | 1 << cpu.0),
+            owed: open.owed.iter().fold(0, |bits, cpu| bits | 1 << cpu.0),
             invalidate: open.invalidate,
         });
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use caisson_core::batches::Open;
+use caisson_core::batches::Batch as Open;
 use caisson_core::context::Context;
 use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, Sequence, VmId};
 use caisson_proto::kernel::{Access, GuestMap, GuestPrivate, GuestUnmap, VmKind, WriteBack};
@@ -92,7 +92,7 @@ impl Small {
                 for page in (0..PAGES).filter(|page| self.encrypted(vm) && nested[*page]) {
                     truth.dirty[cpu] |= 1 << page;
                 }
-                board.here(cpu).left(vcpu);
+                board.here(cpu).context(vcpu).leave();
                 if board.is(Mutant::ForgetRow) {
                     board.kernel.cpus[cpu].ran.store(0, SeqCst);
                 }

@@ -5,7 +5,7 @@ use caisson_core::event::Event;
 use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, Spa};
-use caisson_proto::kernel::{Access, Features, Machine as Facts};
+use caisson_proto::kernel::{Access, Features};
 use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 
@@ -21,11 +21,12 @@ impl Machine for On {
     fn tsc_khz(&self) -> u64 {
         1
     }
-    fn facts(&self) -> Facts {
+    fn features(&self) -> Features {
+        Features::SEV
+    }
+    fn asids(&self) -> (u32, u32) {
         // All are of SEV-ES VMs, so that there are few.
-        let sev_asids = (ASIDS as u32 + 1) << 16 | (ASIDS as u32 + 1);
-        let features = Features::NESTED_PAGING | Features::SEV;
-        Facts { cpus: 2, tsc_khz: 1, features, frames: 0, phys_bits: 40, asids: 8, services: 4, sev_asids }
+        (8, (ASIDS as u32 + 1) << 16 | (ASIDS as u32 + 1))
     }
     fn interrupt_cpu(&self, _: CpuId) {}
     fn relax(&self) {
@@ -122,11 +123,7 @@ impl Machine for On {
         Ok(())
     }
     fn window_drop(&self, _: usize, _: &mut dyn TablePool) {}
-    fn vcpu_create(
-        &self, _: Context, _: usize, _: Frame, _: u32, _: Frame, _: &mut dyn TablePool,
-    ) -> Result<(), Status> {
-        Ok(())
-    }
+    fn vcpu_create(&self, _: Context, _: usize, _: Frame, _: u32, _: Frame) {}
     fn vcpu_asid(&self, _: Context, _: u32) {}
     fn vcpu_drop(&self, _: Context, _: usize) {}
     fn vcpu_load(&self, _: Context, _: Groups) -> Result<(), Status> {

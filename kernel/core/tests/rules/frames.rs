@@ -119,7 +119,7 @@ proptest! {
                     close(&mut model, &mut debts, &paid);
                 }
                 Step::Settle(slot) => {
-                    let Some(open) = batches.get(usize::from(slot)) else { continue };
+                    let Some(&open) = batches.get(usize::from(slot)) else { continue };
                     let settled = batches.settle(open.id);
                     prop_assert_eq!(settled.is_ok(), debts[&open.id.0] == 0);
                     if settled.is_ok() {
