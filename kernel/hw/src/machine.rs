@@ -149,9 +149,7 @@ impl Machine for Silicon {
 
     fn vcpu_resume(&self, context: Context, resume: &Resume, root: Frame) -> Outcome {
         let vcpu = vcpu(context).ok_or(Status::NotFound)?;
-        if resume.context != 0 {
-            return Err(Status::Unsupported);
-        }
+        ensure(resume.context == 0, Status::Unsupported)?;
         state::resume(&vcpu.page, resume, &mut vcpu.vmcb, &mut vcpu.extra, &this().svm.limits)?;
         // What the guest translated with other control registers isn't its translation any more.
         if vcpu.vmcb.control.n_cr3 != root.spa().0 || resume.groups.contains(Groups::CONTROL) {

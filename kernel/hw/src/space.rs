@@ -57,9 +57,7 @@ impl Space {
     /// [`Status::Range`] outside the user half, for an access without reading, or for one with both writing and
     /// executing; else as [`npt::map`]. Nothing is mapped then.
     pub fn map(&self, page: VPage, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome {
-        if access.contains(Access::WRITE | Access::EXECUTE) {
-            return Err(Status::Range);
-        }
+        ensure(!access.contains(Access::WRITE | Access::EXECUTE), Status::Range)?;
         npt::map(&mut Mapped, self.tree(), Gfn(page.0), frame, pages, access, pool)
     }
 

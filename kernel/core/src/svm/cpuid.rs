@@ -29,9 +29,7 @@ impl Table {
     /// # Errors
     /// [`Status::Malformed`] for an unknown flag or a spare word that isn't 0, [`Status::Exhausted`] if it is full.
     pub fn add(&mut self, entry: CpuidEntry) -> Outcome {
-        if entry.flags & !KNOWN_FLAGS != 0 || entry.spare != 0 {
-            return Err(Status::Malformed);
-        }
+        ensure(entry.flags & !KNOWN_FLAGS == 0 && entry.spare == 0, Status::Malformed)?;
         let mut row = (0..CpuidEntry::MAX).map(|step| (hash(entry.leaf) + step) % CpuidEntry::MAX);
         let free = row.find(|&at| self.entries[at].spare == 0).ok_or(Status::Exhausted)?;
         self.entries[free] = CpuidEntry { spare: USED, ..entry };

@@ -70,13 +70,8 @@ pub const fn vector_of_interrupt(event: u64) -> Option<u64> {
 /// # Errors
 /// [`Status::Malformed`] for what is no event, [`Status::Unsupported`] for an error code that this CPU doesn't push:
 /// build the frame in guest memory.
-pub const fn check(word: u64, few_error_codes: bool) -> Outcome {
-    if word != 0 && (word & VALID == 0 || word & RESERVED != 0) {
-        return Err(Status::Malformed);
-    }
+pub fn check(word: u64, few_error_codes: bool) -> Outcome {
+    ensure(word == 0 || word & VALID != 0 && word & RESERVED == 0, Status::Malformed)?;
     let with_error = word & TYPE == EXCEPTION && word & ERROR_CODE != 0;
-    if few_error_codes && with_error && !has(ALWAYS_PUSHED, word & 0xff) {
-        return Err(Status::Unsupported);
-    }
-    Ok(())
+    ensure(!few_error_codes || !with_error || has(ALWAYS_PUSHED, word & 0xff), Status::Unsupported)
 }

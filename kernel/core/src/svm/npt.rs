@@ -135,9 +135,7 @@ pub fn map<T: Tables>(
     tables: &mut T, tree: Tree, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool,
 ) -> Outcome {
     let end = gfn.0.checked_add(pages).filter(|&end| end <= tree.end()).ok_or(Status::Range)?;
-    if pages == 0 || pages > LARGE_PAGES || !access.contains(Access::READ) {
-        return Err(Status::Range);
-    }
+    ensure((1..=LARGE_PAGES).contains(&pages) && access.contains(Access::READ), Status::Range)?;
     if pages == LARGE_PAGES && (gfn.0 | frame.0).is_multiple_of(LARGE_PAGES) {
         let table = reach(tables, tree, gfn.0, LARGE_LEVEL, pool)?;
         let at = index(gfn.0, LARGE_LEVEL);
@@ -151,9 +149,8 @@ pub fn map<T: Tables>(
     let low = reach(tables, tree, gfn.0, 1, pool)?;
     let high = if second < end { reach(tables, tree, second, 1, pool)? } else { low };
     let table = |page: u64| if page < second { low } else { high };
-    if (gfn.0..end).any(|page| tables.read(table(page), index(page, 1)) & PRESENT != 0) {
-        return Err(Status::State);
-    }
+    let is_free = |page| tables.read(table(page), index(page, 1)) & PRESENT == 0;
+    ensure((gfn.0..end).all(is_free), Status::State)?;
     for (page, frame) in (gfn.0..end).zip(frame.0..) {
         tables.write(table(page), index(page, 1), entry(Frame(frame), leaf(access)));
     }

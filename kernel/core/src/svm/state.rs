@@ -117,9 +117,7 @@ const fn check_xcr0(xcr0: u64, mask: u64) -> bool {
 pub fn load(page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, limits: &Limits) -> Outcome {
     // Read once: the vmm may change it after the check.
     let xcr0 = if groups.contains(Groups::XCR0) { page.get(offset_of!(VcpuState, xcr0)) } else { extra.xcr0 };
-    if groups.contains(Groups::XCR0) && !check_xcr0(xcr0, limits.xcr0) {
-        return Err(Status::Range);
-    }
+    ensure(!groups.contains(Groups::XCR0) || check_xcr0(xcr0, limits.xcr0), Status::Range)?;
     each(groups, vmcb, extra, |offset, word| *word = page.get(offset));
     if groups.contains(Groups::CORE) {
         vmcb.save.cpl = page.get(offset_of!(VcpuState, cpl)) as u8 & 3;
