@@ -19,8 +19,11 @@ mod image {
     use caisson_proto::wire::{Request, Words};
     use caisson_rt::{LeasePage, Server, info, kernel, kernel_borrow, kernel_lend, time};
 
-    /// An ASID for the victim, of its class.
-    const ASID: u32 = 5;
+    /// An ASID for the victim, of its class: the lowest of SEV's, or of SEV-SNP's.
+    const SEV_ASID: u32 = 3;
+    const SNP_ASID: u32 = 1;
+    /// Past the last of either.
+    const END: u32 = 7;
     /// No VM has this id.
     const NOBODY: VmId = VmId::new(u16::MAX, 0x7fff);
     /// What every 8 bytes of a command hold that names what it mustn't: as an address 1 MiB, as a length 1 MiB or 4 KiB.
@@ -48,6 +51,8 @@ mod image {
         /// An encrypted VM, and a plain one that isn't to notice.
         victim: VmId,
         other: VmId,
+        /// The victim is an SNP VM.
+        snp: bool,
         page: LeasePage,
         report: Report,
     }
@@ -101,6 +106,7 @@ mod image {
             let mut slot = 0;
             while let Ok(VmReport { vm, kind, next, .. }) = kernel(&VmInfo { slot }) {
                 *if kind == VmKind::Plain { &mut self.other } else { &mut self.victim } = vm;
+                self.snp |= kind == VmKind::SevSnp;
                 slot = next;
             }
         }
@@ -154,18 +160,69 @@ mod image {
 
         /// ASIDs that aren't the victim's, memory that isn't its own.
         fn names(&mut self) {
-            let (vm, other) = (self.victim, self.other);
-            for asid in [0, 1, ASID - 1, 9, 15, 1023, u32::MAX] {
-                self.refused(&AsidBind { vm, asid }, &[Status::Range, Status::State]);
+            let (vm, other, asid) = (self.victim, self.other, self.asid());
+            let others = if self.snp { SEV_ASID } else { SNP_ASID };
+            for asid in [0, others, END, 15, 1023, u32::MAX] {
+                self.refused(&AsidBind { vm, asid }, &[Status::Range]);
             }
-            self.refused(&AsidBind { vm: other, asid: ASID }, &[Status::State]);
+            self.refused(&AsidBind { vm: other, asid }, &[Status::State]);
             for frame in [0, 0x100, 0x200, 0x1000, 0x8000, 1 << 30].map(Frame) {
-                self.refused(&PageFlush { frame, asid: ASID }, &[Status::State]);
+                self.refused(&PageFlush { frame, asid }, &[Status::State]);
             }
             let far = [(other, 0, 1), (vm, 0, 0), (vm, 0, 513), (vm, 1 << 35, 1), (vm, 1 << 20, 1)];
             for (vm, gfn, pages) in far {
                 self.refused(&GuestPrivate { vm, gfn: Gfn(gfn), pages }, &[Status::Range, Status::State]);
             }
+        }
+
+        fn asid(&self) -> u32 {
+            if self.snp { SNP_ASID } else { SEV_ASID }
+        }
+
+        /// The same for an SNP guest, and pages that the processor doesn't have.
+        fn launched_snp(&mut self) {
+            for address in ADDRESSES {
+                for (command, at, more) in
+                    [(mailbox::SNP_LAUNCH_UPDATE, 16, 0), (mailbox::SNP_PAGE_RECLAIM, 0, mailbox::RECLAIM_GUEST)]
+                {
+                    self.fill(0);
+                    self.put(at, &(address | more).to_le_bytes());
+                    for vm in [self.victim, self.other] {
+                        self.kept(command, vm);
+                    }
+                }
+            }
+            let only_one = [mailbox::SNP_GCTX_CREATE, mailbox::LAUNCH_START, mailbox::ACTIVATE, mailbox::DECOMMISSION];
+            for command in only_one {
+                self.fill(0);
+                self.kept(command, self.victim);
+            }
+            let for_others =
+                [mailbox::SNP_GCTX_CREATE, mailbox::SNP_LAUNCH_START, mailbox::SNP_ACTIVATE, mailbox::SNP_DECOMMISSION];
+            for command in for_others {
+                self.kept(command, self.other);
+            }
+            for given in [mailbox::RECLAIM_CONTEXT, mailbox::RECLAIM_MAILBOX, FOREIGN, 3] {
+                self.fill(0);
+                self.put(0, &given.to_le_bytes());
+                self.kept(mailbox::SNP_PAGE_RECLAIM, self.other);
+            }
+            let private = self.one_private();
+            self.fill(0);
+            self.put(16, &(private * PAGE_SIZE).to_le_bytes());
+            self.kept(mailbox::SNP_LAUNCH_UPDATE, self.other);
+            self.put(16, &(private * PAGE_SIZE + 1).to_le_bytes());
+            self.kept(mailbox::SNP_LAUNCH_UPDATE, self.victim);
+        }
+
+        /// The first page of the victim's that it can turn private.
+        fn one_private(&mut self) -> u64 {
+            let vm = self.victim;
+            let private = (0..SEARCHED).find(|gfn| kernel(&GuestPrivate { vm, gfn: Gfn(*gfn), pages: 1 }).is_ok());
+            self.report.case(private.is_some(), 0);
+            let gfn = private.unwrap_or(0);
+            self.refused(&GuestPrivate { vm, gfn: Gfn(gfn), pages: 1 }, &[Status::State]);
+            gfn
         }
 
         /// Memory that isn't private, or not the guest's, in commands for a guest that is being launched.
@@ -188,16 +245,13 @@ mod image {
                 self.kept(command, self.other);
             }
             // One page of the victim's is private; beside it lies one that isn't, and for others there is none.
-            let private =
-                (0..SEARCHED).find(|gfn| kernel(&GuestPrivate { vm: self.victim, gfn: Gfn(*gfn), pages: 1 }).is_ok());
-            self.report.case(private.is_some(), 0);
-            self.put(8, &(private.unwrap_or(0) * PAGE_SIZE).to_le_bytes());
+            let private = self.one_private();
+            self.fill(0);
+            self.put(8, &(private * PAGE_SIZE).to_le_bytes());
             self.put(16, &(2 * PAGE_SIZE as u32).to_le_bytes());
             self.kept(mailbox::LAUNCH_UPDATE_DATA, self.victim);
             self.put(16, &(PAGE_SIZE as u32).to_le_bytes());
             self.kept(mailbox::LAUNCH_UPDATE_DATA, self.other);
-            let again = GuestPrivate { vm: self.victim, gfn: Gfn(private.unwrap_or(0)), pages: 1 };
-            self.refused(&again, &[Status::State]);
         }
 
         /// Begins when both VMs are there.
@@ -215,7 +269,11 @@ mod image {
             self.names();
             self.end("before");
             self.fill(0);
-            self.sent(mailbox::INIT, self.victim, Waits::Init);
+            if self.snp {
+                // What its RMP says is the processor's to begin with.
+                self.put(0, &1u32.to_le_bytes());
+            }
+            self.sent(if self.snp { mailbox::SNP_INIT_EX } else { mailbox::INIT }, self.victim, Waits::Init);
             self.kept_busy();
         }
 
@@ -231,7 +289,7 @@ mod image {
                 _ => return,
             };
             self.report.case(done.status == 0, u64::from(done.status) | u64::from(done.command) << 16);
-            let (vm, asid) = (self.victim, ASID);
+            let (vm, asid) = (self.victim, self.asid());
             match self.waits {
                 Waits::Init => {
                     self.refused(&AsidBind { vm, asid }, &[Status::TooWeak]);
@@ -244,15 +302,23 @@ mod image {
                 }
                 Waits::Flush => {
                     self.fill(0);
-                    self.kept(mailbox::LAUNCH_START, vm);
+                    let (start, activate) = match self.snp {
+                        true => (mailbox::SNP_GCTX_CREATE, mailbox::SNP_ACTIVATE),
+                        false => (mailbox::LAUNCH_START, mailbox::ACTIVATE),
+                    };
+                    self.kept(start, vm);
                     self.allowed(&AsidBind { vm, asid });
                     self.refused(&AsidBind { vm, asid }, &[Status::State]);
-                    self.kept(mailbox::ACTIVATE, vm);
-                    self.sent(mailbox::LAUNCH_START, vm, Waits::Launch);
+                    self.kept(activate, vm);
+                    self.sent(start, vm, Waits::Launch);
                 }
                 Waits::Launch => {
                     self.waits = Waits::Nothing;
-                    self.launched();
+                    if self.snp {
+                        self.launched_snp()
+                    } else {
+                        self.launched()
+                    }
                     self.end("launched");
                     defmt::info!("impostor: over");
                 }
@@ -264,9 +330,10 @@ mod image {
             if !kernel(&TicketCheck { ticket }).is_ok_and(|state| state.done) {
                 return;
             }
-            self.refused(&AsidBind { vm: self.victim, asid: ASID }, &[Status::TooWeak]);
+            self.refused(&AsidBind { vm: self.victim, asid: self.asid() }, &[Status::TooWeak]);
             self.fill(0);
-            self.sent(mailbox::DF_FLUSH, self.victim, Waits::Flush);
+            let flush = if self.snp { mailbox::SNP_DF_FLUSH } else { mailbox::DF_FLUSH };
+            self.sent(flush, self.victim, Waits::Flush);
         }
     }
 
@@ -298,7 +365,7 @@ mod image {
     fn start() -> ! {
         let (victim, other) = (NOBODY, NOBODY);
         let (page, report) = (LeasePage::zeroed(), Report::default());
-        let mut impostor = Impostor { waits: Waits::Nothing, begun: false, victim, other, page, report };
+        let mut impostor = Impostor { waits: Waits::Nothing, begun: false, victim, other, snp: false, page, report };
         caisson_rt::serve(&mut impostor)
     }
 
