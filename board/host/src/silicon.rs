@@ -345,7 +345,7 @@ impl Board for Surroundings<'_> {
     }
 
     fn init_rmp(&mut self) -> Result<(), Fault> {
-        self.0.silicon.registers.rmp.0.0.iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.0.silicon.registers.rmp.0.clear();
         Ok(())
     }
 

@@ -149,7 +149,7 @@ impl<M: Machine> Here<'_, M> {
         let service = self.service(slot);
         let handles = |vm: &crate::vms::Vm| vm.state().is_some() && vm.handler.get().index() == slot;
         // Two at once would start it twice.
-        let _stay = self.tables();
+        let mut tables = self.tables();
         ensure(!service.is_alive() && !self.vms.iter().any(handles), Status::State)?;
         // The activation brings the first message, so none may be on its way that was for the last life: it would wait
         // for the turn that is kept for itself.
@@ -157,6 +157,11 @@ impl<M: Machine> Here<'_, M> {
         if !service.turn.try_enter() {
             let _ = service.bells.done();
             return Err(Status::Busy);
+        }
+        if let Some(mailbox) = self.machine.mailbox().filter(|_| service.caps.get().contains(Caps::SILICON)) {
+            // A processor that begins anew has nothing, and nothing is initialised.
+            (tables.snp, tables.lent) = (false, 0);
+            mailbox.rmp.0.clear();
         }
         let entry = self.machine.reset_service(slot);
         self.context(Context::doorbell(slot)).deadline.store(0, Ordering::SeqCst);

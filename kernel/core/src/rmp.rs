@@ -41,6 +41,11 @@ impl Rmp {
         place.zip(entry.0).for_each(|(place, word)| place.store(word, Ordering::Release));
     }
 
+    /// Everything is the host's.
+    pub fn clear(self) {
+        self.0.iter().flatten().for_each(|word| word.store(0, Ordering::Release));
+    }
+
     /// RMPUPDATE. The page is then not validated, and no VMPL may do anything with it.
     ///
     /// # Errors

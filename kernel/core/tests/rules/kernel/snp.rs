@@ -298,3 +298,30 @@ fn only_the_mailbox_and_the_rmp_are_the_processors_of_what_is_the_kernels() {
         assert_eq!(copy(&mut system, frame), Err(Status::State), "{frame}");
     }
 }
+
+#[test]
+fn a_processor_that_begins_anew_has_nothing() {
+    let mut system = initialised();
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 0, 1)).unwrap();
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    let context = asid(&mut system, ASID).handle >> 12;
+    system.command(mailbox::SNP_PLATFORM_STATUS, NOBODY);
+    assert_eq!(rmp(&system, MAIL.0 + 1), Entry::FIRMWARE);
+    system.awake(0, PROCESSOR);
+    let at = system.exit(0, 0);
+    system.drain(0, at);
+    system.here(0).restart(PROCESSOR).unwrap();
+    let at = system.pick(0);
+    assert_eq!(at, super::system::At::User(PROCESSOR));
+    system.drain(0, at);
+    for frame in [MAIL.0 + 1, context, 512] {
+        assert_eq!(rmp(&system, frame), Entry::SHARED);
+    }
+    // The mailbox is the host's, though nobody reclaimed it; a context comes back whatever is answered.
+    system.command(mailbox::PLATFORM_STATUS, NOBODY);
+    assert_eq!(rmp(&system, MAIL.0 + 1), Entry::SHARED);
+    system.ring_processor(mailbox::SNP_PAGE_RECLAIM, vm, &[]).unwrap();
+    system.answered(1, 0);
+    assert_eq!(run(&mut system, context).state, FrameState::Free);
+}
