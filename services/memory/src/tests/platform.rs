@@ -99,7 +99,7 @@ const SNP_INIT: FirmwareCall = FirmwareCall::SnpInit(SnpInit { rmp: true });
 
 #[test]
 fn without_sev_nothing_is_asked() {
-    let mut service = service(Features::NEXT_RIP);
+    let mut service = service(Features::WBNOINVD);
     begun(&mut service).look(&mut service);
     assert!(service.asked.is_empty());
 }
