@@ -81,9 +81,10 @@ impl Asids {
         }
     }
 
-    /// The firmware accepted DF_FLUSH: Flushed → Free, unless it still knows the guest.
-    pub fn recycle(&mut self) {
-        let done = |asid: &&mut Asid| asid.state == AsidState::Flushed && !asid.is_known();
+    /// The firmware accepted DF_FLUSH, which was rung when so many tickets were given: Flushed → Free for what was Flushed then,
+    /// unless it still knows the guest. Nothing was Dirty then.
+    pub fn recycle(&mut self, tickets: u64) {
+        let done = |asid: &&mut Asid| asid.state == AsidState::Flushed && asid.since < tickets && !asid.is_known();
         self.0.iter_mut().filter(done).for_each(|asid| *asid = Asid::FREE);
     }
 

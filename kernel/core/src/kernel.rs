@@ -32,6 +32,8 @@ initial! {
         /// The secure processor's mailbox: the command that was rung last, and for which VM.
         pub mailbox: MailboxReport =
             MailboxReport { state: MailboxState::Idle, command: 0, status: 0, vm: VmId::new(0, 0) },
+        /// Tickets that were given before that.
+        pub rung: u64 = 0,
         /// Whether SEV-SNP is initialised, so that what the processor writes must be its own by the RMP.
         pub snp: bool = false,
         /// Frames after the mailbox's first that are the processor's until they are reclaimed.

@@ -82,6 +82,7 @@ impl<M: Machine> Call<'_, M> {
         }
         tables.mailbox =
             MailboxReport { state: MailboxState::Busy, command: command.number, status: 0, vm: request.vm };
+        tables.rung = tables.tickets;
         self.machine.log(Event::Rang(command.number, request.vm));
         let [register, low, high] = mailbox.registers;
         low.store(at.0 as u32, Ordering::Relaxed);
@@ -210,7 +211,7 @@ impl<M: Machine> Call<'_, M> {
     fn record(&self, tables: &mut Tables, report: &MailboxReport, word: u64, first: Frame) {
         let (tickets, command) = (tables.tickets, report.command);
         match command {
-            mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => tables.asids.recycle(),
+            mailbox::DF_FLUSH | mailbox::SNP_DF_FLUSH => tables.asids.recycle(tables.rung),
             mailbox::INIT | mailbox::INIT_EX | mailbox::SNP_INIT_EX => tables.asids.doubt(tickets),
             mailbox::SHUTDOWN => tables.asids.shut_down(false, tickets),
             mailbox::SNP_SHUTDOWN_EX => tables.asids.shut_down(true, tickets),

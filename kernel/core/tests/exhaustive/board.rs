@@ -37,6 +37,7 @@ pub const ASIDS: usize = 2;
 /// Services.
 pub const MEMORY: usize = 0;
 pub const NOTIFIER: usize = 1;
+pub const FIRMWARE: usize = 2;
 pub const VMM: usize = 3;
 
 /// A rule of the machine or the kernel that is broken, for a model that must find it.
@@ -64,6 +65,20 @@ pub enum Mutant {
     NeverFlush,
     /// WBNOINVD where WBINVD is asked for.
     TooWeak,
+    /// One CPU's WBINVD is enough.
+    OneCpu,
+    /// Flushed is as good as free.
+    SkipDfFlush,
+    /// A DF_FLUSH counts for what was flushed after it was rung.
+    EarlyDfFlush,
+    /// What is deactivated while WBINVD is under way counts as flushed by it.
+    LateDeactivation,
+    /// A VM that goes leaves its ASID free.
+    FreeAtRelease,
+    /// A guest that the firmware won't forget is forgotten.
+    ReuseLeaked,
+    /// Nothing is ever recycled.
+    NeverRecycle,
 }
 
 /// What is true.
@@ -81,11 +96,31 @@ pub struct Truth {
     pub waits: [Option<u8>; PAGES],
     /// CPUs that haven't begun and ended WBINVD since an ASID was given up.
     pub stale: [u8; ASIDS],
+    /// Whether the firmware has yet to accept DF_FLUSH after that.
+    pub unflushed: [bool; ASIDS],
+    /// Those for which the DF_FLUSH counts that the processor has.
+    pub flushing: [bool; ASIDS],
+    /// ASIDs that are bound, and those that are active.
+    pub bound: [bool; ASIDS],
+    pub active: [bool; ASIDS],
+    /// ASIDs whose guest the firmware knows.
+    pub known: [bool; ASIDS],
     /// Whether frames came free for which somebody had owed.
     pub freed: bool,
 }
 
 impl Truth {
+    /// Nothing of an ASID's lines is in a cache, and the firmware knows it.
+    pub fn is_clean(&self, asid: usize) -> bool {
+        self.stale[asid] == 0 && !self.unflushed[asid]
+    }
+
+    /// Nobody has an ASID any more.
+    pub fn give_up(&mut self, asid: usize) {
+        (self.bound[asid], self.active[asid]) = (false, false);
+        (self.stale[asid], self.unflushed[asid]) = ((1 << CPUS) - 1, true);
+    }
+
     /// A batch is paid, by the last who owed or because nobody did.
     pub fn close(&mut self, slot: usize, owed: bool) {
         self.owed[slot] = None;

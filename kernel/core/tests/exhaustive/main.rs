@@ -4,7 +4,9 @@
 //! lets it do one thing on a machine whose caches it knows, and takes the next state out. stateright walks through all of them.
 #![cfg(not(any(loom, miri)))]
 
+mod asids;
 mod board;
 mod frames;
 mod machine;
+mod recycling;
 mod state;

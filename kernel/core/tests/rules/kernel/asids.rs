@@ -204,6 +204,21 @@ fn what_became_dirty_after_a_ticket_is_not_flushed_by_it() {
 }
 
 #[test]
+fn df_flush_recycles_only_what_was_flushed_when_it_was_rung() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Sev, 0, 64);
+    bind(&mut system, vm, 3).unwrap();
+    system.ring_processor(mailbox::DF_FLUSH, NOBODY, &[]).unwrap();
+    system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
+    system.as_service(MEMORY, &VmRelease { vm }).unwrap();
+    wbinvd(&mut system);
+    assert_eq!(system.answered(0, 0).status, 0);
+    assert_eq!(state(&mut system, 3), AsidState::Flushed, "the processor may have executed it before");
+    system.command(mailbox::DF_FLUSH, NOBODY);
+    assert_eq!(state(&mut system, 3), AsidState::Free);
+}
+
+#[test]
 fn shutdown_and_init_make_asids_dirty() {
     let mut system = System::new(1);
     let vm = guest(&mut system);
