@@ -149,7 +149,6 @@ impl Early {
 /// # Errors
 /// What this machine lacks.
 pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
-    clock::start();
     BOARD.call_once(|| boot.clone());
     cpu::detect(boot.quirks.assume_wbnoinvd)?;
     if !boot.bundle.start.0.is_multiple_of(PAGE_SIZE) {

@@ -25,7 +25,8 @@ fn now() -> (u64, u64, u64) {
     (1..READINGS).map(read).fold(read(0), |best, next| if next.0 < best.0 { next } else { best })
 }
 
-/// Measures the TSC against the local APIC's timer, whose frequency the board knows. `false` if that doesn't count.
+/// Measures the TSC against the local APIC's timer, whose frequency the board knows; the time that logs tell begins. `false`
+/// if the timer doesn't count.
 pub(crate) fn calibrate(timer_khz: u64) -> bool {
     apic::count_down(true);
     let (_, tsc, timer) = now();
@@ -33,14 +34,10 @@ pub(crate) fn calibrate(timer_khz: u64) -> bool {
     let (_, end, timer_end) = now();
     apic::count_down(false);
     let khz = ((end - tsc) * timer_khz / (timer_end - timer).max(1)).max(1);
+    BOOT_TSC.store(tsc, Ordering::Relaxed);
     TSC_KHZ.store(khz, Ordering::Relaxed);
     TIMER_RATIO.store((timer_khz << 32) / khz, Ordering::Relaxed);
     over
-}
-
-/// Begins the time that the log tells.
-pub(crate) fn start() {
-    BOOT_TSC.store(cpu::tsc(), Ordering::Relaxed);
 }
 
 /// Ticks of the TSC in a millisecond.
