@@ -34,7 +34,7 @@ requests! {
     pub enum MemoryCall;
 
     /// Make a VM that the caller handles. `Exhausted` if this memory can't be promised.
-    /// A caller has one VM at a time: `State` if it has one already.
+    /// A caller has one VM at a time: `State` if it has one already, `Busy` while one that is dying isn't gone.
     VmMake = 1 {
         /** Its kind. */ kind: VmKind,
         /** vCPUs, 1 to [`MAX_VCPUS`](crate::abi::MAX_VCPUS). */ vcpus: u8,

@@ -4,14 +4,18 @@ use caisson_proto::mailbox;
 
 use crate::config::{Config, Mutant};
 
-/// What a seed stands for where broken rules are looked for. Every other one has much taken from living VMs; where memory
-/// is encrypted there is more of that, too.
+/// Kinds of machines.
+const KINDS: u64 = 8;
+
+/// What a seed stands for where broken rules are looked for: small machines of a few kinds, each of which brings some rules often to
+/// where they matter.
 pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
+    let (kind, number) = (seed % KINDS, seed / KINDS);
     let usual = Config {
         mutant,
         hunt: true,
         fewest: 0,
-        cpus: 2 + (seed / 4 % 3) as usize,
+        cpus: 2 + (number % 3) as usize,
         lies: false,
         events: 0,
         vms: 1 + (seed % 5) as usize,
@@ -19,22 +23,46 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
     };
     // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
     let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
-    // A processor that keeps what it should forget, and a sev-firmware that has to find out.
-    let stubborn = if seed % 8 == 6 { mailbox::DECOMMISSION } else { tight.stubborn };
-    let deaths = if seed % 8 == 6 { 8 } else { tight.deaths };
-    match seed % 4 {
+    // VMs that come and go, with hardly an ASID for each, and a processor at which one command fails often.
+    let churn = |sev, snp, faults| Config {
+        snp: number.is_multiple_of(2),
+        stubborn: if number.is_multiple_of(2) { snp } else { sev },
+        sev_asids: (2, 3 + (number / 2 % 2) as u32),
+        events: 8000,
+        actions: 30,
+        reclaims: 20,
+        faults,
+        deaths: 0,
+        lazy: false,
+        ..tight
+    };
+    match kind {
         0 => usual,
         1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
-        2 => Config {
-            stubborn,
-            deaths,
-            actions: 300,
-            resets: 20,
-            reclaims: 100,
-            faults: 6,
-            lazy: seed % 16 == 2,
+        2 => Config { actions: 300, resets: 20, reclaims: 100, faults: 6, lazy: number % 4 == 1, ..tight },
+        3 => Config { actions: 500, resets: 20, reclaims: 200, faults: 0, deaths: 0, lazy: number % 4 == 2, ..tight },
+        // Frames are taken again and again while the last write-back is under way, and nothing is evicted that needn't be.
+        4 => Config {
+            snp: false,
+            cpus: 2 + (number % 2) as usize,
+            vms: 1 + (number / 2 % 2) as usize,
+            vcpus: 2,
+            actions: 600,
+            reclaims: 400,
+            calm: 10,
+            thirsty: true,
+            faults: 0,
+            deaths: 0,
+            deaf: 0,
+            lazy: false,
+            preemption: [4, 12][(number / 4 % 2) as usize],
+            evictions: 0,
+            latency: 2,
+            diligence: 14,
             ..tight
         },
-        _ => Config { actions: 500, resets: 20, reclaims: 200, faults: 0, deaths: 0, lazy: seed % 16 == 7, ..tight },
+        5 => churn(mailbox::DF_FLUSH, mailbox::SNP_DF_FLUSH, 20),
+        6 => Config { snp: false, stubborn: mailbox::DECOMMISSION, ..churn(mailbox::DECOMMISSION, 0, 2) },
+        _ => Config { snp: true, ..churn(mailbox::DEACTIVATE, mailbox::SNP_PAGE_RECLAIM, 6) },
     }
 }

@@ -38,8 +38,11 @@ impl Memory {
         if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS || pages == 0 || !cpus.contains(&first_cpu.0) {
             return Err(Status::Range);
         }
-        if vms(kernel).any(|report| report.handler == sender && report.state == VmState::Alive) {
-            return Err(Status::State);
+        // One that is dying is in its window still, and takes the window's tables along.
+        match vms(kernel).find(|report| report.handler == sender).map(|report| report.state) {
+            Some(VmState::Alive) => return Err(Status::State),
+            Some(_) => return Err(Status::Busy),
+            None => {}
         }
         let needed = pages.checked_add(overhead(pages, vcpus)).ok_or(Status::Exhausted)?;
         if needed > unpromised(&self.promises, kernel)? {

@@ -197,7 +197,8 @@ pub fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
         let memory = sys.known(world.manifest.memory);
         match sys.call(world.manifest.memory, &make) {
             Ok(made) => return Ok((made.vm, vcpus)),
-            Err(Status::Dead | Status::Died) if !sys.stopped() => {
+            // A VM of it that memory's predecessor made has to be gone.
+            Err(Status::Dead | Status::Died | Status::Busy) if !sys.stopped() => {
                 last = Status::Died;
                 doze(sys, 200);
             }

@@ -116,6 +116,11 @@ fn only_the_handler_populates_and_has_one_vm() {
     assert_eq!(memory.handle(vmm(5), &[77; 8], &mut fake).0, Status::Malformed);
     fake.orphan(vmm(5), 0);
     assert_eq!(populate(&mut memory, &mut fake, 5, vm, 0, 1), Status::State);
+    // While there is something left of it, its handler gets no other.
+    assert_eq!(make(&mut memory, &mut fake, 5, 512), Err(Status::Busy));
+    memory.doorbell(doorbell::VM_GONE, &mut fake);
+    run(&mut memory, &mut fake);
+    assert!(make(&mut memory, &mut fake, 5, 512).is_ok());
 }
 
 #[test]
