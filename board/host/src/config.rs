@@ -150,6 +150,8 @@ pub struct Config {
     pub latency: u64,
     /// Services that are killed, crash or run for ever.
     pub deaths: u32,
+    /// Events before the first of them.
+    pub peace: u64,
     /// Times that pages are taken from a living VM.
     pub reclaims: u32,
     /// In one of how many steps that happens.
@@ -217,6 +219,7 @@ impl Config {
             deaf: rng.below(4) as u32,
             latency: [2, 8, 32][rng.below(3) as usize],
             deaths: rng.below(6) as u32,
+            peace: 0,
             reclaims: rng.below(12) as u32,
             calm: [30, 100, 500][rng.below(3) as usize],
             resets: 4 + rng.below(12) as u32,

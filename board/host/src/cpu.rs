@@ -171,7 +171,7 @@ impl Running<'_> {
     /// A fault of the service, if it is its time.
     fn fault(&self, slot: usize) -> Option<&'static str> {
         let world = self.world;
-        let left = world.deaths.get();
+        let left = world.deaths_left();
         if left == 0 || slot == world.manifest.supervisor || !world.rng.chance(1, 400) {
             return None;
         }

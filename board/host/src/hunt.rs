@@ -28,7 +28,7 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         snp: number.is_multiple_of(2),
         stubborn: if number.is_multiple_of(2) { snp } else { sev },
         sev_asids: (2, 3 + (number / 2 % 2) as u32),
-        events: 8000,
+        events: 12_000,
         actions: 30,
         reclaims: 20,
         faults,
@@ -45,11 +45,11 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         4 => Config {
             snp: false,
             cpus: 2 + (number % 2) as usize,
-            vms: 1 + (number / 2 % 2) as usize,
             vcpus: 2,
-            actions: 600,
-            reclaims: 400,
-            calm: 10,
+            events: 15_000,
+            actions: 200,
+            reclaims: 4000,
+            calm: 25,
             thirsty: true,
             faults: 0,
             deaths: 0,
@@ -61,8 +61,15 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
             diligence: 14,
             ..tight
         },
-        5 => churn(mailbox::DF_FLUSH, mailbox::SNP_DF_FLUSH, 20),
-        6 => Config { snp: false, stubborn: mailbox::DECOMMISSION, ..churn(mailbox::DECOMMISSION, 0, 2) },
+        5 => churn(mailbox::DF_FLUSH, mailbox::SNP_DF_FLUSH, 40),
+        // What the processor keeps is remembered by a sev-firmware that dies after that.
+        6 => Config {
+            snp: false,
+            stubborn: mailbox::DECOMMISSION,
+            deaths: 8,
+            peace: 3000,
+            ..churn(mailbox::DECOMMISSION, 0, 3)
+        },
         _ => Config { snp: true, ..churn(mailbox::DEACTIVATE, mailbox::SNP_PAGE_RECLAIM, 6) },
     }
 }

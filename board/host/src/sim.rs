@@ -262,7 +262,7 @@ fn disturb(world: &World) {
         world.taken.set(world.taken.get() + 1);
         return world.interrupt(world.manifest.memory, programs::RECLAIM);
     }
-    if world.deaths.get() == 0 || world.over.get().is_some() || !world.rng.chance(1, 3000) {
+    if world.deaths_left() == 0 || world.over.get().is_some() || !world.rng.chance(1, 3000) {
         return;
     }
     let slot = 1 + world.rng.below(world.manifest.services.len() as u64 - 1) as usize;

@@ -209,6 +209,11 @@ impl World {
         })
     }
 
+    /// Deaths still to be injected, now that enough has happened for them.
+    pub fn deaths_left(&self) -> u32 {
+        if self.history.borrow().events() < self.config.peace { 0 } else { self.deaths.get() }
+    }
+
     /// Whether this rule is broken.
     pub fn breaks(&self, mutant: Mutant) -> bool {
         self.config.mutant == Some(mutant)

@@ -180,7 +180,7 @@ impl Vmm<'_, '_> {
                 return;
             }
             _ => {
-                if world.deaths.get() > 0 && world.rng.chance(1, 4) {
+                if world.deaths_left() > 0 && world.rng.chance(1, 4) {
                     world.deaths.set(world.deaths.get() - 1);
                     let _ = sys.ask_raw(&message, None);
                     world.check(sys.stopped(), || format!("slot {} outlives a malformed message", sys.slot));
