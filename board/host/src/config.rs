@@ -136,6 +136,8 @@ pub struct Config {
     pub faults: u32,
     /// A command that fails oftener than others; 0: none.
     pub stubborn: u16,
+    /// In how many of 12 times others fail.
+    pub others: u64,
     /// Whether the processor lies about them.
     pub lies: bool,
     /// Whether sev-firmware now and then claims what it didn't ask for.
@@ -213,6 +215,7 @@ impl Config {
             sev_asids: (2 + rng.below(2) as u32, 3 + rng.below(3) as u32),
             faults: rng.below(3).saturating_sub(1) as u32 * rng.below(6) as u32,
             stubborn: STUBBORN[rng.below(STUBBORN.len() as u64) as usize],
+            others: 1,
             lies: rng.chance(2, 3),
             lazy: rng.chance(1, 8),
             guest_pages,

@@ -32,10 +32,12 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         actions: 30,
         reclaims: 20,
         faults,
+        others: 0,
         deaths: 0,
         lazy: false,
         ..tight
     };
+    let alternate = (number % 2) as usize;
     match kind {
         0 => usual,
         1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
@@ -44,7 +46,8 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         // Frames are taken again and again while the last write-back is under way, and nothing is evicted that needn't be.
         4 => Config {
             snp: false,
-            cpus: 2 + (number % 2) as usize,
+            cpus: 2 + (number % 3) as usize,
+            vms: [4, 2][alternate],
             vcpus: 2,
             events: 15_000,
             actions: 200,
@@ -55,10 +58,11 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
             deaths: 0,
             deaf: 0,
             lazy: false,
-            preemption: [4, 12][(number / 4 % 2) as usize],
+            preemption: [4, 12][(number / 2 % 2) as usize],
             evictions: 0,
-            latency: 2,
-            diligence: 14,
+            // A CPU that is asked for several things at once, or one that leaves its guests and comes back all the time.
+            latency: [32, 2][alternate],
+            diligence: [14, 4][alternate],
             ..tight
         },
         5 => churn(mailbox::DF_FLUSH, mailbox::SNP_DF_FLUSH, 40),
@@ -66,9 +70,10 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         6 => Config {
             snp: false,
             stubborn: mailbox::DECOMMISSION,
-            deaths: 8,
+            deaths: 5,
             peace: 3000,
-            ..churn(mailbox::DECOMMISSION, 0, 3)
+            sev_asids: (2, 4),
+            ..churn(mailbox::DECOMMISSION, 0, 1)
         },
         _ => Config { snp: true, ..churn(mailbox::DEACTIVATE, mailbox::SNP_PAGE_RECLAIM, 6) },
     }

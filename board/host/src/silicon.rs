@@ -183,7 +183,7 @@ impl Silicon {
             return Some(Mischief::ClaimsIt);
         }
         let left = self.faults.get();
-        let often = if command == world.config.stubborn { 6 } else { 1 };
+        let often = if command == world.config.stubborn { 6 } else { world.config.others };
         if left == 0 || !world.rng.chance(often, 12) {
             return None;
         }
