@@ -46,13 +46,13 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         // Frames are taken again and again while the last write-back is under way, and nothing is evicted that needn't be.
         4 => Config {
             snp: false,
-            cpus: 2 + (number % 3) as usize,
-            vms: [4, 2][alternate],
-            vcpus: 2,
-            events: 15_000,
-            actions: 200,
-            reclaims: 4000,
-            calm: 25,
+            guest_pages: 24,
+            cpus: [2, 3][alternate],
+            vcpus: [2, 4][alternate],
+            events: 40_000,
+            actions: 60,
+            reclaims: 20_000,
+            calm: [60, 30][(number / 4 % 2) as usize],
             thirsty: true,
             faults: 0,
             deaths: 0,
@@ -60,12 +60,12 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
             lazy: false,
             preemption: [4, 12][(number / 2 % 2) as usize],
             evictions: 0,
-            // A CPU that is asked for several things at once, or one that leaves its guests and comes back all the time.
-            latency: [32, 2][alternate],
-            diligence: [14, 4][alternate],
+            // So that a CPU is asked for several things at once.
+            latency: [32, 8][alternate],
+            diligence: [14, 8][alternate],
             ..tight
         },
-        5 => churn(mailbox::DF_FLUSH, mailbox::SNP_DF_FLUSH, 40),
+        5 => Config { lazy: number % 4 >= 2, ..churn(mailbox::DF_FLUSH, mailbox::SNP_DF_FLUSH, 40) },
         // What the processor keeps is remembered by a sev-firmware that dies after that.
         6 => Config {
             snp: false,
