@@ -201,7 +201,7 @@ requests! {
     /// `sequence` is its snapshot from before the decision: `Stale` if it moved. `Exhausted` when tables are lacking:
     /// donate and try again.
     GuestMap = 24 { vm: VmId, view: u8, gfn: Gfn, frame: Frame, pages: u64, access: Access, sequence: Sequence } -> Done;
-    /// Unmap the first 512 pages that are mapped in a range from a VM and its handler, complete the shootdown, put
+    /// Unmap the first 512 pages that are mapped in a range, in 1 GiB of it at the most, from a VM and its handler, complete the shootdown, put
     /// the frames into a batch. [`Caps::FRAMES`].
     GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64 } -> Unmapped;
     /// The invalidation sequence of a VM, to snapshot. [`Caps::FRAMES`].
@@ -210,12 +210,12 @@ requests! {
     InvalidateBegin = 27 { vm: VmId, start: Gfn, end: Gfn } -> Done;
     /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.
     InvalidateEnd = 28 { vm: VmId } -> Done;
-    /// Give free frames to the secure processor, for good. [`Caps::FRAMES`]. Those that the RMP refuses are leaked.
+    /// Give at most 512 free frames to the secure processor, for good. [`Caps::FRAMES`]. Those that the RMP refuses are leaked.
     FrameDonate = 29 { frame: Frame, pages: u64 } -> Done;
     /// Turn at most 512 shared pages of an encrypted VM's view 0, all mapped, private: they disappear from its handler,
     /// translations and plain lines of them are flushed everywhere. [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. Back they come only
     /// through [`GuestUnmap`] and the batch. A SEV-SNP VM must have its ASID and pages of 4 KiB; the RMP assigns them. `State` if
-    /// it refuses one; what lies before that is private then.
+    /// it refuses one; what lies before that is private then, and the handler sees none of the range.
     GuestPrivate = 30 { vm: VmId, gfn: Gfn, pages: u64 } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.
@@ -243,7 +243,8 @@ requests! {
     /// others are its data. What identifies the guest and names memory is the kernel's to fill in or to check: see
     /// [`crate::mailbox`]. `Busy` while a command is under way or its result wasn't taken, `NotFound` for a command
     /// that isn't known, `Range` for an address or length that doesn't fit, `State` if the VM isn't at that point,
-    /// `TooWeak` for DF_FLUSH while an ASID is `Dirty`.
+    /// `TooWeak` for DF_FLUSH while an ASID is `Dirty`. While pages of the mailbox are the processor's (SEV-SNP), everything is `State`
+    /// but SNP_PAGE_RECLAIM without data. `Exhausted` for SNP_GCTX_CREATE of a VM without tables in stock.
     MailboxRing = 42 { command: u16, vm: VmId } -> Done;
     /// Take the result of the last command. [`Caps::FIRMWARE`]. Once it has ended, its buffer and data are copied to the leased
     /// pages, whatever its status, and what it changed is recorded.

@@ -97,6 +97,17 @@ commands! {
     SNP_LAUNCH_FINISH = 0xa2, 64, false, [(0, Context), (8, Data(Bytes(96))), (16, Data(Bytes(4096)))];
 }
 
+/// Whether a command is about one guest.
+pub fn names_guest(command: u16) -> bool {
+    let names = |(_, kind): &(u8, Kind)| matches!(kind, Kind::Handle | Kind::Context | Kind::Reclaim);
+    COMMANDS.iter().any(|known| known.number == command && known.fields.iter().any(names))
+}
+
+/// Whether a command ends guests.
+pub const fn ends(command: u16) -> bool {
+    matches!(command, DEACTIVATE | SNP_DECOMMISSION) || ends_all(command)
+}
+
 /// Whether a command forgets all guests.
 pub const fn ends_all(command: u16) -> bool {
     matches!(command, SHUTDOWN | SNP_SHUTDOWN_EX)
@@ -104,6 +115,8 @@ pub const fn ends_all(command: u16) -> bool {
 
 /// Bytes of data that a command can have.
 pub const DATA_BYTES: u64 = 8 * crate::addr::PAGE_SIZE;
+/// Pages of the service that stands in for the processor: registers, two buffers, data.
+pub const PAGES: u32 = 3 + (DATA_BYTES / crate::addr::PAGE_SIZE) as u32;
 /// Bytes of the longest buffer.
 pub const BUFFER_BYTES: usize = 64;
 /// Where the registers lie in the page that a board shares with the service standing in for the processor: command and

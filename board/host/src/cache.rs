@@ -179,7 +179,10 @@ impl Caches {
         (place.key, place.value) = (key, value);
         if asid != 0 {
             self.secret.remove(&(frame, asid));
-            self.fabric.push((asid, key));
+            // What a guest wrote that has no key, of a processor that lied, is nobody's secret.
+            if key != GARBAGE {
+                self.fabric.push((asid, key));
+            }
         }
     }
 

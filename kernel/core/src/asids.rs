@@ -96,7 +96,8 @@ impl Asids {
     /// The firmware was shut down: it knows no guest of these kinds any more.
     pub fn shut_down(&mut self, snp: bool, tickets: u64) {
         for asid in self.0.iter_mut().filter(|asid| (asid.kind == VmKind::SevSnp) == snp) {
-            asid.handle = 0;
+            // A context's page has still to come back.
+            asid.handle = if snp && asid.handle != 0 { asid.handle | FORGOTTEN } else { 0 };
             if asid.state == AsidState::Active {
                 asid.deactivate(tickets);
             }

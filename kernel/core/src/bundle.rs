@@ -4,6 +4,8 @@
 //! or breaks the rule of ranks, isn't booted. Where an image may lie and what access it may have, the service's space
 //! checks when it is mapped.
 
+use caisson_proto::{layout::MAILBOX, mailbox};
+
 use crate::prelude::*;
 use zerocopy::FromBytes;
 
@@ -51,7 +53,7 @@ impl<'a> Bundle<'a> {
                 return Err("a call to a service that isn't of a higher rank, or doesn't exist");
             }
         }
-        if !maps.iter().all(|map| is_sound(map, header)) {
+        if !maps.iter().all(|map| is_sound(map, header, services)) {
             return Err("a mapping of what isn't there, or can't be");
         }
         let mut supervisors = (0..).zip(services).filter(|(_, it)| it.caps & Caps::SUPERVISE.bits() != 0);
@@ -63,12 +65,17 @@ impl<'a> Bundle<'a> {
 }
 
 /// Whether a mapping is of a service that exists, and of what the bundle or its shared pages have.
-fn is_sound(map: &MapRecord, header: &Header) -> bool {
+fn is_sound(map: &MapRecord, header: &Header, services: &[ServiceRecord]) -> bool {
     let (count, most) = match map.kind {
         MapRecord::BUNDLE if map.access & u32::from(Access::WRITE.bits()) == 0 => (map.pages, header.pages),
         MapRecord::OWN if map.file_pages <= map.pages => (map.file_pages, header.pages),
         MapRecord::SHARED => (map.pages, header.shared),
         _ => return false,
     };
-    u32::from(map.service) < header.services && map.first.checked_add(count.into()).is_some_and(|end| end <= most)
+    // What the kernel takes for the secure processor's registers is whole, and that processor's.
+    let mailbox = map.page != MAILBOX / PAGE_SIZE || map.kind == MapRecord::OWN && map.pages == mailbox::PAGES;
+    let silicon = |it: &ServiceRecord| map.page != MAILBOX / PAGE_SIZE || it.caps & Caps::SILICON.bits() != 0;
+    services.get(usize::from(map.service)).is_some_and(silicon)
+        && mailbox
+        && map.first.checked_add(count.into()).is_some_and(|end| end <= most)
 }

@@ -1,5 +1,7 @@
 //! The kernel's state: one instance a machine.
 
+use caisson_proto::mailbox;
+
 use crate::prelude::*;
 
 initial! {
@@ -51,7 +53,12 @@ impl Tables {
     /// Whether the secure processor may be at work on this encrypted VM.
     pub(crate) fn is_in_command(&self, vm: VmId) -> bool {
         let MailboxReport { state, command, vm: of, .. } = self.mailbox;
-        state != MailboxState::Idle && (of == vm || caisson_proto::mailbox::ends_all(command))
+        state != MailboxState::Idle && (of == vm && mailbox::names_guest(command) || mailbox::ends_all(command))
+    }
+
+    /// Whether it may be at ending it.
+    pub(crate) fn is_ending(&self, vm: VmId) -> bool {
+        self.is_in_command(vm) && mailbox::ends(self.mailbox.command)
     }
 
     /// The books of the VM in a slot, beside frames and batches.

@@ -1,6 +1,6 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::svm::state;
+use caisson_core::svm::{cpuid::Table, state};
 use caisson_proto::kernel::Features;
 use caisson_proto::layout::GUEST;
 
@@ -128,7 +128,7 @@ impl Machine for Silicon {
         window::with(at.frame(), |page| {
             let memory = page.wrapping_add((at.0 % PAGE_SIZE) as usize);
             let (to, from) = if out { (own, memory) } else { (memory, own) };
-            // SAFETY: so many bytes lie in each of the two frames, and they are nobody's that Rust knows of.
+            // SAFETY: so many bytes lie in each of the two frames, and Rust knows nothing there but atomics.
             unsafe { kmap::copy(to, from, bytes as usize) }
         });
         Ok(())
@@ -160,11 +160,13 @@ impl Machine for Silicon {
     }
 
     fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Outcome {
-        let vcpu = vcpu(context).ok_or(Status::NotFound)?;
+        // Read before the vCPU's frames are referred to: the page may be one of them.
         let page = own_page(lease.page.0, Access::READ)?;
         let words: [u64; 512] = from_fn(|index| kmap::word(page, index).load(Ordering::Relaxed));
         let entries: [CpuidEntry; CpuidEntry::MAX] = transmute!(words);
-        vcpu.cpuid.zero();
-        entries.iter().take(count.into()).try_for_each(|entry| vcpu.cpuid.add(*entry))
+        let mut table = Table::new_zeroed();
+        entries.iter().take(count.into()).try_for_each(|entry| table.add(*entry))?;
+        vcpu(context).ok_or(Status::NotFound)?.cpuid = table;
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
 use caisson_proto::addr::{Gfn, PAGE_SIZE, Tsc, VmId};
 use caisson_proto::firmware::{Cause, FirmwareCall, RegisterRegion};
 use caisson_proto::kernel::{AsidBind, GuestPrivate, MailboxRing, TicketCheck, WriteBackInvalidate};
-use caisson_proto::mailbox::{self, COMMANDS, Kind};
+use caisson_proto::mailbox;
 
 use crate::asids::Found;
 use crate::compose::{self, Piece};
@@ -100,7 +100,7 @@ impl Firmware {
 
     fn ring(&mut self, number: u16, piece: Piece, now: Tsc, kernel: &mut impl Kernel) -> Result<(), Failure> {
         let Some(current) = &mut self.engine.current else { return Ok(()) };
-        let vm = if names_guest(number) { current.vm } else { VmId::default() };
+        let vm = if mailbox::names_guest(number) { current.vm } else { VmId::default() };
         match number {
             mailbox::SNP_GCTX_CREATE => current.undo = &[Step::Reclaim(Page::Context)],
             mailbox::SNP_LAUNCH_UPDATE => current.filling = Some(piece.gpa),
@@ -219,12 +219,6 @@ fn memory(call: Option<&FirmwareCall>) -> (u64, u64) {
         Some(FirmwareCall::SnpLaunchUpdate(update)) => (update.gfn.0 << 12, update.pages << 12),
         _ => (0, 0),
     }
-}
-
-/// Whether a command is about one VM.
-fn names_guest(number: u16) -> bool {
-    let fields = COMMANDS.iter().find(|command| command.number == number).map_or(&[][..], |command| command.fields);
-    fields.iter().any(|(_, kind)| matches!(kind, Kind::Handle | Kind::Context | Kind::Reclaim))
 }
 
 pub(crate) fn is_flush(number: u16) -> bool {

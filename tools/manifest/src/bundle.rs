@@ -8,7 +8,7 @@ use caisson_proto::bundle::{Header, MAGIC, MapRecord};
 use caisson_proto::info::MAX_FILES;
 use caisson_proto::kernel::{Access, Caps};
 use caisson_proto::layout;
-use caisson_proto::mailbox::DATA_BYTES;
+use caisson_proto::mailbox;
 use zerocopy::IntoBytes;
 
 use crate::image::Image;
@@ -16,8 +16,6 @@ use crate::plan::{Plan, PlannedRing, RingEnds};
 use crate::{Error, wrong};
 
 const PAGE: usize = 4096;
-/// The secure processor's registers, a command's buffer and its data.
-const MAILBOX_PAGES: u32 = 3 + (DATA_BYTES / PAGE as u64) as u32;
 
 /// Mappings of a service beside segments, files and rings, at the most: stack, heap, mailbox, info page.
 const OTHER_MAPS: usize = 4;
@@ -71,7 +69,7 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
         maps.push(own(layout::STACK_TOP - u64::from(stack) * PAGE as u64, stack));
         maps.push(own(layout::HEAP, heap));
         if service.record.caps & Caps::SILICON.bits() != 0 {
-            maps.push(own(layout::MAILBOX, MAILBOX_PAGES));
+            maps.push(own(layout::MAILBOX, mailbox::PAGES));
         }
         if contents.files.len() > MAX_FILES {
             return Err(wrong!("\"{}\" has {} files; at most {MAX_FILES} fit", service.name, contents.files.len()));

@@ -101,7 +101,7 @@ fn resources() {
     says(&broken("stack = \"128K\"", "stack = \"64M\""), &["stack of \"vmm\"", "up to"]);
     says(&broken("heap = \"4M\"", "heap = \"1G\""), &["heap of \"vmm\"", "up to 256M"]);
     says(&broken("kernel = [\"frames\"", "heap = \"1M\"\nkernel = [\"frames\""), &["\"memory\" has a heap"]);
-    says(&broken("budget-ms = 5000", "budget-ms = 0"), &["`budget-ms` of \"vmm\""]);
+    says(&broken("budget-ms = 5000", "budget-ms = 0"), &["`budget-ms` of \"supervisor\""]);
     says(&broken("interrupt = 4", "interrupt = 2"), &["no ISA line"]);
     says(&broken("count = 8", "count = 0"), &["no range"]);
     says(&broken("first = 0x3f8", "first = 0xffff"), &["no range"]);

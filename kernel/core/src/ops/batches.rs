@@ -39,6 +39,8 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn write_back_invalidate(&self, _: &WriteBackInvalidate) -> Answer {
         let mut tables = self.tables();
+        // Without a ticket nobody would be asked, and what was opened would be owed for ever.
+        ensure(!tables.open_tickets.is_full(), Status::Busy)?;
         let all = CpuSet::of((0..self.cpu_count() as u16).map(CpuId));
         let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, true)?;
         self.ask_flush(tables, batch, &all, true)

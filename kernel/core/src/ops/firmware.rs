@@ -55,13 +55,16 @@ impl<M: Machine> Call<'_, M> {
         ensure(!recycles || !tables.asids.any_dirty(), Status::TooWeak)?;
         // Lines that it dirties from now on would be paid for by nobody.
         let all = mailbox::ends_all(command.number);
-        let ends = all || matches!(command.number, mailbox::DEACTIVATE | mailbox::SNP_DECOMMISSION);
         let ended = |(vm, books): (&Vm, &Books)| vm.id.get() == request.vm || all && books.kind != VmKind::Plain;
         let slots = self.vms.iter().zip(&tables.books).map(ended).zip(0..);
-        ensure(!ends || slots.filter(|it| it.0).all(|(_, slot)| self.vcpus_idle(slot)), Status::Busy)?;
+        ensure(
+            !mailbox::ends(command.number) || slots.filter(|it| it.0).all(|(_, slot)| self.vcpus_idle(slot)),
+            Status::Busy,
+        )?;
         // What the processor writes must be its own, so the host can't write it until it was reclaimed.
         let writes = tables.snp && command.writes;
-        ensure(tables.lent == 0 || command.number == mailbox::SNP_PAGE_RECLAIM, Status::State)?;
+        let reclaims = command.number == mailbox::SNP_PAGE_RECLAIM && self.lease.is_some_and(|lease| lease.pages == 1);
+        ensure(tables.lent == 0 || reclaims, Status::State)?;
         let pages = self.exchange(mailbox.first, writes, false)?;
         let (words, at) = (mailbox.command[usize::from(writes)], Frame(mailbox.first.0 + u64::from(writes)).spa());
         let mut buffer: Buffer = words.each_ref().map(|word| word.load(Ordering::Relaxed));
@@ -260,7 +263,7 @@ impl<M: Machine> Call<'_, M> {
         let entries = table.0..table.0 + (rmp.0.len() as u64 * 16).div_ceil(PAGE_SIZE);
         let frame = tables.frames.get(at.frame(), &tables.batches).ok_or(Status::Range)?;
         let its = own.contains(&at.frame().0) || entries.contains(&at.frame().0);
-        ensure(frame.state != FrameState::Kernel || its, Status::State)?;
+        ensure(its || !matches!(frame.state, FrameState::Kernel | FrameState::Leaked), Status::State)?;
         let lease = self.lease.filter(|lease| lease.write || write).ok_or(Status::BadLease)?;
         self.machine.copy(lease.page.0 * PAGE_SIZE, at, bytes, !write)?;
         ok(Done {})

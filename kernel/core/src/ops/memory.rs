@@ -5,6 +5,8 @@ use crate::prelude::*;
 
 /// Frames that one look at the table covers at the most.
 const RUN_LIMIT: u64 = 1 << 15;
+/// Pages whose mappings one call looks through at the most: 1 GiB of them.
+const UNMAP_SPAN: u64 = 1 << 18;
 /// A guest's memory ends where its handler's window ends.
 const GUEST_PAGES: u64 = (caisson_proto::layout::USER_END - caisson_proto::layout::GUEST) >> 12;
 
@@ -38,6 +40,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn vm_create(&self, request: &VmCreate) -> Answer {
+        // Under the lock, so that no VM is made for a handler that dies.
+        let mut tables = self.tables();
         let handler = self.service(request.handler.index());
         ensure(handler.id.get() == request.handler && handler.is_alive(), Status::Dead)?;
         ensure(handler.is_vmm.get(), Status::Denied)?;
@@ -47,7 +51,6 @@ impl<M: Machine> Call<'_, M> {
             VmKind::SevSnp => Features::SNP,
         };
         ensure(self.machine.features().contains(needed), Status::Unsupported)?;
-        let mut tables = self.tables();
         tables.frames.check_free(request.root, 1, &tables.batches)?;
         let mut unused = self.vms.iter().enumerate().filter(|(_, vm)| vm.state().is_none());
         let (slot, vm) = unused.next().ok_or(Status::Exhausted)?;
@@ -157,12 +160,16 @@ impl<M: Machine> Call<'_, M> {
         in_guest(request.gfn, request.pages, GUEST_PAGES)?;
         let root = vm.root(request.view).ok_or(Status::Range)?;
         let handler = vm.handler.get().index();
-        let end = Gfn(request.gfn.0 + request.pages);
+        // So many in one go: nobody else gets to the tables meanwhile.
+        let end = Gfn((request.gfn.0 + request.pages).min((request.gfn.0 | UNMAP_SPAN - 1) + 1));
         let mut tables = self.tables();
         let in_command = tables.is_in_command(request.vm);
         let (table, batches, books) = tables.of(slot)?;
         ensure(books.kind == VmKind::Plain || !in_command, Status::Busy)?;
         ensure(vm.state() == Some(VmState::Alive) || self.vcpus_idle(slot), Status::Busy)?;
+        // A dying VM may have no table left to split a large page with.
+        let cut = |gfn: Gfn| self.machine.nested_look_up(root, gfn).is_some_and(|it| gfn.0 % it.pages != 0);
+        ensure(vm.state() == Some(VmState::Alive) || !cut(request.gfn) && !cut(end), Status::Range)?;
         batches.check_room(books.kind)?;
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
         let (mut pages, mut next, mut result) = (0, request.gfn, Ok(()));
@@ -215,9 +222,12 @@ impl<M: Machine> Call<'_, M> {
         let (slot, vm) = self.alive(request.vm)?;
         in_guest(request.gfn, request.pages, MAX_PAGES_PER_CALL)?;
         let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
+        // One that it gave up may be another VM's by now.
+        let has = |(_, asid): &(u32, &mut Asid)| matches!(asid.state, AsidState::Bound | AsidState::Active);
+        let asid = tables.asids.of(request.vm).filter(has).map_or(0, |(asid, _)| asid);
         let (table, batches, books) = tables.of(slot)?;
         let snp = books.kind == VmKind::SevSnp;
-        ensure(books.kind != VmKind::Plain && (books.asid != 0 || !snp), Status::State)?;
+        ensure(books.kind != VmKind::Plain && (asid != 0 || !snp), Status::State)?;
         let owned = Frames::of(FrameState::Owned, request.vm);
         let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
         for gfn in request.gfn.0..request.gfn.0 + request.pages {
@@ -233,7 +243,7 @@ impl<M: Machine> Call<'_, M> {
         for (&frame, gfn) in frames.iter().zip(request.gfn.0..) {
             self.machine.flush_lines(frame, 1, 0);
             if snp {
-                self.machine.rmp_update(frame, Entry::guest(books.asid, Gfn(gfn), false))?;
+                self.machine.rmp_update(frame, Entry::guest(asid, Gfn(gfn), false))?;
             }
             table.turn(frame, 1, FrameState::Owned, Frames::of(FrameState::Private, request.vm));
         }
@@ -242,6 +252,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn frame_donate(&self, request: &FrameDonate) -> Answer {
         let tables = self.tables();
+        ensure((1..=MAX_PAGES_PER_CALL).contains(&request.pages), Status::Range)?;
         tables.frames.check_free(request.frame, request.pages, &tables.batches)?;
         self.machine.flush_lines(request.frame, request.pages, 0);
         for frame in (request.frame.0..request.frame.0 + request.pages).map(Frame) {

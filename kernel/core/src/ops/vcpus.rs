@@ -33,8 +33,7 @@ impl<M: Machine> Call<'_, M> {
         let plain = tables.books.get(request.vcpu.vm.index()).is_some_and(|books| books.kind == VmKind::Plain);
         let active = plain || tables.asids.of(request.vcpu.vm).is_some_and(|(_, asid)| asid.state == AsidState::Active);
         ensure(state.phase.get() == Phase::Idle && active, Status::State)?;
-        // A command may be about to end it.
-        ensure(plain || !tables.is_in_command(request.vcpu.vm), Status::Busy)?;
+        ensure(plain || !tables.is_ending(request.vcpu.vm), Status::Busy)?;
         self.machine.vcpu_load(context, Groups::all())?;
         state.pending.store(0, Ordering::SeqCst);
         state.phase.swap(Phase::Ready);

@@ -233,3 +233,20 @@ fn shutdown_and_init_make_asids_dirty() {
     system.command(mailbox::DF_FLUSH, NOBODY);
     assert!((1..6).all(|asid| state(&mut system, asid) == AsidState::Free));
 }
+
+#[test]
+fn a_flush_that_nobody_is_asked_for_opens_nothing() {
+    let mut system = System::new(2);
+    // CPU 1 doesn't answer.
+    let ask =
+        |system: &mut System| system.as_service(FIRMWARE, &WriteBackInvalidate {}).map(|accepted| accepted.ticket);
+    let tickets: Vec<Ticket> = (0..64).map(|_| ask(&mut system).unwrap()).collect();
+    let batch = system.as_service(NOTIFIER, &BatchInfo { slot: 0 }).unwrap();
+    assert_eq!(ask(&mut system), Err(Status::Busy));
+    assert_eq!(system.as_service(NOTIFIER, &BatchInfo { slot: 0 }).unwrap(), batch, "CPU 0 owes nothing again");
+    system.flush(1);
+    for ticket in tickets {
+        assert!(system.as_service(FIRMWARE, &TicketCheck { ticket }).unwrap().done);
+    }
+    wbinvd(&mut system);
+}

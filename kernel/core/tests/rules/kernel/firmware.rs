@@ -229,6 +229,9 @@ fn donated_frames_are_the_processors_for_good() {
     let mut system = System::new(1);
     let donate = |frame, pages| FrameDonate { frame: Frame(frame), pages };
     assert_eq!(system.as_service(MEMORY, &donate(8, 1)).err(), Some(Status::State));
+    for pages in [0, 513, u64::MAX] {
+        assert_eq!(system.as_service(MEMORY, &donate(1024, pages)).err(), Some(Status::Range));
+    }
     assert_eq!(system.as_service(MEMORY, &donate(FRAMES as u64 - 1, 2)).err(), Some(Status::Range));
     system.as_service(MEMORY, &donate(1024, 256)).unwrap();
     assert_eq!(*system.machine.lines.borrow(), [(Frame(1024), 256, 0)], "no plain line is left that could be written");

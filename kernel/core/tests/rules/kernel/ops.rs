@@ -302,3 +302,26 @@ fn frames_and_vms_are_enumerated() {
         assert_eq!(system.as_service(MEMORY, &FrameRuns { from: Frame(97), most }).unwrap().count, count);
     }
 }
+
+#[test]
+fn a_dying_vm_is_not_unmapped_amid_a_large_page() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 0, 64);
+    system.as_service(MEMORY, &map(vm, 512, 1024, 512)).unwrap();
+    system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
+    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages };
+    for (gfn, pages) in [(512, 1), (513, 600), (0, 1000)] {
+        refused(&mut system, &unmap(gfn, pages), Status::Range);
+    }
+    assert_eq!(system.as_service(MEMORY, &unmap(0, 2048)).unwrap().pages, 512);
+}
+
+#[test]
+fn one_unmap_looks_through_a_gibibyte() {
+    let mut system = System::new(1);
+    let vm = system.vm(VMM, VmKind::Plain, 0, 64);
+    let unmap = |gfn| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages: 1 << 20 };
+    assert_eq!(system.as_service(MEMORY, &unmap(0)).unwrap().next, Gfn(1 << 18));
+    assert_eq!(system.as_service(MEMORY, &unmap(7)).unwrap().next, Gfn(1 << 18));
+    assert_eq!(system.as_service(MEMORY, &unmap(1 << 18)).unwrap().next, Gfn(2 << 18));
+}

@@ -246,6 +246,11 @@ fn what_the_processor_writes_is_its_own_until_it_was_reclaimed() {
     for command in [mailbox::SNP_PLATFORM_STATUS, mailbox::SNP_CONFIG, mailbox::SNP_COMMIT] {
         assert_eq!(system.ring_processor(command, NOBODY, &[]), Err(Status::State), "{command:#x}");
     }
+    let more = MailboxRing { command: mailbox::SNP_PAGE_RECLAIM, vm: NOBODY };
+    system.machine.compose(&[mailbox::RECLAIM_MAILBOX]);
+    system.machine.copied.borrow_mut().clear();
+    assert_eq!(system.as_lender(FIRMWARE, &more, lent).err(), Some(Status::State), "with data");
+    assert!(system.machine.copied.borrow().is_empty(), "nothing is written to what is the processor's");
     for page in [2, 1] {
         let reclaim = [mailbox::RECLAIM_MAILBOX];
         system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &reclaim).unwrap();
@@ -324,4 +329,33 @@ fn a_processor_that_begins_anew_has_nothing() {
     system.ring_processor(mailbox::SNP_PAGE_RECLAIM, vm, &[]).unwrap();
     system.answered(1, 0);
     assert_eq!(run(&mut system, context).state, FrameState::Free);
+}
+
+#[test]
+fn a_shutdown_keeps_in_mind_which_context_is_to_come_back() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    let context = asid(&mut system, ASID).handle >> 12;
+    system.command(mailbox::SNP_SHUTDOWN_EX, NOBODY);
+    assert_eq!(asid(&mut system, ASID).handle, context << 12 | FORGOTTEN);
+    initialise(&mut system);
+    // No VM takes one frame after the other.
+    assert_eq!(system.ring_processor(mailbox::SNP_GCTX_CREATE, vm, &[]), Err(Status::State));
+    processor(&system, context, Entry::SHARED);
+    system.ring_processor(mailbox::SNP_PAGE_RECLAIM, vm, &[]).unwrap();
+    system.answered(0x1a, 0);
+    assert_eq!((run(&mut system, context).state, asid(&mut system, ASID).handle), (FrameState::Free, 0));
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+}
+
+#[test]
+fn an_asid_that_was_given_up_assigns_nothing() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    system.command(mailbox::SNP_ACTIVATE, vm);
+    system.command(mailbox::SNP_DECOMMISSION, vm);
+    assert_eq!(system.as_service(FIRMWARE, &private(vm, 0, 1)).err(), Some(Status::State));
+    assert_eq!(rmp(&system, 512), Entry::SHARED);
 }

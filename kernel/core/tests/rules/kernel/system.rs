@@ -269,7 +269,9 @@ impl System {
     /// sev-firmware rings a command with this buffer.
     pub fn ring_processor(&mut self, command: u16, vm: VmId, buffer: &[u64]) -> Result<(), Status> {
         self.machine.compose(buffer);
-        self.as_lender(FIRMWARE, &MailboxRing { command, vm }, Some(LENT)).map(|_| ())
+        // Data would be written where pages are perhaps the processor's.
+        let pages = if command == mailbox::SNP_PAGE_RECLAIM { 1 } else { LENT.pages };
+        self.as_lender(FIRMWARE, &MailboxRing { command, vm }, Some(Lease { pages, ..LENT })).map(|_| ())
     }
 
     /// The processor answers with a status and, in the buffer's first word, this; sev-firmware takes it.
