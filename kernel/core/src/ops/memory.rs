@@ -161,14 +161,14 @@ impl<M: Machine> Call<'_, M> {
         let root = vm.root(request.view).ok_or(Status::Range)?;
         let handler = vm.handler.get().index();
         // So many in one go: nobody else gets to the tables meanwhile.
-        let end = Gfn((request.gfn.0 + request.pages).min((request.gfn.0 | UNMAP_SPAN - 1) + 1));
+        let end = Gfn((request.gfn.0 + request.pages).min((request.gfn.0 | (UNMAP_SPAN - 1)) + 1));
         let mut tables = self.tables();
         let in_command = tables.is_in_command(request.vm);
         let (table, batches, books) = tables.of(slot)?;
         ensure(books.kind == VmKind::Plain || !in_command, Status::Busy)?;
         ensure(vm.state() == Some(VmState::Alive) || self.vcpus_idle(slot), Status::Busy)?;
         // A dying VM may have no table left to split a large page with.
-        let cut = |gfn: Gfn| self.machine.nested_look_up(root, gfn).is_some_and(|it| gfn.0 % it.pages != 0);
+        let cut = |gfn: Gfn| self.machine.nested_look_up(root, gfn).is_some_and(|it| !gfn.0.is_multiple_of(it.pages));
         ensure(vm.state() == Some(VmState::Alive) || !cut(request.gfn) && !cut(end), Status::Range)?;
         batches.check_room(books.kind)?;
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
