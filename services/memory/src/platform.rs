@@ -60,13 +60,11 @@ impl Platform {
             self.initialised = true;
             return;
         }
-        let queued = if self.snp && !platform.snp && self.tries < TRIES / 2 {
-            kernel.firmware(&SnpInit { rmp: true })
-        } else {
-            let (frame, pages) = kernel.donated();
-            kernel.firmware(&Init { frame, pages })
-        };
-        match queued {
+        // One right after the other, so that no launch gets in between.
+        let snp = self.snp && !platform.snp && self.tries < TRIES / 2;
+        let first = if snp { kernel.firmware(&SnpInit { rmp: true }).map(drop) } else { Ok(()) };
+        let (frame, pages) = kernel.donated();
+        match first.and_then(|()| kernel.firmware(&Init { frame, pages })) {
             Ok(queued) => self.init = Some(queued.job),
             Err(_) => kernel.later(),
         }

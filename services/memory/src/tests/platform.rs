@@ -108,12 +108,12 @@ fn without_sev_nothing_is_asked() {
 fn snp_is_initialised_before_the_rest() {
     let mut service = service(Features::SEV | Features::SNP);
     let mut platform = begun(&mut service);
-    assert_eq!(service.jobs(), [SNP_INIT]);
+    assert_eq!(service.jobs(), [SNP_INIT, INIT], "and no launch in between");
     platform.look(&mut service);
-    assert_eq!(service.jobs(), [], "one after the other");
+    assert_eq!(service.jobs(), [], "they are under way");
     (service.job, service.platform.snp) = (Some(Ok(ENDED)), true);
     platform.look(&mut service);
-    assert_eq!(service.jobs(), [INIT]);
+    assert_eq!(service.jobs(), [INIT], "which failed");
     (service.job, service.platform.sev) = (Some(Ok(ENDED)), PlatformState::Init);
     platform.look(&mut service);
     service.asked.clear();
@@ -131,7 +131,7 @@ fn a_processor_that_has_no_snp_is_initialised_without() {
     }
     let jobs = service.jobs();
     assert_eq!((jobs.first(), jobs.last()), (Some(&SNP_INIT), Some(&INIT)));
-    assert!(jobs.len() <= 50, "it isn't asked for ever");
+    assert!(jobs.len() < 100, "it isn't asked for ever");
 }
 
 #[test]
