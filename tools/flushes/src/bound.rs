@@ -1,17 +1,18 @@
 //! What no correct policy can do without, with all of the future known to it. Two bounds; the higher one counts.
 //!
-//! The rule behind both: memory that left a VM goes to another one only if each CPU that ran the VM flushed between the last moment
-//! at which it did so and the hand-over. And an ASID goes to another VM only if every CPU flushed in between. Nothing else
-//! is required: no time passes for anything, frames lie where they are wanted, a VM takes its own frames back unflushed,
-//! and any flush counts for everything.
+//! The rule behind both: memory that left a VM goes to another one only if each CPU that ran the VM flushed between the
+//! last moment at which it did so and the hand-over. And an ASID goes to another VM only if every CPU flushed in
+//! between. Nothing else is required: no time passes for anything, frames lie where they are wanted, a VM takes its own
+//! frames back unflushed, and any flush counts for everything.
 //!
-//! *One CPU at a time*: what left VMs and this CPU didn't flush since is nobody's; so it and what VMs have fit into the machine
-//! together. A CPU that flushes as late as it can, whenever this would fail, flushes least often: at each moment, who flushed later has
-//! less that it didn't flush. The bound is the sum of what each CPU needs.
+//! *One CPU at a time*: what left VMs and this CPU didn't flush since is nobody's; so it and what VMs have fit into the
+//! machine together. A CPU that flushes as late as it can, whenever this would fail, flushes least often: at each
+//! moment, who flushed later has less that it didn't flush. The bound is the sum of what each CPU needs.
 //!
-//! *Groups (`bound::groups`)* of CPUs, for the same reason: what one of them didn't flush is nobody's either. Only where no VM takes memory
-//! again that it gave back.
+//! *Groups (`bound::groups`)* of CPUs, for the same reason: what one of them didn't flush is nobody's either. Only
+//! where no VM takes memory again that it gave back.
 
+mod front;
 mod groups;
 
 use std::collections::BTreeMap;
@@ -77,13 +78,13 @@ fn releases(trace: &Trace) -> Vec<Release> {
 }
 
 /// Flushes that any correct policy executes on a machine with so many frames, at the least.
-pub fn bound(trace: &Trace, frames: u64) -> u64 {
+pub fn bound(trace: &Trace, frames: u64, group: usize) -> u64 {
     let releases = releases(trace);
     let alone = (0..usize::from(trace.cpus)).map(|cpu| one_cpu(trace, frames, &releases, cpu)).sum();
     if trace.events.iter().any(|(_, event)| matches!(event, Event::Take(..))) {
         return alone;
     }
-    groups::bound(trace, frames, &releases).max(alone)
+    groups::bound(trace, frames, &releases, group).max(alone)
 }
 
 /// Flushes that one CPU can't do without.

@@ -1,8 +1,8 @@
 //! What Caisson does: the kernel's own tables and rules, memory and notifier as they are, driven by a trace.
 //!
-//! Played here are a vmm, as far as it makes a VM and gives its memory back; the secure processor, which accepts everything; and of
-//! sev-firmware its rule that ASIDs are recycled when a launch finds none free. vCPUs run where the trace says, also where the
-//! kernel's scheduler wouldn't move them.
+//! Played here are a vmm, as far as it makes a VM and gives its memory back; the secure processor, which accepts
+//! everything; and of sev-firmware its rule that ASIDs are recycled when a launch finds none free. vCPUs run where the
+//! trace says, also where the kernel's scheduler wouldn't move them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};

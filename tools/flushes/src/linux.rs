@@ -1,7 +1,7 @@
 //! What Linux does, as far as flushes go. Models of its behaviour; none of its code.
 //!
-//! - Memory of a SEV guest that is reclaimed is flushed at once, the whole cache of each CPU in question: all of them in 6.12, those
-//!   that ever entered the guest in 6.17. One event of any size is one flush.
+//! - Memory of a SEV guest that is reclaimed is flushed at once, the whole cache of each CPU in question: all of them
+//!   in 6.12, those that ever entered the guest in 6.17. One event of any size is one flush.
 //! - A VM that ends loses its memory by the notification that the address space goes. 6.12 flushes once more when the VM itself
 //!   goes; the series of 2025 dropped that before it changed the instruction.
 //! - A balloon of SEV guests isn't offered by today's user side, as their memory is pinned. It is counted as the one notification

@@ -1,7 +1,6 @@
-//! Plays all traces under all policies.
+//! Plays traces under all policies.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use rayon::prelude::*;
 
 use crate::bound::bound;
 use crate::policy::{Cost, Policy};
@@ -14,11 +13,22 @@ pub const CPUS: [u16; 5] = [16, 32, 64, 128, 256];
 /// Percent of their memory that are free.
 pub const FREE: [u64; 3] = [0, 10, 50];
 
-/// One trace on one machine.
+/// A trace on a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// The trace.
+    pub kind: Kind,
+    /// CPUs.
+    pub cpus: u16,
+    /// Percent of its memory that are free when most is needed.
+    pub free: u64,
+}
+
+/// What it costs there. The bound is that of groups of so many CPUs, 1 to 8.
 ///
 /// # Errors
 /// Why Caisson couldn't play the trace to its end.
-pub fn row(kind: Kind, cpus: u16, free: u64) -> Result<Row, String> {
+pub fn row(Machine { kind, cpus, free }: Machine, group: usize) -> Result<Row, String> {
     let trace = Trace::new(kind, cpus);
     let frames = trace.frames(free);
     let mut costs = [Cost::default(); Policy::ALL.len()];
@@ -29,31 +39,13 @@ pub fn row(kind: Kind, cpus: u16, free: u64) -> Result<Row, String> {
             linux => linux::cost(&trace, linux),
         };
     }
-    Ok(Row { kind, cpus, free, costs, bound: bound(&trace, frames) })
+    Ok(Row { kind, cpus, free, costs, bound: bound(&trace, frames, group) })
 }
 
-/// All traces on machines with so many CPUs, in the order of [`Kind::ALL`].
+/// All of these, in their order; `done` is called after each.
 ///
 /// # Errors
 /// As [`row`].
-pub fn all(cpus: &[u16]) -> Result<Vec<Row>, String> {
-    let machines: Vec<_> = (Kind::ALL.into_iter())
-        .flat_map(|kind| cpus.iter().flat_map(move |cpus| FREE.map(|free| (kind, *cpus, free))))
-        .collect();
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(vec![None; machines.len()]));
-    let work = || {
-        while let Some(&(kind, cpus, free)) = machines.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let at = machines.iter().position(|machine| *machine == (kind, cpus, free));
-            let row = row(kind, cpus, free);
-            if let (Some(at), Ok(mut done)) = (at, done.lock()) {
-                done[at] = Some(row);
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        (0..threads).for_each(|_| drop(scope.spawn(work)));
-    });
-    let done = done.into_inner().map_err(|_| "a thread panicked")?;
-    done.into_iter().map(|row| row.unwrap_or(Err("a thread ended early".into()))).collect()
+pub fn all(machines: &[Machine], group: usize, done: impl Fn() + Sync) -> Result<Vec<Row>, String> {
+    machines.par_iter().map(|machine| row(*machine, group).inspect(|_| done())).collect()
 }

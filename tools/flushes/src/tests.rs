@@ -1,10 +1,15 @@
 //! The order of the policies, and that the bound is one.
 
 use crate::policy::Policy;
+use crate::run::Machine;
 use crate::trace::{CHUNK, Event, Kind, Trace, Vm};
-use crate::{bound::bound, caisson, linux, run};
+use crate::{bound, caisson, linux, run};
 
 const PAGES: u64 = 8 * CHUNK;
+
+fn bound(trace: &Trace, frames: u64) -> u64 {
+    bound::bound(trace, frames, 4)
+}
 
 /// A VM runs on two CPUs and ends, another begins.
 fn successors() -> Trace {
@@ -35,13 +40,14 @@ fn balloon(other: bool) -> Trace {
 #[test]
 fn each_policy_is_dearer_than_the_next_and_none_beats_the_bound() {
     for kind in Kind::ALL {
-        let row = run::row(kind, 16, 10).unwrap();
+        let machine = Machine { kind, cpus: 16, free: 10 };
+        let row = run::row(machine, 4).unwrap();
         let counts: Vec<_> = row.lines().map(|(_, count)| count).collect();
         assert!(counts.is_sorted_by(|dearer, cheaper| dearer >= cheaper), "{kind:?}: {counts:?}");
         assert!(row.bound > 0);
         let lost = row.costs.map(|cost| cost.lost);
         assert!(lost[0] > 0 && lost[1..] == [0; 3], "WBNOINVD keeps lines valid: {lost:?}");
-        assert_eq!(run::row(kind, 16, 10).unwrap(), row, "the same each time");
+        assert_eq!(run::row(machine, 4).unwrap(), row, "the same each time");
     }
 }
 
@@ -67,6 +73,15 @@ fn four_cpus_together_say_more_than_each_by_itself() {
     let trace = Trace { kind: Kind::Churn, cpus: 4, vms: vec![vm; 5], events: (0..).zip(events).collect() };
     // Each CPU by itself never owes for more than one VM.
     assert_eq!([1, 2, 3, 4, 5].map(|vms| bound(&trace, vms * PAGES)), [4, 3, 2, 1, 0]);
+}
+
+#[test]
+fn larger_groups_say_no_less_and_no_policy_beats_the_largest() {
+    let machine = Machine { kind: Kind::Churn, cpus: 16, free: 10 };
+    let rows: Vec<_> = [1, 2, 4, 8].map(|size| run::row(machine, size).unwrap()).into();
+    assert!(rows.is_sorted_by_key(|row| row.bound), "{rows:?}");
+    let ([first, .., last], caisson) = (&rows[..], rows[0].costs[Policy::ALL.len() - 1]) else { unreachable!() };
+    assert!(first.bound < last.bound && last.bound <= caisson.executions, "{rows:?}");
 }
 
 #[test]

@@ -1,30 +1,22 @@
-//! `cargo xtask bench flushes`: cache flushes under several policies, counted by a small program of its own.
-
-use std::process::Command;
+//! `cargo xtask bench flushes`: cache flushes under several policies, counted by a small program.
 
 use crate::cli::FlushesArgs;
-use crate::failure::{Context, Failure, Status};
+use crate::failure::Failure;
 use crate::paths::Paths;
-use crate::progress::quietly;
+use crate::program;
 
 /// Counts; tables or JSON go to standard output.
 pub fn flushes(paths: &Paths, args: &FlushesArgs) -> Result<(), Failure> {
-    let cargo = |word: &str| {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        command.current_dir(&paths.root).args([word, "--quiet", "--release", "--package", "caisson-flushes"]);
-        command
-    };
-    quietly("building the traces", &mut cargo("build"), Status::BadSetup)?;
-    let mut command = cargo("run");
-    command.arg("--");
+    let option = |name: &str, value: &dyn ToString| [name.to_owned(), value.to_string()];
+    let mut arguments = Vec::from(option("--group", &args.group));
+    arguments.extend(args.trace.iter().flat_map(|name| option("--trace", name)));
+    arguments.extend(args.cpus.iter().flat_map(|cpus| option("--cpus", cpus)));
+    arguments.extend(args.free.iter().flat_map(|free| option("--free", free)));
+    if args.json {
+        arguments.push("--json".into());
+    }
     if args.book {
-        command.arg("book").arg(paths.root.join("docs/src"));
-    } else {
-        command.arg(if args.json { "json" } else { "tables" }).args(args.cpus.iter().map(u16::to_string));
+        arguments.extend(option("--book", &paths.root.join("docs/src").display()));
     }
-    let status = command.status().context("can't start cargo")?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Failure::new(Status::Failed, format!("a trace couldn't be played to its end ({status})")))
+    program::run(paths, "caisson-flushes", arguments, "a trace couldn't be played to its end, or a file not be written")
 }
