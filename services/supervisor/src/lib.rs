@@ -11,9 +11,11 @@
 
 pub mod burial;
 pub mod limit;
+mod machine;
 mod supervise;
 
-pub use supervise::{Event, Machine, Setup, Supervisor};
+pub use machine::{Event, Machine, Setup};
+pub use supervise::Supervisor;
 
 #[cfg(test)]
 mod tests;

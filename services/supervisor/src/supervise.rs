@@ -2,13 +2,14 @@
 
 use caisson_proto::abi::{MAX_SERVICES, Status, doorbell};
 use caisson_proto::addr::ServiceId;
-use caisson_proto::kernel::{ServiceReport, ServiceState, VmKind, VmReport};
+use caisson_proto::kernel::{ServiceReport, ServiceState, VmKind};
 use caisson_proto::supervisor::{End, Forgive, Notice, SupervisorCall, verdict};
 use caisson_proto::wire::Words;
 use heapless::Deque;
 
 use crate::burial::{Decision, decide, is_dead, notice, predecessor, worse};
 use crate::limit::{History, RESET_WINDOW_MS, WINDOW_MS};
+use crate::machine::{Event, Machine, Setup};
 
 /// Milliseconds until a restart that wasn't possible yet is tried again, and between two looks at the end.
 const TICK_MS: u64 = 5;
@@ -20,81 +21,6 @@ const LAST_TICKS: u32 = 200;
 const SETTLE_MS: u64 = 10_000;
 /// `SETTLED` must come that often after a VM's death.
 const CONFIRMATIONS: u8 = 2;
-
-/// What the supervisor does to the machine.
-pub trait Machine {
-    /// How the service in a slot fares.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn status(&mut self, slot: u16) -> Result<ServiceReport, Status>;
-    /// Starts a dead or unstarted service.
-    ///
-    /// # Errors
-    /// The kernel's: `State` or `Busy` if it isn't possible yet.
-    fn restart(&mut self, service: ServiceId) -> Result<ServiceId, Status>;
-    /// Ends a running service.
-    ///
-    /// # Errors
-    /// The kernel's: `State` if it doesn't run.
-    fn kill(&mut self, service: ServiceId) -> Result<(), Status>;
-    /// Ends the supervisor, for its successor.
-    fn end_itself(&mut self);
-    /// Ends the machine.
-    fn power_off(&mut self, verdict: u8);
-    /// Milliseconds since boot.
-    fn now_ms(&mut self) -> u64;
-    /// Asks for `TIMER` in that many milliseconds.
-    fn timer_in(&mut self, ms: u64);
-    /// The VM in a slot of the kernel's table or the next that has one.
-    fn vm(&mut self, slot: u16) -> Option<VmReport>;
-    /// Rings memory's `VM_GONE`.
-    fn vm_gone(&mut self);
-    /// Posts a record to the console; false if there is no room now.
-    fn post(&mut self, notice: &Notice) -> bool;
-    /// Whether the console has read every record.
-    fn all_read(&mut self) -> bool;
-    /// Logs what happened.
-    fn log(&mut self, event: Event<'_>);
-}
-
-/// What is logged.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Event<'a> {
-    /// A service was started, for the first time or again.
-    Started(ServiceId),
-    /// A service couldn't be started.
-    NotStarted(u16, Status),
-    /// A service died.
-    Died(&'a ServiceReport, Decision),
-    /// A service asks for another's end.
-    Asked(u16, ServiceId),
-    /// This supervisor is the successor of one that died.
-    Succeeds,
-    /// The secure processor is gone, and so this service ends: a guest's, or the one that spoke for the processor.
-    Unprotected(ServiceId),
-    /// A service died too often and is given up.
-    GivenUp(u16),
-    /// Every VM is over and its memory free.
-    Settled,
-    /// Memory didn't settle in time.
-    NotSettled,
-    /// The machine ends with this verdict.
-    Ending(u8),
-}
-
-/// What the supervisor must know of the manifest.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    /// Its own id.
-    pub own: ServiceId,
-    /// How many services there are.
-    pub services: u16,
-    /// Which slots are vmms.
-    pub is_vmm: [bool; MAX_SERVICES],
-    /// The slot of the service that stands in for the secure processor, and of the one that speaks for it.
-    pub processor: Option<[u16; 2]>,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
