@@ -5,6 +5,7 @@ use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 use iced_x86::{Mnemonic, OpKind, Register};
 
 use crate::exits::{GP, UD, done, fault};
+use crate::insn::decode::LONG;
 use crate::insn::operand::{read_register, write_register};
 use crate::insn::walk::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA};
 use crate::platform::{Event, Platform};
@@ -14,6 +15,7 @@ const CR0_CD: u64 = 1 << 30;
 const CR0_NW: u64 = 1 << 29;
 const CR0_TS: u64 = 1 << 3;
 const CR0_ET: u64 = 1 << 4;
+const CR4_PCIDE: u64 = 1 << 17;
 const EFER_LME: u64 = 1 << 8;
 /// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT UMIP FSGSBASE OSXSAVE SMEP SMAP.
 const CR4_KNOWN: u64 = 0x0035_0fff;
@@ -138,16 +140,19 @@ impl<P: Platform> Vmm<P> {
     }
 }
 
-/// MOV to CR0; false for #GP.
+/// MOV to CR0; false for #GP (APM volume 2, sections 3.1.1, 5.5.1 and 14.6.1).
 fn write_cr0(state: &mut VcpuState, value: u64) -> bool {
     let (pages, protects) = (value & CR0_PG != 0, value & CR0_PE != 0);
     let bad_cache = value & CR0_NW != 0 && value & CR0_CD == 0;
-    let turns_on = pages && state.cr0 & CR0_PG == 0;
+    let did_page = state.cr0 & CR0_PG != 0;
     let long = state.efer & EFER_LME != 0;
-    if value >> 32 != 0 || (pages && !protects) || bad_cache || (turns_on && long && state.cr4 & CR4_PAE == 0) {
+    let is_64_bit = state.segments.get(1).is_some_and(|code| code.attributes & LONG != 0);
+    let bad_start = pages && !did_page && long && (state.cr4 & CR4_PAE == 0 || is_64_bit);
+    let bad_end = !pages && did_page && (state.cr4 & CR4_PCIDE != 0 || long && is_64_bit);
+    if value >> 32 != 0 || (pages && !protects) || bad_cache || bad_start || bad_end {
         return false;
     }
-    if turns_on && long {
+    if pages && long {
         state.efer |= EFER_LMA;
     } else if !pages {
         state.efer &= !EFER_LMA;

@@ -1,9 +1,9 @@
 //! The launch of an encrypted guest: what sev-firmware is asked for, one job after the other.
 //!
 //! All memory turns private first, which flushes its plain lines; what was loaded is then measured and encrypted
-//! (55766, "Launch": LAUNCH_START, LAUNCH_UPDATE_DATA, LAUNCH_MEASURE, LAUNCH_FINISH). With SEV-SNP the guest is made before, since
-//! the RMP names its ASID, and whole pages are measured, from the lowest to the highest (56860 chapter 8: SNP_LAUNCH_START,
-//! SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH); what was measured only the guest can ask for.
+//! (55766, "Launch": LAUNCH_START, LAUNCH_UPDATE_DATA, LAUNCH_MEASURE, LAUNCH_FINISH). With SEV-SNP the guest is made
+//! before, since the RMP names its ASID, and whole pages are measured, from the lowest to the highest (56860 chapter 8:
+//! SNP_LAUNCH_START, SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH); what was measured only the guest can ask for.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -11,8 +11,8 @@ use alloc::vec::Vec;
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VmId};
 use caisson_proto::firmware::{
-    JOB_PAGES, JobId, JobReport, JobState, LaunchFinish, LaunchMeasure, LaunchStart, LaunchUpdate, Queued,
-    RegisterRegion, SnpFinish, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType,
+    JobId, JobReport, JobState, LaunchFinish, LaunchMeasure, LaunchStart, LaunchUpdate, Queued, RegisterRegion,
+    SnpFinish, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType,
 };
 use caisson_proto::wire::Request;
 
@@ -99,19 +99,16 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// A launch with `ranges` of memory, of which `loaded` is measured: addresses and bytes.
+    /// A launch with `ranges` of memory, of which `loaded` is measured: addresses and bytes, in rising order, each at most
+    /// what a job takes; with SEV-SNP in whole pages.
     pub fn new(ranges: Vec<(u64, u64)>, loaded: Vec<(u64, u64)>, policy: Policy) -> Self {
         let registers = ranges.into_iter().map(|(start, bytes)| Step::Register { start, bytes });
-        let update = |(start, bytes)| Step::Update { start, bytes };
+        let updates = loaded.into_iter().map(|(start, bytes)| Step::Update { start, bytes });
         let steps = match policy {
             Policy::Sev(_) => {
-                let end = [Step::Measure, Step::Finish];
-                registers.chain([Step::Start]).chain(loaded.into_iter().map(update)).chain(end).collect()
+                registers.chain([Step::Start]).chain(updates).chain([Step::Measure, Step::Finish]).collect()
             }
-            Policy::Snp(_) => {
-                let updates = whole_pages(loaded).into_iter().map(update);
-                [Step::Start].into_iter().chain(registers).chain(updates).chain([Step::Finish]).collect()
-            }
+            Policy::Snp(_) => [Step::Start].into_iter().chain(registers).chain(updates).chain([Step::Finish]).collect(),
         };
         Self { policy, steps, job: None, measurement: [0; MEASUREMENT] }
     }
@@ -140,22 +137,6 @@ impl Launch {
         let told = matches!(self.policy, Policy::Sev(_));
         Ok(Progress::Done(told.then_some(self.measurement)))
     }
-}
-
-/// The pages that ranges touch, each once and in rising order, in pieces of what a job takes.
-fn whole_pages(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    ranges.sort_unstable();
-    let (mut pieces, mut next) = (Vec::new(), 0);
-    for (start, bytes) in ranges {
-        let mut at = next.max(start & !(PAGE_SIZE - 1));
-        next = next.max((start + bytes).next_multiple_of(PAGE_SIZE));
-        while at < next {
-            let piece = (next - at).min(JOB_PAGES * PAGE_SIZE);
-            pieces.push((at, piece));
-            at += piece;
-        }
-    }
-    pieces
 }
 
 fn ask(step: Step, vm: VmId, policy: Policy, firmware: &mut impl Firmware) -> Result<JobId, Status> {
@@ -187,20 +168,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_measured_once_and_in_order() {
-        let ranges = Vec::from([(0x9000, 0x1000), (0x1ff0, 0x20), (0x2800, 0x10), (0x9800, 0x900), (0x5000, 0)]);
-        assert_eq!(whole_pages(ranges), [(0x1000, 0x2000), (0x9000, 0x1000), (0xa000, 0x1000)]);
-        let most = JOB_PAGES * PAGE_SIZE;
-        assert_eq!(whole_pages(Vec::from([(0, most + 1)])), [(0, most), (most, PAGE_SIZE)]);
-    }
-
-    #[test]
     fn an_snp_guest_is_there_before_its_memory_turns() {
-        let launch = |policy| Launch::new(Vec::from([(0, 0x20_0000)]), Vec::from([(0x1800, 0x10)]), policy).steps;
+        let launch = |policy| Launch::new(Vec::from([(0, 0x20_0000)]), Vec::from([(0x1000, 0x1000)]), policy).steps;
         let register = Step::Register { start: 0, bytes: 0x20_0000 };
         let update = Step::Update { start: 0x1000, bytes: 0x1000 };
         assert_eq!(launch(Policy::Snp(0)), [Step::Start, register, update, Step::Finish]);
-        let update = Step::Update { start: 0x1800, bytes: 0x10 };
         assert_eq!(launch(Policy::Sev(0)), [register, Step::Start, update, Step::Measure, Step::Finish]);
     }
 }

@@ -6,7 +6,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Gfn, Gpa, LARGE_PAGES};
+use caisson_proto::addr::{Gfn, Gpa, LARGE_PAGES, PAGE_SIZE};
+use caisson_proto::firmware::JOB_PAGES;
 
 use crate::platform::Platform;
 
@@ -15,7 +16,10 @@ pub const LOW_END: u64 = 0xc000_0000;
 /// Memory that found no place below goes on from here: 4 GiB.
 pub const HIGH_START: u64 = 1 << 32;
 /// Bytes that are backed at once.
-pub const CHUNK: u64 = LARGE_PAGES * 4096;
+pub const CHUNK: u64 = LARGE_PAGES * PAGE_SIZE;
+
+// What was loaded is measured chunk by chunk.
+const _: () = assert!(CHUNK <= JOB_PAGES * PAGE_SIZE);
 
 /// Guest memory that can't be accessed: it isn't there, or memory refused to back it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +89,7 @@ impl Ram {
         Ok(())
     }
 
-    /// What was loaded so far, as runs of chunks: address and bytes.
+    /// What was loaded so far, chunk by chunk and in rising order: address and bytes.
     pub fn loaded(&self) -> Vec<(u64, u64)> {
         let all = (0..self.high_end).step_by(CHUNK as usize).filter(|gpa| self.contains(*gpa));
         all.filter(|gpa| self.is_backed(*gpa)).map(|gpa| (gpa, CHUNK)).collect()

@@ -34,6 +34,44 @@ fn efer_is_checked() {
     assert_eq!(machine.state(0).efer, 0x100, "LMA is the processor's");
 }
 
+/// MOV to CR0: (EFER, CR4, 64-bit code, CR0, value, whether it is taken and then LMA).
+#[test]
+fn paging_is_switched_as_the_cpu_does_it() {
+    const PAGING: u64 = 0x8000_0011;
+    const CASES: [(u64, u64, bool, u64, u64, Option<bool>); 13] = [
+        (0x100, 0x20, false, 0x11, PAGING, Some(true)),
+        (0x500, 0x20, false, PAGING, 0x11, Some(false)),
+        (0x500, 0x20, false, PAGING, PAGING | 1 << 16, Some(true)),
+        (0, 0, false, 0x11, PAGING, Some(false)),
+        (0, 0, false, 0x11, 0x10, Some(false)),
+        (0, 0, false, 0x11, 0x6000_0011, Some(false)),
+        (0, 0, false, 0x11, 0x8000_0010, None),
+        (0, 0, false, 0x11, 0x2000_0011, None),
+        (0x500, 0x20, true, PAGING, 1 << 32 | PAGING, None),
+        (0x100, 0, false, 0x11, PAGING, None),
+        (0x100, 0x20, true, 0x11, PAGING, None),
+        (0x500, 0x20, true, PAGING, 0x11, None),
+        (0x500, 0x2_0020, false, PAGING, 0x11, None),
+    ];
+    for (efer, cr4, is_64_bit, cr0, value, taken) in CASES {
+        let mut machine = Machine::new(1);
+        // mov cr0, rax
+        machine.code(0, &[0x0f, 0x22, 0xc0]);
+        let state = machine.state(0);
+        (state.efer, state.cr4, state.cr0, state.gpr[0]) = (efer, cr4, cr0, value);
+        state.segments[1].attributes = if is_64_bit { 0xa9b } else { 0xc9b };
+        let reply = machine.exit(0, code::CR0_SEL_WRITE, 0, 0);
+        let state = machine.state(0);
+        match taken {
+            Some(active) => {
+                assert!(reply.inject == 0 && reply.groups.contains(Groups::CONTROL), "{cr0:x} {value:x}");
+                assert_eq!((state.cr0, state.efer & 1 << 10 != 0), (value | 0x10, active), "{cr0:x} {value:x}");
+            }
+            None => assert_eq!((reply.inject, state.cr0), (PROTECTION, cr0), "{efer:x} {cr4:x} {cr0:x} {value:x}"),
+        }
+    }
+}
+
 #[test]
 fn addresses_in_registers_are_canonical() {
     let mut machine = Machine::new(1);

@@ -6,12 +6,13 @@ use super::vmcb::{CR8, MASKING, NESTED_PAGING, Vmcb};
 use zerocopy::FromZeros;
 
 /// What is intercepted always, as bit numbers of the words at 0x00c and 0x010:
-/// 0 INTR, 1 NMI, 2 SMI, 3 INIT, 15 RDPMC, 18 CPUID, 22 INVD, 24 HLT, 26 INVLPGA, 27 ports that the I/O map names,
-/// 28 MSRs that the MSR map names, 29 task switches, 30 FERR freeze, 31 shutdown, 32 VMRUN (the CPU refuses a VMCB
-/// without it), 33 VMMCALL, 34 VMLOAD, 35 VMSAVE, 36 STGI, 37 CLGI, 38 SKINIT, 41 WBINVD and WBNOINVD, 42 MONITOR,
-/// 43 and 44 MWAIT, 45 XSETBV. Not RDTSC, RDTSCP, PAUSE, INVLPG and IRET, which are the guest's own.
-const INTERCEPTED: [u32; 26] =
-    [0, 1, 2, 3, 15, 18, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 41, 42, 43, 44, 45];
+/// 0 INTR, 1 NMI, 2 SMI, 3 INIT, 5 writes to CR0 that change more than TS and MP, 15 RDPMC, 18 CPUID, 22 INVD, 24 HLT,
+/// 26 INVLPGA, 27 ports that the I/O map names, 28 MSRs that the MSR map names, 29 task switches, 30 FERR freeze,
+/// 31 shutdown, 32 VMRUN (the CPU refuses a VMCB without it), 33 VMMCALL, 34 VMLOAD, 35 VMSAVE, 36 STGI, 37 CLGI,
+/// 38 SKINIT, 41 WBINVD and WBNOINVD, 42 MONITOR, 43 and 44 MWAIT, 45 XSETBV. Not RDTSC, RDTSCP, PAUSE, INVLPG and
+/// IRET, which are the guest's own.
+const INTERCEPTED: [u32; 27] =
+    [0, 1, 2, 3, 5, 15, 18, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 41, 42, 43, 44, 45];
 /// Machine checks are the host's.
 const MACHINE_CHECK: u32 = 1 << 18;
 

@@ -31,6 +31,8 @@ pub struct Extra {
     pub xcr0: u64,
     /// The guest's TSC_AUX.
     pub tsc_aux: u64,
+    /// The guest's EFER.LME. The CPU has it only while paging is on.
+    pub lme: u64,
     /// The guest's debug addresses, while they aren't in the CPU.
     pub dr: [u64; 4],
     /// [`Groups`] that were loaded here and that the CPU must be given at the next entry, or [`ABSENT`].
@@ -58,6 +60,11 @@ pub const fn gpr(number: usize) -> usize {
 
 /// EFER.SVME: set for the CPU, hidden from the vmm.
 pub const SVME: u64 = 1 << 12;
+const LME: u64 = 1 << 8;
+/// The intercept of writes to CR0 that change more than TS and MP.
+pub const CR0_WRITES: u32 = 1 << 5;
+/// CR0.PG.
+const PAGING: u64 = 1 << 31;
 /// Bits of RFLAGS that exist: 21:16, 14, 11:6, 4, 2, 0. Bit 1 is always set.
 const RFLAGS: u64 = 0x003f_7fd5;
 
@@ -123,6 +130,13 @@ pub fn load(page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut 
         vmcb.save.cpl = page.get(offset_of!(VcpuState, cpl)) as u8 & 3;
         vmcb.save.rflags = vmcb.save.rflags & RFLAGS | 2;
     }
+    // At an exit from a guest with LME and neither paging nor CR4.PAE, QEMU 7.2 leaves the host without paging. The bit
+    // means nothing until paging is on, and that is the vmm's to switch, where writes to CR0 are intercepted.
+    if groups.contains(Groups::CONTROL) {
+        extra.lme = vmcb.save.efer & LME;
+        let on = vmcb.save.cr0 & PAGING != 0 || vmcb.control.intercepts[0] & CR0_WRITES == 0;
+        vmcb.save.efer ^= if on { 0 } else { extra.lme };
+    }
     vmcb.save.efer |= SVME;
     vmcb.control.shadow &= 1;
     extra.xcr0 = xcr0;
@@ -168,7 +182,7 @@ pub fn save(page: &mut impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &
         page.set(offset_of!(VcpuState, cpl), vmcb.save.cpl.into());
     }
     if groups.contains(Groups::CONTROL) {
-        page.set(offset_of!(VcpuState, efer), vmcb.save.efer & !SVME);
+        page.set(offset_of!(VcpuState, efer), vmcb.save.efer & !SVME | extra.lme);
     }
     if groups.contains(Groups::EVENTS) {
         page.set(offset_of!(VcpuState, event), extra.event);

@@ -84,6 +84,8 @@ pub(crate) fn create(context: Context, first: Frame, asid: u32, root: Frame) {
     let (msrpm, control) = (vcpu.spa(offset_of!(Vcpu, msr_map)), &mut vcpu.vmcb.control);
     (control.iopm, control.msrpm) = (this().svm.iopm.spa().0, msrpm.0);
     (control.asid, control.tlb_control, control.n_cr3) = (asid, TLB_FLUSH_ALL, root.spa().0);
+    // A vmm can't decode what an encrypted guest writes to CR0. That one has no ASID yet.
+    control.intercepts[0] &= if asid == 0 { !CR0_WRITES } else { u32::MAX };
 }
 
 /// A vCPU has no frames any more, and its registers in whichever CPU are nobody's.

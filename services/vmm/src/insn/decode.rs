@@ -10,7 +10,7 @@ use crate::ram::Ram;
 /// The longest instruction in bytes.
 pub const MAX_BYTES: usize = 15;
 /// Attribute bit of a code segment: 64-bit.
-const LONG: u16 = 1 << 9;
+pub(crate) const LONG: u16 = 1 << 9;
 /// Attribute bit of a code segment: 32-bit default.
 const DEFAULT_32: u16 = 1 << 10;
 /// Pages of code that are remembered.

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::boot::Quirks;
 use crate::svm::events::VALID;
 use crate::svm::reset::{MSR_MAP, fill_msr_map, reset};
-use crate::svm::state::{ABSENT, Extra, Limits, SVME, StatePage, load, resume, save};
+use crate::svm::state::{ABSENT, CR0_WRITES, Extra, Limits, SVME, StatePage, load, resume, save};
 use crate::svm::vmcb::Vmcb;
 
 const LIMITS: Limits = Limits {
@@ -84,6 +84,34 @@ fn what_does_not_fit_is_cut_off() {
     assert_eq!(vmcb.save.rflags, 0x003f_7fd7);
     save(&mut page, Groups::all(), &mut vmcb, &mut extra);
     assert_eq!(page.efer, 0);
+}
+
+#[test]
+fn long_mode_is_enabled_for_the_cpu_while_paging_is_on_and_for_the_vmm_always() {
+    const LME: u64 = 1 << 8;
+    let (mut vmcb, mut extra, mut page) = vcpu();
+    for (cr0, cpus) in [(0x11, 0), (0x8000_0011, LME), (0x11, 0)] {
+        (page.cr0, page.efer) = (cr0, LME);
+        load(&page, Groups::CONTROL, &mut vmcb, &mut extra, &LIMITS).unwrap();
+        assert_eq!(vmcb.save.efer, SVME | cpus);
+        load(&page, Groups::CORE, &mut vmcb, &mut extra, &LIMITS).unwrap();
+        assert_eq!(vmcb.save.efer, SVME | cpus, "other groups don't count");
+        page.efer = 0;
+        save(&mut page, Groups::CONTROL, &mut vmcb, &mut extra);
+        assert_eq!(page.efer, LME);
+    }
+    page.efer = 0;
+    load(&page, Groups::CONTROL, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    save(&mut page, Groups::CONTROL, &mut vmcb, &mut extra);
+    assert_eq!((vmcb.save.efer, page.efer), (SVME, 0), "it is gone when the vmm says so");
+    // Where nobody would see paging come, the CPU has it always.
+    vmcb.control.intercepts[0] &= !CR0_WRITES;
+    page.efer = LME;
+    load(&page, Groups::CONTROL, &mut vmcb, &mut extra, &LIMITS).unwrap();
+    assert_eq!(vmcb.save.efer, SVME | LME);
+    page.efer = 0;
+    save(&mut page, Groups::CONTROL, &mut vmcb, &mut extra);
+    assert_eq!(page.efer, LME);
 }
 
 #[test]
