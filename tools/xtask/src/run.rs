@@ -49,7 +49,7 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<Failure, Failure> {
     let bundle = folder.path().join("bundle");
     std::fs::write(&bundle, &built.bundle).about("write", &bundle)?;
     let mut arguments = machine::arguments(&machine, &built.kernel, &bundle);
-    let debugger = if args.gdb { Some(gdb::wait(&built.kernel)?) } else { None };
+    let debugger = if args.gdb { Some(gdb::wait(&built.kernel, gdb::USUAL)?) } else { None };
     arguments.extend(debugger.iter().flat_map(|(wait, _)| wait.clone()));
     let mut qemu = Qemu::start(folder.path(), &arguments, true)?;
     if let Some((_, command)) = &debugger {
