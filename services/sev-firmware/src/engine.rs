@@ -195,7 +195,7 @@ impl Firmware {
                     return;
                 }
                 self.answered(number, report.status, kernel);
-                if COMMANDS.iter().any(|command| command.number == number && command.writes) {
+                if writes(number) {
                     self.engine.asked = 0;
                     self.first(&[MAILBOX]);
                 }
@@ -318,9 +318,18 @@ impl Firmware {
             return;
         }
         self.count_leaks(failure, kernel);
+        self.after_failure(failure);
+        // It may be that some pages of the mailbox were lent, and not all: whatever comes next needs them back.
+        if failure.cause == Cause::Kernel && failure.status == Status::State && writes(failure.command) {
+            self.engine.asked = 0;
+            self.first(&[MAILBOX]);
+        }
+    }
+
+    /// The steps that are left after a failure: a job's are undone; in a survey the next row is another matter.
+    fn after_failure(&mut self, failure: Failure) {
         let Some(current) = &mut self.engine.current else { return };
         if current.job.is_none() {
-            // The next row is another matter.
             while current.steps.front().is_some_and(|step| !matches!(step, Step::Survey(_))) {
                 current.steps.pop_front();
             }
@@ -340,4 +349,9 @@ impl Firmware {
             self.first(&[Step::Reclaim(Page::Guest(page))]);
         }
     }
+}
+
+/// Whether the processor writes an answer to this command, for which it is lent the mailbox's pages.
+fn writes(number: u16) -> bool {
+    COMMANDS.iter().any(|command| command.number == number && command.writes)
 }

@@ -3,7 +3,7 @@
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
 use caisson_proto::addr::{Gfn, PAGE_SIZE, Tsc, VmId};
 use caisson_proto::firmware::{Cause, FirmwareCall, RegisterRegion};
-use caisson_proto::kernel::{AsidBind, GuestPrivate, MailboxRing, TicketCheck, WriteBackInvalidate};
+use caisson_proto::kernel::{AsidBind, GuestConvert, MailboxRing, TicketCheck, WriteBackInvalidate};
 use caisson_proto::mailbox;
 
 use crate::asids::Found;
@@ -140,7 +140,7 @@ impl Firmware {
         let done = current.report.done;
         let next = gfn.0 + done;
         let chunk = (pages - done).min(MAX_PAGES_PER_CALL - next % MAX_PAGES_PER_CALL);
-        match kernel.ask(&GuestPrivate { vm, gfn: Gfn(next), pages: chunk }) {
+        match kernel.ask(&GuestConvert { vm, gfn: Gfn(next), pages: chunk, private: true }) {
             Ok(_) if done + chunk < pages => {
                 current.report.done += chunk;
                 self.first(&[Step::Turn]);

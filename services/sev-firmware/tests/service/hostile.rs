@@ -1,5 +1,5 @@
-//! Bad input: of clients, and of a processor that is silent, late, confused or a liar. Each has its own clear error, and afterwards
-//! the tables add up.
+//! Bad input: of clients, and of a processor that is silent, late, confused or a liar. Each has its own clear error,
+//! and afterwards the tables add up.
 
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Gfn, Gpa, ServiceId, Tsc, VmId};

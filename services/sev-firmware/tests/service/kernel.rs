@@ -106,6 +106,8 @@ pub struct Fake {
     pub leaked_pages: u64,
     /// Pages of the mailbox that are the processor's.
     pub lent: u64,
+    /// At this command the mailbox is lent, and the command is refused.
+    pub lends_some: Option<u16>,
     pub private_calls: Vec<u64>,
     /// Kernel operations that are refused, by number.
     pub refused: HashMap<u16, Status>,
@@ -136,6 +138,7 @@ impl Fake {
             flushed_pages: 0,
             leaked_pages: 0,
             lent: 0,
+            lends_some: None,
             private_calls: Vec::new(),
             refused: HashMap::new(),
             next_frame: MEMORY,
@@ -282,7 +285,9 @@ impl Fake {
                 let open = self.writing.as_ref().is_some_and(|(open, _)| *open == ticket);
                 TicketState { done: !open, late: self.late.unwrap_or_default() }.encode()
             }
-            KernelCall::GuestPrivate(GuestPrivate { vm, gfn, pages }) => self.guest_private(vm, gfn.0, pages)?,
+            KernelCall::GuestConvert(GuestConvert { vm, gfn, pages, private: true }) => {
+                self.guest_private(vm, gfn.0, pages)?
+            }
             other => panic!("{other:?} isn't sev-firmware's"),
         })
     }

@@ -59,6 +59,10 @@ impl Fake {
         if self.lent > 0 && number != mailbox::SNP_PAGE_RECLAIM {
             return Err(Status::State);
         }
+        if self.lends_some.take_if(|command| *command == number).is_some() {
+            self.lend_mailbox(2);
+            return Err(Status::State);
+        }
         if flush && self.rows.iter().any(|row| row.state == AsidState::Dirty) {
             return Err(Status::TooWeak);
         }
@@ -129,10 +133,7 @@ impl Fake {
         let writes = self.snp && command.writes;
         let at = if writes { MAIL + 0x1000 } else { MAIL };
         if writes {
-            self.lent = bytes.len() as u64 / 4096;
-            for page in 1..=self.lent {
-                *self.board.entry(MAIL + page * 4096) = Entry::firmware(Size::Small);
-            }
+            self.lend_mailbox(bytes.len() as u64 / 4096);
         }
         let no_id_block = number == mailbox::SNP_LAUNCH_FINISH && buffer[24] & 1 == 0;
         assert!(!no_id_block || data.iter().all(|byte| *byte == 0), "another command's data");
@@ -142,6 +143,14 @@ impl Fake {
         self.command =
             Some(Command { number, vm, length: buffer.len(), written, data: data.len(), answer: None, page, at });
         Ok(Done {}.encode())
+    }
+
+    /// So many of the mailbox's pages are the processor's.
+    pub fn lend_mailbox(&mut self, pages: u64) {
+        self.lent = pages;
+        for page in 1..=pages {
+            *self.board.entry(MAIL + page * 4096) = Entry::firmware(Size::Small);
+        }
     }
 
     fn handle(&self, number: u16, vm: VmId) -> Result<u32, Status> {

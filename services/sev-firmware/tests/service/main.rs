@@ -1,5 +1,5 @@
-//! sev-firmware on a kernel that keeps its own rules, and behind it the emulated secure processor, which keeps its own account: whoever
-//! does things in the wrong order is told so by one of the two, with the status of hardware.
+//! sev-firmware on a kernel that keeps its own rules, and behind it the emulated secure processor, which keeps its own
+//! account: whoever does things in the wrong order is told so by one of the two, with the status of hardware.
 
 mod asids;
 mod hostile;

@@ -3,7 +3,7 @@
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, VmId};
 use caisson_proto::firmware::*;
-use caisson_proto::kernel::{GuestPrivate, VmKind};
+use caisson_proto::kernel::{GuestConvert, VmKind};
 use caisson_proto::wire::Request;
 use caisson_sev_firmware::{PER_VM, Region};
 
@@ -92,7 +92,7 @@ fn what_the_kernel_refuses_ends_the_region_there() {
     let report = register(&mut world, vm, 0, 512);
     assert_eq!((report.status, report.cause, report.done), (Status::State, Cause::Kernel, 0));
     assert_eq!(world.firmware.account().regions.all(), []);
-    world.fake.refused.insert(GuestPrivate::OP, Status::Exhausted);
+    world.fake.refused.insert(GuestConvert::OP, Status::Exhausted);
     assert_eq!(register(&mut world, vm, 512, 8).status, Status::Exhausted);
 }
 

@@ -187,6 +187,19 @@ fn a_status_that_says_nothing_known_is_unknown_and_only_ends() {
 }
 
 #[test]
+fn a_mailbox_that_was_lent_in_part_comes_back_amid_the_survey() {
+    for (kind, status) in [(VmKind::Sev, mailbox::GUEST_STATUS), (VmKind::SevSnp, mailbox::SNP_GUEST_STATUS)] {
+        let mut world = World::snp();
+        let vms = [world.run_guest(0, kind), world.run_guest(1, kind)];
+        world.fake.lends_some = Some(status);
+        world.restart();
+        world.pump();
+        assert_eq!((world.platform().life, world.fake.lends_some, world.fake.lent), (Life::Ready, None, 0));
+        assert_eq!(vms.map(|vm| phase(&world, vm)), [Some(Phase::Unknown), Some(Phase::Running)]);
+    }
+}
+
+#[test]
 fn without_a_processor_or_a_capability() {
     for status in [Status::Denied, Status::Unsupported] {
         let mut world = World::new();

@@ -307,3 +307,31 @@ fn sev_and_snp_share_a_flush() {
     assert_eq!(world.events()[..2], [Event::Wbinvd, Event::Command(mailbox::SNP_DF_FLUSH, 0)]);
     world.check_quiet();
 }
+
+#[test]
+fn a_mailbox_of_which_some_pages_were_lent_comes_back() {
+    let mut world = World::snp();
+    let read = PlatformRead { fact: PlatformFact::ChipId };
+    // RMPUPDATE refused the third page: two are the processor's, and nothing was rung.
+    world.fake.lend_mailbox(2);
+    let (report, _) = world.job(vmm(0), &read, &[]).unwrap();
+    assert_eq!(
+        (report.status, report.cause, world.fake.lent),
+        (Status::State, Cause::Kernel, 0),
+        "who fails fetches them"
+    );
+    let (report, _) = world.job(vmm(0), &read, &[]).unwrap();
+    assert_eq!(report.status, Status::Ok);
+    world.check_quiet();
+}
+
+#[test]
+fn a_launch_is_undone_with_the_mailbox_back() {
+    let mut world = World::snp();
+    world.fake.lends_some = Some(mailbox::LAUNCH_START);
+    let vm = world.fake.vm(0, vmm(0), VmKind::Sev, 1);
+    let report = world.start(vm, VmKind::Sev);
+    assert_eq!((report.status, report.cause, world.fake.lent), (Status::State, Cause::Kernel, 0));
+    assert_eq!(world.start(vm, VmKind::Sev).status, Status::Ok);
+    world.check_quiet();
+}
