@@ -261,8 +261,8 @@ requests! {
     /// SNP_CONFIG.
     SnpConfig = 10 { /** The TCB version that reports show. */ tcb: u64, mask_chip_id: bool } -> Queued;
 
-    /// Start the launch of an SEV or SEV-ES guest: an ASID, LAUNCH_START, ACTIVATE. The job is `Busy` if no ASID is to be had; nothing
-    /// changed then. Takes the owner's certificate and session, unless there is no owner.
+    /// Start the launch of an SEV or SEV-ES guest: an ASID, LAUNCH_START, ACTIVATE. The job is `Busy` if no ASID is to
+    /// be had; nothing changed then. Takes the owner's certificate and session, unless there is no owner.
     LaunchStart = 16 {
         vm: VmId,
         /** The guest's policy (55766 chapter 3). */ policy: u32,
@@ -313,8 +313,9 @@ requests! {
     /// SNP_GUEST_REQUEST. Takes the guest's message, a page, and gives the answer, a page.
     SnpGuestRequest = 35 { vm: VmId } -> Queued;
 
-    /// Turn a region of a VM private, at most [`REGION_PAGES`]; for SNP after the launch has started. The plain lines are flushed, so what a launch is to measure has to be
-    /// written before. `State` if it overlaps a region of this VM. If the kernel refuses a part, what lies before it is the region.
+    /// Turn a region of a VM private, at most [`REGION_PAGES`]; for SNP after the launch has started. The plain lines
+    /// are flushed, so what a launch is to measure has to be written before. `State` if it overlaps a region of this
+    /// VM. If the kernel refuses a part, what lies before it is the region.
     RegisterRegion = 48 {
         vm: VmId,
         gfn: Gfn,

@@ -52,11 +52,11 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u32 {
         /// WBNOINVD is executed for write-backs, not its fallback WBINVD.
-        const WBNOINVD = 1 << 1;
+        const WBNOINVD = 1 << 0;
         /// There is a mailbox of a secure processor, and so there can be encrypted VMs.
-        const SEV = 1 << 2;
+        const SEV = 1 << 1;
         /// There is an RMP, and so there can be SEV-SNP VMs.
-        const SNP = 1 << 5;
+        const SNP = 1 << 2;
     }
 }
 wire_flags!(Features);
@@ -74,9 +74,9 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// What an ASID is (DESIGN's invariant 2): it may be bound; a VM's, which the firmware knows nothing of yet; a VM's, and active
-    /// in the firmware; deactivated, or its VM is gone, so that lines of it may be in any cache; every CPU completed a WBINVD
-    /// since, and DF_FLUSH is owed.
+    /// What an ASID is (DESIGN's invariant 2): it may be bound; a VM's, which the firmware knows nothing of yet; a
+    /// VM's, and active in the firmware; deactivated, or its VM is gone, so that lines of it may be in any cache; every
+    /// CPU completed a WBINVD since, and DF_FLUSH is owed.
     pub enum AsidState { Free = 0, Bound = 1, Active = 2, Dirty = 3, Flushed = 4 }
 }
 
@@ -100,9 +100,9 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// Where a fault came from: no fault; a CPU exception (`code` is vector << 32 | error code); a malformed or forbidden message (`code`
-    /// is word 0 of it); it ran too long for one request (`code` is the budget in milliseconds); a panic that the service
-    /// reported itself.
+    /// Where a fault came from: no fault; a CPU exception (`code` is vector << 32 | error code); a malformed or
+    /// forbidden message (`code` is word 0 of it); it ran too long for one request (`code` is the budget in
+    /// milliseconds); a panic that the service reported itself.
     pub enum FaultKind { None = 0, Exception = 1, Protocol = 2, Overrun = 3, Panic = 4 }
 }
 
@@ -193,16 +193,16 @@ requests! {
     VmInfo = 21 { slot: u16 } -> VmReport;
     /// Give `count` free frames in a row, at most 64 in stock, to a VM for its nested tables. [`Caps::FRAMES`].
     TablesDonate = 22 { vm: VmId, frame: Frame, count: u64 } -> Done;
-    /// Give a vCPU, which runs on `cpu`, its frames: [`VCPU_FRAMES`] free ones from `frame` on. Its state page appears in the handler.
-    /// [`Caps::FRAMES`].
+    /// Give a vCPU, which runs on `cpu`, its frames: [`VCPU_FRAMES`] free ones from `frame` on. Its state page appears
+    /// in the handler. [`Caps::FRAMES`].
     VcpuCreate = 23 { vcpu: VcpuId, cpu: CpuId, frame: Frame } -> Done;
-    /// Map at most 512 free frames from `frame` on, zeroed by the kernel, into a view of a VM and, for shared memory, into its handler at
-    /// [`GUEST`](crate::layout::GUEST). 512 aligned pages become one large page. [`Caps::FRAMES`].
+    /// Map at most 512 free frames from `frame` on, zeroed by the kernel, into a view of a VM and, for shared memory,
+    /// into its handler at [`GUEST`](crate::layout::GUEST). 512 aligned pages become one large page. [`Caps::FRAMES`].
     /// `sequence` is its snapshot from before the decision: `Stale` if it moved. `Exhausted` when tables are lacking:
     /// donate and try again.
     GuestMap = 24 { vm: VmId, view: u8, gfn: Gfn, frame: Frame, pages: u64, access: Access, sequence: Sequence } -> Done;
-    /// Unmap the first 512 pages that are mapped in a range, in 1 GiB of it at the most, from a VM and its handler, complete the shootdown, put
-    /// the frames into a batch. [`Caps::FRAMES`].
+    /// Unmap the first 512 pages that are mapped in a range, in 1 GiB of it at the most, from a VM and its handler,
+    /// complete the shootdown, put the frames into a batch. [`Caps::FRAMES`].
     GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64 } -> Unmapped;
     /// The invalidation sequence of a VM, to snapshot. [`Caps::FRAMES`].
     SequenceRead = 26 { vm: VmId } -> SequenceNow;
@@ -212,11 +212,15 @@ requests! {
     InvalidateEnd = 28 { vm: VmId } -> Done;
     /// Give at most 512 free frames to the secure processor, for good. [`Caps::FRAMES`]. Those that the RMP refuses are leaked.
     FrameDonate = 29 { frame: Frame, pages: u64 } -> Done;
-    /// Turn at most 512 shared pages of an encrypted VM's view 0, all mapped, private: they disappear from its handler,
-    /// translations and plain lines of them are flushed everywhere. [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. Back they come only
-    /// through [`GuestUnmap`] and the batch. A SEV-SNP VM must have its ASID and pages of 4 KiB; the RMP assigns them. `State` if
-    /// it refuses one; what lies before that is private then, and the handler sees none of the range.
-    GuestPrivate = 30 { vm: VmId, gfn: Gfn, pages: u64 } -> Done;
+    /// Turn at most 512 pages of an encrypted VM's view 0, all mapped, private, or shared again, where they lie. What
+    /// turns private disappears from its handler with the host's translations, and plain lines of it are flushed
+    /// everywhere; what turns shared appears there, after a shootdown of the VM's translations, and encrypted lines are
+    /// flushed, under its ASID. What is in the pages is lost. [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. A SEV-SNP VM
+    /// must have pages of 4 KiB and its ASID; the RMP assigns them, and takes them back. Others need an ASID to shared.
+    /// `State` if a page isn't what it is to turn from, or the RMP refuses one; what lies before that has turned then,
+    /// and the handler sees nothing of the rest. `Exhausted` when tables are lacking. `Busy` to shared while the processor
+    /// works for this VM.
+    GuestConvert = 30 { vm: VmId, gfn: Gfn, pages: u64, private: bool } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.
     /// [`Caps::WRITEBACK`] or [`Caps::FRAMES`].
@@ -243,8 +247,9 @@ requests! {
     /// others are its data. What identifies the guest and names memory is the kernel's to fill in or to check: see
     /// [`crate::mailbox`]. `Busy` while a command is under way or its result wasn't taken, `NotFound` for a command
     /// that isn't known, `Range` for an address or length that doesn't fit, `State` if the VM isn't at that point,
-    /// `TooWeak` for DF_FLUSH while an ASID is `Dirty`. While pages of the mailbox are the processor's (SEV-SNP), everything is `State`
-    /// but SNP_PAGE_RECLAIM without data. `Exhausted` for SNP_GCTX_CREATE of a VM without tables in stock.
+    /// `TooWeak` for DF_FLUSH while an ASID is `Dirty`. While pages of the mailbox are the processor's (SEV-SNP),
+    /// everything is `State` but SNP_PAGE_RECLAIM without data. `Exhausted` for SNP_GCTX_CREATE of a VM without tables
+    /// in stock.
     MailboxRing = 42 { command: u16, vm: VmId } -> Done;
     /// Take the result of the last command. [`Caps::FIRMWARE`]. Once it has ended, its buffer and data are copied to the leased
     /// pages, whatever its status, and what it changed is recorded.

@@ -23,8 +23,8 @@ pub enum Kind {
     Data(Length),
     /// Frames that were donated to the processor: the ringer writes their address, 8 bytes.
     Firmware(Length),
-    /// A page of 4 KiB to be reclaimed: the ringer writes [`RECLAIM_CONTEXT`], [`RECLAIM_MAILBOX`], or the guest-physical address of a
-    /// private page plus [`RECLAIM_GUEST`].
+    /// A page of 4 KiB to be reclaimed: the ringer writes [`RECLAIM_CONTEXT`], [`RECLAIM_MAILBOX`], or the
+    /// guest-physical address of a private page plus [`RECLAIM_GUEST`].
     Reclaim,
     /// An address, 8 bytes, that has to be 0: what it is for isn't offered.
     Nothing,

@@ -23,16 +23,20 @@ pub const LOCKED: u64 = 1 << 63;
 /// Where the guest-physical address stands, at its own bits.
 pub const GPA: u64 = 0x7_ffff_ffff_f000;
 
+/// In the second word: VMPL 0 may read, write and execute.
+pub const VMPL0: u64 = 0xf;
+
 impl Entry {
     /// The host's.
     pub const SHARED: Self = Self([0; 2]);
     /// The processor's.
     pub const FIRMWARE: Self = Self([ASSIGNED | IMMUTABLE, 0]);
 
-    /// A guest's page of 4 KiB, not accepted yet; `fill` if the processor is to fill it, and nobody else may use it until then.
+    /// A guest's page of 4 KiB, not accepted yet, with the rights that RMPUPDATE gives it whatever it is told; `fill` if
+    /// the processor is to fill it, and nobody else may use it until then.
     pub const fn guest(asid: u32, gfn: Gfn, fill: bool) -> Self {
         let fill = if fill { IMMUTABLE } else { 0 };
-        Self([ASSIGNED | fill | gfn.0 << 12 & GPA | (asid as u64 & 0x3ff) << 51, 0])
+        Self([ASSIGNED | fill | gfn.0 << 12 & GPA | (asid as u64 & 0x3ff) << 51, VMPL0])
     }
 
     /// Whether one of these bits is set.

@@ -54,19 +54,16 @@ pub fn find(mutant: Option<Mutant>, seeds: u64, from: u64, jobs: usize) -> Optio
     sweep(from..from.saturating_add(seeds), jobs, |seed| hunt(seed, mutant), drop)
 }
 
-/// Breaks a rule, or none, and tells the first seed at which that is found with what happened before; fails if it is.
+/// Breaks a rule, or none, and tells the first seed at which that is found with what happened before. A rule that is broken and
+/// isn't found fails, and so does one that is found and wasn't broken.
 pub fn mutant(mutant: Option<Mutant>, seeds: u64, from: u64, jobs: usize) -> ExitCode {
     tell_panics();
-    match find(mutant, seeds, from, jobs) {
-        Some(failure) => {
-            eprintln!("{failure}");
-            ExitCode::from(1)
-        }
-        None => {
-            println!("nothing is found in {seeds} seeds from {from}");
-            ExitCode::SUCCESS
-        }
+    let found = find(mutant, seeds, from, jobs);
+    match &found {
+        Some(failure) => eprintln!("{failure}"),
+        None => println!("nothing is found in {seeds} seeds from {from}"),
     }
+    if found.is_some() == mutant.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 /// Breaks each rule, and shows the seed at which it is found. One that isn't fails, and so does a seed in which none is broken.

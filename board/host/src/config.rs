@@ -111,6 +111,8 @@ mutants! {
     WrongAddress,
     /// A page of an SNP guest is free before its lines were flushed.
     ForgetFreed,
+    /// A page turns shared before the guest's lines of it were flushed.
+    ForgetTurned,
     /// The processor isn't given the mailbox's pages that it is to write.
     KeptMailbox,
 }
@@ -164,6 +166,9 @@ pub struct Config {
     pub actions: u32,
     /// In how many of 16 steps a guest does nothing but use its memory.
     pub diligence: u64,
+    /// Whether a guest uses other pages while it can't know whether the one that it wants is private, since the kernel's
+    /// tables are being changed; else it waits.
+    pub restless: bool,
     /// In how many of 16 places where the kernel can be interleaved with other CPUs it is.
     pub preemption: u64,
     /// In how many of 64 of those the CPU doesn't come on for a while.
@@ -228,6 +233,7 @@ impl Config {
             resets: 4 + rng.below(12) as u32,
             actions: 40 + rng.below(30) as u32,
             diligence: [0, 8, 14][rng.below(3) as usize],
+            restless: false,
             preemption: [0, 1, 4, 12][rng.below(4) as usize],
             stalls: [0, 1, 8][rng.below(3) as usize],
             evictions: [32, 4, 1, 0][rng.below(4) as usize],

@@ -87,6 +87,8 @@ impl Running<'_> {
         if timer {
             self.cpu.set_timer(NEVER);
             if here.tick() && user {
+                // Before its next life has begun elsewhere.
+                self.world.calls.borrow_mut().remove(&usize::from(here.local.service.get()));
                 return Some(here.overrun(frame));
             }
         }
@@ -116,7 +118,6 @@ impl Running<'_> {
             }
             if world.interrupted(self.number) && world.rng.chance(1, world.config.latency) {
                 if let Some(next) = self.interrupts(here, true, frame) {
-                    world.calls.borrow_mut().remove(&slot);
                     return next;
                 }
                 continue;

@@ -1,6 +1,7 @@
 //! What a CPU is to the others: what it does, and what it waits for.
 //!
-//! Who can go on is asked at each step and for each CPU, so it is kept at hand in [`Rows`] whenever something that it depends on changes.
+//! Who can go on is asked at each step and for each CPU, so it is kept at hand in [`Rows`] whenever something that it
+//! depends on changes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -196,12 +197,6 @@ impl Cpu {
     pub fn interrupted(&self, now: u64) -> bool {
         self.is_told() || self.timer.get() <= now
     }
-
-    /// Whether a step of it would change anything, from what that depends on.
-    pub fn can_go_on(&self, now: u64) -> bool {
-        let waits = matches!(self.mode.get(), Mode::Idle | Mode::Spins(_));
-        self.deaf_until.get() <= now && (!waits || self.interrupted(now))
-    }
 }
 
 /// Guests' translations: by ASID and gfn the frame, and whether its guest found it private.
@@ -238,6 +233,12 @@ impl Translations {
 mod tests {
     use super::*;
 
+    /// Whether a step of it would change anything, from what that depends on.
+    fn can_go_on(cpu: &Cpu, now: u64) -> bool {
+        let waits = matches!(cpu.mode(), Mode::Idle | Mode::Spins(_));
+        cpu.deaf_until() <= now && (!waits || cpu.interrupted(now))
+    }
+
     #[test]
     fn who_can_go_on_is_at_hand() {
         let rng = Rng::new(7);
@@ -255,7 +256,7 @@ mod tests {
                 4 => cpu.deafen(now + rng.below(40)),
                 _ => cpu.set_mode(modes[rng.below(6) as usize]),
             }
-            let slow: Vec<usize> = (0..20).filter(|number| cpus[*number].can_go_on(now)).collect();
+            let slow: Vec<usize> = (0..20).filter(|number| can_go_on(&cpus[*number], now)).collect();
             let fast: Vec<usize> = (0..20).filter(|number| rows.ready_at[*number].get() <= now).collect();
             assert_eq!(slow, fast);
             let (seed, picked) = (Rng::new(now), rows.pick(now, &Rng::new(now)));

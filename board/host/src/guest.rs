@@ -199,7 +199,7 @@ impl Guest {
                 return Act::On;
             }
             // Somebody is changing the tables. It will know later whether its page is private.
-            self.faulted = Some((gfn, write));
+            self.faulted = (!world.config.restless).then_some((gfn, write));
             return Act::On;
         };
         let private = is == Frames::of(FrameState::Private, self.vm);

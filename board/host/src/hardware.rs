@@ -154,6 +154,11 @@ impl Machine for &Hardware<'_> {
         self.world.check(!lent, || format!("slot {slot} begins its life with pages that others lent"));
         self.world.pages.borrow_mut().retain(|(of, _), _| *of != slot);
         self.world.calls.borrow_mut().remove(&slot);
+        if slot == self.world.manifest.memory
+            && let Some(vmm) = self.world.doomed.take()
+        {
+            self.world.knock(vmm);
+        }
         self.world.lives.begin(slot);
         self.pause();
         layout::IMAGE

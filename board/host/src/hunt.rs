@@ -5,10 +5,10 @@ use caisson_proto::mailbox;
 use crate::config::{Config, Mutant};
 
 /// Kinds of machines.
-const KINDS: u64 = 8;
+const KINDS: u64 = 9;
 
-/// What a seed stands for where broken rules are looked for: small machines of a few kinds, each of which brings some rules often to
-/// where they matter.
+/// What a seed stands for where broken rules are looked for: small machines of a few kinds, each of which brings some
+/// rules often to where they matter.
 pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
     let (kind, number) = (seed % KINDS, seed / KINDS);
     let usual = Config {
@@ -75,6 +75,31 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
             sev_asids: (2, 4),
             ..churn(mailbox::DECOMMISSION, 0, 1)
         },
-        _ => Config { snp: true, ..churn(mailbox::DEACTIVATE, mailbox::SNP_PAGE_RECLAIM, 6) },
+        7 => Config { snp: true, ..churn(mailbox::DEACTIVATE, mailbox::SNP_PAGE_RECLAIM, 6) },
+        // Pages are taken from one VM while CPUs that ran it flush for another, or did just now; guests live on meanwhile,
+        // and write what they still can.
+        _ => Config {
+            snp: false,
+            sev_asids: (2, 9),
+            guest_pages: 16,
+            cpus: [2, 3][alternate],
+            events: 12_000,
+            actions: 2000,
+            reclaims: 20_000,
+            // Seldom, so that translations and dirty lines have come together again.
+            calm: [1000, 2000][(number / 4 % 2) as usize],
+            faults: 0,
+            deaths: 0,
+            deaf: 0,
+            lazy: false,
+            preemption: 1,
+            stalls: 0,
+            evictions: 0,
+            // So that a CPU is asked for a flush and for its translations at once, and guests go on for long until they leave.
+            latency: [32, 100][(number / 2 % 2) as usize],
+            diligence: 4,
+            restless: true,
+            ..tight
+        },
     }
 }

@@ -43,21 +43,27 @@ impl Hardware<'_> {
         }
     }
 
-    /// Flushes frames' lines of one alias; for the plain one, as they are to be private or the processor's.
+    /// Flushes frames' lines of one alias: the plain one of pages that turn private or go to the processor; a guest's, of
+    /// pages that turn shared, or that nobody has any more.
     pub(crate) fn flush_lines_of(&self, first: Frame, pages: u64, asid: u32) {
         let world = self.world;
         let owners = world.owner.borrow();
         let given = owners.get(first.0).is_none();
         let forgets = if given { Mutant::ForgetDonated } else { Mutant::ForgetPlainAlias };
-        let forgets = if asid == 0 { forgets } else { Mutant::ForgetFreed };
+        let forgets = match asid {
+            0 => forgets,
+            _ if given => Mutant::ForgetFreed,
+            _ => Mutant::ForgetTurned,
+        };
         if !world.breaks(forgets) {
             world.caches.borrow_mut().flush(first.0, pages, asid);
         }
-        for frame in (first.0..first.0 + pages).filter(|_| asid == 0) {
-            // What was shared turns private; what was nobody's will be the processor's, or was.
+        for frame in first.0..first.0 + pages {
+            // What was shared turns private, or the other way round; what was nobody's will be the processor's, or was.
             let of = owners.get(frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(root))?.1, gfn)));
             if let Some((vm, gfn)) = of {
-                world.caches.borrow_mut().give(frame, Hand::Private(vm.bits()));
+                let hand = if asid == 0 { Hand::Private(vm.bits()) } else { Hand::Shared(vm.bits()) };
+                world.caches.borrow_mut().give(frame, hand);
                 world.memory.borrow_mut().insert((vm.bits(), gfn), None);
             }
         }

@@ -1,5 +1,5 @@
-//! Who there is in the simulation and what they may. The services, their ranks and their authority are those of
-//! `board/qemu/system.toml`; without the console, and with two services more that echo.
+//! Who there is in the simulation and what they may. The services, their ranks and what they may ask the kernel for are those of
+//! `board/qemu/system.toml`; without console and psp, with two services more that echo, and with shorter budgets.
 
 use caisson_proto::abi::MAX_SERVICES;
 use caisson_proto::bundle::ServiceRecord;
@@ -110,7 +110,9 @@ impl Manifest {
             Some(Role::Notifier) => (bit(self.firmware), bit(self.memory), Caps::WRITEBACK, 1000),
             Some(Role::Echo) => (bit(self.deep), 0, none, 1000),
             // It rings whoever has jobs, and itself.
-            Some(Role::Firmware) => (0, bit(self.echo) - 1, Caps::FIRMWARE | Caps::TIMER, 1000),
+            Some(Role::Firmware) => {
+                (0, (bit(self.echo) - 1) & !bit(self.supervisor), Caps::FIRMWARE | Caps::TIMER, 1000)
+            }
             Some(Role::Deep) | None => (0, 0, none, 1000),
         };
         let is_vmm = u32::from(self.is_vmm(slot));
@@ -132,5 +134,32 @@ fn name(role: Role) -> String {
         Role::Firmware => "sev-firmware".into(),
         Role::Echo => "echo".into(),
         Role::Deep => "deep".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use caisson_manifest::{plan, system::System};
+
+    /// But for console and psp, which aren't here, and for the two that echo, which aren't there.
+    #[test]
+    fn nobody_rings_whom_the_board_keeps_from_him() {
+        let text = include_str!("../../qemu/system.toml");
+        let board = System::parse("system.toml".as_ref(), text).expect("the board's manifest is sound");
+        let board = plan::plan(&board, &["0"]).expect("one VM fits");
+        let config = Config { vms: 1, ..Config::of_seed(0) };
+        let here = Manifest::new(&config, &Rng::new(0));
+        for (slot, name) in here.names.iter().enumerate().take(here.echo) {
+            let same = |planned: &&plan::Planned| planned.name.replace('-', "") == name.replace('-', "");
+            let may = board.services.iter().find(same).expect("it is on the board").record.may_ring;
+            let there = |at: &usize| may >> at & 1 == 1;
+            let rings = (0..64).filter(|at| here.record(slot).may_ring >> at & 1 == 1);
+            let allowed: Vec<String> =
+                (0..board.services.len()).filter(there).map(|at| board.services[at].name.replace('-', "")).collect();
+            for target in rings.map(|at| here.names[at].replace('-', "")) {
+                assert!(allowed.contains(&target), "{name} rings {target}");
+            }
+        }
     }
 }

@@ -32,7 +32,12 @@ impl Rng {
     }
 
     /// One of the items, if there is any.
+    pub fn one_of<'a, T>(&self, items: &'a [T]) -> Option<&'a T> {
+        items.get(self.below(items.len() as u64) as usize)
+    }
+
+    /// The same, itself.
     pub fn pick<T: Copy>(&self, items: &[T]) -> Option<T> {
-        items.get(self.below(items.len() as u64) as usize).copied()
+        self.one_of(items).copied()
     }
 }

@@ -218,7 +218,7 @@ impl Silicon {
             status,
             Status::WbinvdRequired | Status::DfFlushRequired | Status::AsidOwned | Status::InvalidAsid | Status::Active
         );
-        let page = status == Status::InvalidPageState && command != mailbox::SNP_PAGE_RECLAIM;
+        let page = misses_page(command, status);
         let excused = self.lied.get() || activates(command) && self.young.get() && !page;
         world.check(!(owed || page) || excused, || format!("the processor refuses command {command:#x}: {status:?}"));
         let word = |at: usize| {
@@ -254,6 +254,12 @@ const fn flushes(command: u16) -> bool {
 
 const fn activates(command: u16) -> bool {
     matches!(command, mailbox::ACTIVATE | mailbox::SNP_ACTIVATE)
+}
+
+/// A page isn't what the kernel's account says. Whether one is there to be reclaimed is found out by asking.
+const fn misses_page(command: u16, status: Status) -> bool {
+    let wrong = matches!(status, Status::InvalidPageState | Status::InvalidPageOwner | Status::InvalidPageSize);
+    wrong && command != mailbox::SNP_PAGE_RECLAIM
 }
 
 /// What surrounds the processor.
@@ -360,5 +366,19 @@ impl Board for Surroundings<'_> {
 
     fn hashed<'a>(&self, page: &'a [u8]) -> &'a [u8] {
         page.get(..8).unwrap_or(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_wrong_with_a_page_is_judged() {
+        for status in [Status::InvalidPageState, Status::InvalidPageOwner, Status::InvalidPageSize] {
+            assert!(misses_page(mailbox::SNP_LAUNCH_UPDATE, status), "{status:?}");
+            assert!(!misses_page(mailbox::SNP_PAGE_RECLAIM, status), "{status:?}");
+        }
+        assert!(!misses_page(mailbox::SNP_LAUNCH_UPDATE, Status::InvalidGuestState));
     }
 }

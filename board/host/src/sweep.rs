@@ -1,4 +1,5 @@
-//! Many seeds on several threads. What a seed gives doesn't depend on how many there are, nor does which failure is told: the first.
+//! Many seeds on several threads. What a seed gives doesn't depend on how many there are, nor does which failure is
+//! told: the first.
 
 use std::cell::Cell;
 use std::ops::Range;

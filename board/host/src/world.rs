@@ -132,6 +132,8 @@ pub struct World {
     pub kill: Cell<Option<usize>>,
     /// How often pages were to be taken from a living VM.
     pub taken: Cell<u32>,
+    /// Slot of the vmm whose VM memory is just destroying, and that isn't told yet.
+    pub doomed: Cell<Option<usize>>,
     /// Resets that VMs still may do.
     pub resets: Cell<u32>,
     /// How often a CPU may still be deaf.
@@ -193,6 +195,7 @@ impl World {
             lives: Lives::new(manifest.services.len()),
             kill: Cell::new(None),
             taken: Cell::new(0),
+            doomed: Cell::new(None),
             resets: Cell::new(config.resets),
             deaf: Cell::new(config.deaf),
             deaths: Cell::new(config.deaths),

@@ -91,8 +91,8 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    /// Stops every VM of a service that dies with this; who sees that it is dead sees them dying. Under the table lock, so that none
-    /// is released meanwhile and its slot another's, and none made for it.
+    /// Stops every VM of a service that dies with this; who sees that it is dead sees them dying. Under the table lock,
+    /// so that none is released meanwhile and its slot another's, and none made for it.
     fn orphan(self, service: &Service, report: ServiceReport) {
         let _stay = self.tables();
         for (slot, vm) in self.vms.iter().enumerate() {

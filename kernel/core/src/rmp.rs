@@ -6,7 +6,7 @@
 use core::sync::atomic::AtomicU64;
 
 use crate::prelude::*;
-use caisson_proto::rmp::{ASSIGNED, IMMUTABLE, LARGE, LOCKED, VALIDATED, VMSA};
+use caisson_proto::rmp::{ASSIGNED, IMMUTABLE, LARGE, LOCKED, VALIDATED, VMPL0, VMSA};
 
 /// Why an instruction on an entry was refused: what it leaves in EAX (APM volume 3, RMPUPDATE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum RmpError {
     Permission = 2,
     /// FAIL_INUSE: somebody else is changing it.
     InUse = 3,
-    /// FAIL_OVERLAP: an entry of the other size is in the way.
+    /// FAIL_OVERLAP: an entry of the other size is in the way, also at its own head (for 4 KiB there, unverified).
     Overlap = 4,
 }
 
@@ -46,10 +46,10 @@ impl Rmp {
         self.0.iter().flatten().for_each(|word| word.store(0, Ordering::Release));
     }
 
-    /// RMPUPDATE. The page is then not validated, and no VMPL may do anything with it.
+    /// RMPUPDATE. A guest's page is then not validated, and for VMPL 0 alone (APM volume 2, section 15.36.7).
     ///
     /// # Errors
-    /// All of them; nothing is changed then.
+    /// All of them; nothing is changed then. Of 2 MiB only the head has to be covered (unverified).
     pub fn update(self, frame: Frame, new: Entry) -> Result<(), RmpError> {
         let large = new.has(LARGE);
         let old = self.get(frame).filter(|_| !large || frame.0.is_multiple_of(512)).ok_or(RmpError::Input)?;
@@ -65,7 +65,8 @@ impl Rmp {
             _ if old.has(IMMUTABLE) => Err(RmpError::Permission),
             _ if overlaps => Err(RmpError::Overlap),
             assigned => {
-                self.set(frame, if assigned { Entry([new.0[0] & KEPT, 0]) } else { Entry::SHARED });
+                let rights = if new.asid() == 0 { 0 } else { VMPL0 };
+                self.set(frame, if assigned { Entry([new.0[0] & KEPT, rights]) } else { Entry::SHARED });
                 Ok(())
             }
         }

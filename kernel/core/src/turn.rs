@@ -25,8 +25,8 @@ initial! {
 }
 
 impl Turn {
-    /// Joins the queue; `context` is looked at only to wait. True: it is this context's turn. False: it waits, and a later [`leave`](Self::leave)
-    /// will name it.
+    /// Joins the queue; `context` is looked at only to wait. True: it is this context's turn. False: it waits, and a
+    /// later [`leave`](Self::leave) will name it.
     pub fn enter(&self, context: impl FnOnce() -> Context) -> bool {
         let before = self.state.fetch_add(1 << 32, Ordering::AcqRel);
         let (ticket, serving) = halves(before);

@@ -62,7 +62,7 @@ impl Machine for Silicon {
         fn flush_lines(&self, first: Frame, pages: u64, asid: u32) -> () = window::flush_lines(first, pages, asid);
         fn mailbox(&self) -> Option<&'static Mailbox> = mailbox::MAILBOX.get();
         fn rmp_update(&self, frame: Frame, to: Entry) -> Outcome =
-            mailbox::MAILBOX.get().map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State));
+            mailbox::MAILBOX.get().filter(|mailbox| !mailbox.rmp.0.0.is_empty()).map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State));
         fn nested_map(&self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome =
             npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool);
         fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> =

@@ -8,8 +8,8 @@ use crate::prelude::*;
 
 pub(crate) static MAILBOX: Once<Mailbox> = Once::new();
 
-/// Boot: these kernel frames are registers, two commands and data, and mapped in the service that stands in. Without memory for an
-/// RMP there is none.
+/// Boot: these kernel frames are registers, two commands and data, and mapped in the service that stands in. Without
+/// memory for an RMP there is none.
 pub fn settle(registers: Frame, early: &mut Early) {
     let first = Frame(registers.0 + 1);
     let table = early.take_frames(early.count.div_ceil(PAGE_SIZE / 16));

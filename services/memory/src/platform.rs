@@ -1,5 +1,5 @@
-//! The secure processor as memory sees it: it has it initialised, and no frame of an encrypted VM's tables goes before its guest is
-//! forgotten.
+//! The secure processor as memory sees it: it has it initialised, and no frame of an encrypted VM's tables goes before
+//! its guest is forgotten.
 //!
 //! sev-firmware does what takes time as a job. One that died with a job that it had taken is asked again; so is one that had no
 //! room.
@@ -17,21 +17,25 @@ use crate::Kernel;
 
 /// How often initialisation is asked for, of SNP and of the whole.
 const TRIES: u32 = 50;
+/// How often sev-firmware may not answer: it may be about to be restarted.
+const UNANSWERED: u32 = 5000;
 
 /// What memory remembers of it.
 #[derive(Debug)]
 pub(crate) struct Platform {
-    init: Option<JobId>,
+    /// Initialisations that are under way: SNP's and the whole.
+    jobs: Vec<JobId, 2>,
     initialised: bool,
     snp: bool,
     tries: u32,
+    unanswered: u32,
     /// Guests whose end was asked for; no job where that is done.
     ends: Vec<(VmId, Option<JobId>), MAX_VMS>,
 }
 
 impl Platform {
     pub(crate) const fn new() -> Self {
-        Self { init: None, initialised: false, snp: false, tries: 0, ends: Vec::new() }
+        Self { jobs: Vec::new(), initialised: false, snp: false, tries: 0, unanswered: 0, ends: Vec::new() }
     }
 
     /// Asks what machine this is, and begins.
@@ -44,17 +48,20 @@ impl Platform {
 
     /// Goes on with the initialisation: SNP's first, since afterwards it is too late.
     pub(crate) fn look(&mut self, kernel: &mut impl Kernel) {
-        if self.initialised || self.init.is_some_and(|job| is_under_way(&result(job, kernel))) {
+        self.jobs.retain(|job| is_under_way(&result(*job, kernel)));
+        if self.initialised || !self.jobs.is_empty() {
             return;
         }
-        self.init = None;
-        self.tries += 1;
-        if self.tries > TRIES {
-            // A processor that won't: encrypted VMs aren't launched then.
+        if self.tries >= TRIES || self.unanswered >= UNANSWERED {
+            // A processor that won't, or nobody to ask it: encrypted VMs aren't launched then.
             self.initialised = true;
             return;
         }
-        let Ok(platform) = kernel.firmware(&PlatformStatus {}) else { return kernel.later() };
+        let Ok(platform) = kernel.firmware(&PlatformStatus {}) else {
+            self.unanswered += 1;
+            return kernel.later();
+        };
+        self.tries += 1;
         let young = matches!(platform.sev, PlatformState::Uninit | PlatformState::Unknown);
         if !young || platform.support == SevSupport::None || platform.life == Life::Dead {
             self.initialised = true;
@@ -62,10 +69,14 @@ impl Platform {
         }
         // One right after the other, so that no launch gets in between.
         let snp = self.snp && !platform.snp && self.tries < TRIES / 2;
-        let first = if snp { kernel.firmware(&SnpInit { rmp: true }).map(drop) } else { Ok(()) };
+        let first = if snp { kernel.firmware(&SnpInit { rmp: true }).map(Some) } else { Ok(None) };
         let (frame, pages) = kernel.donated();
-        match first.and_then(|()| kernel.firmware(&Init { frame, pages })) {
-            Ok(queued) => self.init = Some(queued.job),
+        let then = first.and_then(|snp| {
+            self.jobs.extend(snp.map(|queued| queued.job));
+            kernel.firmware(&Init { frame, pages })
+        });
+        match then {
+            Ok(queued) => self.jobs.extend([queued.job]),
             Err(_) => kernel.later(),
         }
     }

@@ -3,12 +3,11 @@
 //! A batch of a plain VM owes nothing; `WriteBack` is what settles it, and the kernel frees its frames at once. For
 //! encrypted VMs the kernel sends the instruction to the CPUs that owe it, and rings when the last has answered.
 //!
-//! That is dear, and nobody needs the frames yet: so such a batch is held back until memory [`Want`]s frames. Meanwhile others
-//! join it, and flushes for other batches pay part of it. Then those are written back first that give most frames for each CPU that
-//! has to flush.
-//! The kernel knows every open batch, so notices that were lost, or read by a predecessor, are made up for by
-//! enumerating: at the start, when asked to [`Settle`](caisson_proto::notifier::Settle), and when a ticket makes room for
-//! what was refused.
+//! That is dear, and nobody needs the frames yet: so such a batch is held back until memory [`Want`]s frames. Meanwhile
+//! others join it, and flushes for other batches pay part of it. Then those are written back first that give most
+//! frames for each CPU that has to flush. The kernel knows every open batch, so notices that were lost, or read by a
+//! predecessor, are made up for by enumerating: at the start, when asked to
+//! [`Settle`](caisson_proto::notifier::Settle), and when a ticket makes room for what was refused.
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
 

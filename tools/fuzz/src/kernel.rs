@@ -104,6 +104,7 @@ pub fn state_page(data: &[u8]) {
         one(step, &mut page, &mut vmcb, &mut extra, &limits);
         assert!(fixed(&vmcb) == kept, "{:?} is {:?}", kept, fixed(&vmcb));
         assert_eq!(vmcb.save.efer & SVME, SVME);
+        assert!(vmcb.save.efer & 1 << 8 == 0 || vmcb.save.cr0 & 1 << 31 != 0, "LME without paging");
         assert!(vmcb.save.cpl <= 3 && vmcb.control.shadow <= 1 && vmcb.save.rflags & 2 == 2);
         assert!(extra.xcr0 & 1 == 1 && extra.xcr0 & 6 != 4 && extra.xcr0 & !limits.xcr0 == 0);
         assert_eq!(extra.tsc_aux >> 32, 0, "WRMSR would fault");

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use caisson_proto::abi::KERNEL_SLOT;
 use caisson_proto::bundle::{Header, MAGIC, MapRecord};
 use caisson_proto::info::MAX_FILES;
 use caisson_proto::kernel::{Access, Caps};
@@ -128,8 +127,7 @@ fn rings(plan: &Plan) -> Vec<MapRecord> {
     };
     let both = |(first, ring): (u64, &PlannedRing)| {
         let RingEnds { producer, consumer, producer_number, consumer_number } = ring.ends;
-        let producer = (producer != KERNEL_SLOT).then(|| record(first, producer, producer_number));
-        producer.into_iter().chain([record(first, consumer, consumer_number)])
+        [record(first, producer, producer_number), record(first, consumer, consumer_number)]
     };
     (0..).zip(&plan.rings).flat_map(both).collect()
 }

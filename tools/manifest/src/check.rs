@@ -210,10 +210,10 @@ fn ring_ends(system: &System, ring: &Ring) -> Result<(), Error> {
     }
     for name in &ring.from {
         if name == KERNEL {
-            if ring.carries != Carries::Log {
-                return Err(wrong!("{what} can't come from the kernel, which writes logs only"));
-            }
-            continue;
+            return Err(wrong!(
+                "{what} can't come from the kernel: it writes to no ring, and its log goes to the board's device by \
+                 itself. Remove \"{KERNEL}\" from `from`"
+            ));
         }
         let from = find(system, name, &what)?;
         if from.name == to.name {

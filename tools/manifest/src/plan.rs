@@ -1,14 +1,14 @@
 //! From the manifest and the list of VMs to the kernel's records: who has which slot, who may call and ring whom,
 //! which rings there are.
 
-use caisson_proto::abi::{KERNEL_SLOT, MAX_SERVICES, MAX_VMS};
+use caisson_proto::abi::{MAX_SERVICES, MAX_VMS};
 use caisson_proto::bundle::{MAX_RINGS, PortRange, ServiceRecord};
 use caisson_proto::console::MAX_CHANNELS;
 use caisson_proto::info::{RingInfo, RingUse, ServiceInfo};
 use caisson_proto::kernel::Caps;
 use zerocopy::FromZeros;
 
-use crate::system::{KERNEL, Ring, Service, System};
+use crate::system::{Ring, Service, System};
 use crate::{Error, check, vm, wrong};
 
 /// VMs at the most: the kernel's bound and the console's.
@@ -26,7 +26,7 @@ pub struct Plan {
 /// Who is at the ends of a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct RingEnds {
-    /// Slot of the producer; [`KERNEL_SLOT`] is the kernel, for its log.
+    /// Slot of the producer.
     pub producer: u16,
     /// Slot of the consumer.
     pub consumer: u16,
@@ -163,7 +163,7 @@ fn record(service: &Service, slot: usize, slots: &Slots<'_>, rings: &[PlannedRin
         if producer == slot {
             record.may_ring |= 1 << consumer;
         }
-        if consumer == slot && ring.producer != KERNEL_SLOT {
+        if consumer == slot {
             record.may_ring |= 1 << producer;
         }
     }
@@ -187,24 +187,18 @@ fn pages(bytes: u64) -> u32 {
 fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<PlannedRing>, Error> {
     let mut planned: Vec<PlannedRing> = Vec::new();
     let mut used = vec![0u16; slots.len()];
-    let mut kernel_used = 0u16;
     for (ring, from) in system.rings.iter().flat_map(|ring| ring.from.iter().map(move |from| (ring, from))) {
         for (producer, consumer) in pairs(slots, ring, from) {
-            let channel = [Some(consumer), producer]
-                .into_iter()
-                .flatten()
-                .find_map(|slot| slots[slot].1)
-                .map_or(0, |vm| vm as u16 + 1);
-            let mut next = |slot: Option<usize>| {
-                let count = slot.map_or(&mut kernel_used, |slot| &mut used[slot]);
-                *count += 1;
-                *count - 1
+            let channel = slots[consumer].1.or(slots[producer].1).map_or(0, |vm| vm as u16 + 1);
+            let mut next = |slot: usize| {
+                used[slot] += 1;
+                used[slot] - 1
             };
             let ends = RingEnds {
-                producer: producer.map_or(KERNEL_SLOT, |slot| slot as u16),
+                producer: producer as u16,
                 consumer: consumer as u16,
                 producer_number: next(producer),
-                consumer_number: next(Some(consumer)),
+                consumer_number: next(consumer),
             };
             planned.push(PlannedRing { ends, purpose: ring.carries.ring_use(), channel });
         }
@@ -219,10 +213,7 @@ fn rings(system: &System, slots: &Slots<'_>) -> Result<Vec<PlannedRing>, Error> 
     }
 }
 
-/// Every pair of slots that a ring's entry stands for; no producer means the kernel.
-fn pairs<'a>(slots: &'a Slots<'_>, ring: &'a Ring, from: &'a str) -> Vec<(Option<usize>, usize)> {
-    let consumers: Vec<usize> = slots_of(slots, &ring.to).collect();
-    let producers: Vec<Option<usize>> =
-        if from == KERNEL { vec![None] } else { slots_of(slots, from).map(Some).collect() };
-    producers.iter().flat_map(|&p| consumers.iter().map(move |&c| (p, c))).collect()
+/// Every pair of slots that a ring's entry stands for: producer and consumer.
+fn pairs<'a>(slots: &'a Slots<'_>, ring: &'a Ring, from: &'a str) -> impl Iterator<Item = (usize, usize)> + 'a {
+    slots_of(slots, from).flat_map(|producer| slots_of(slots, &ring.to).map(move |consumer| (producer, consumer)))
 }

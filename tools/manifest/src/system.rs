@@ -93,7 +93,7 @@ pub struct Ports {
 pub struct Ring {
     /// What it carries.
     pub carries: Carries,
-    /// Who writes it: services, or `kernel`.
+    /// Who writes it.
     pub from: Vec<String>,
     /// Who reads it.
     pub to: String,
@@ -128,7 +128,7 @@ impl Carries {
     }
 }
 
-/// The kernel's name as the writer of a ring.
+/// The kernel's name, which no service can have.
 pub const KERNEL: &str = "kernel";
 
 impl Program {

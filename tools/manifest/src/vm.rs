@@ -35,7 +35,7 @@ pub struct VmFile {
     pub on_reset: Option<OnReset>,
     /// The devices that test programs expect: debug exit, test device, fw_cfg.
     pub test_devices: Option<bool>,
-    /// How its memory is encrypted: none, sev, sev-es, sev-snp.
+    /// How its memory is encrypted: none, sev, sev-snp.
     pub encryption: Option<Encryption>,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: Option<u16>,
@@ -43,6 +43,8 @@ pub struct VmFile {
 
 /// In the place of a kernel's file: what follows is the name of a Debian package.
 pub const PACKAGE: &str = "debian:";
+/// The same for a guest of this repository.
+pub const EXAMPLE: &str = "example:";
 
 impl VmFile {
     /// The file's content, with paths made relative to where the file lies.
@@ -51,9 +53,16 @@ impl VmFile {
     /// [`Error`] with the place of what isn't understood.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let mut file: Self = parse::toml(path, text)?;
+        if file.encryption == Some(Encryption::SevEs) {
+            return Err(wrong!(
+                "{}: `encryption` is \"sev-es\", and such a guest can't be launched yet; give \"sev\" or \"sev-snp\"",
+                path.display()
+            ));
+        }
         let folder = path.parent().unwrap_or(Path::new(""));
         for named in [&mut file.kernel, &mut file.initrd].into_iter().flatten() {
-            if !named.to_string_lossy().starts_with(PACKAGE) {
+            let text = named.to_string_lossy();
+            if ![PACKAGE, EXAMPLE].iter().any(|prefix| text.starts_with(prefix)) {
                 *named = folder.join(&*named);
             }
         }
@@ -135,6 +144,8 @@ mod tests {
         let error = |text| VmFile::parse(Path::new("v.toml"), text).unwrap_err().0;
         assert!(error("vcpu = 2").starts_with("v.toml:1:1: unknown key \"vcpu\"; did you mean \"vcpus\"?"));
         assert!(error("on-reset = \"restat\"").contains("did you mean \"restart\"?"));
+        let es = error("encryption = \"sev-es\"");
+        assert!(es.starts_with("v.toml: ") && es.contains("give \"sev\" or \"sev-snp\""));
         assert!(error("vcpus = 300").starts_with("v.toml:1:9"));
         assert!(check_name("Big Name").is_err() && check_name("thirteenbytes").is_err() && check_name("web-1").is_ok());
         assert!(check_vcpus("a", 9).unwrap_err().0.contains("1 to 8") && check_vcpus("a", 0).is_err());

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use caisson_manifest::plan::{MAX_GUESTS, Plan, plan};
 use caisson_manifest::system::System;
-use caisson_proto::abi::KERNEL_SLOT;
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::Caps;
 use proptest::prelude::*;
@@ -112,7 +111,9 @@ fn resources() {
 fn rings() {
     says(&broken("from = [\"memory\"]", "from = []"), &["no writer"]);
     says(&broken("from = [\"memory\"]", "from = [\"memory\", \"memory\"]"), &["twice"]);
-    says(&broken("from = [\"memory\"]", "from = [\"kernel\"]"), &["logs only"]);
+    says(&broken("from = [\"memory\"]", "from = [\"kernel\"]"), &["can't come from the kernel"]);
+    let error = broken("from = [\"supervisor\", \"vmm\",", "from = [\"kernel\", \"vmm\",");
+    says(&error, &["carries Log can't come from the kernel", "Remove \"kernel\""]);
     says(&broken("from = [\"memory\"]", "from = [\"notifier\"]"), &["to itself"]);
     says(&broken("from = [\"vmm\"]", "from = [\"memory\"]"), &["\"memory\" isn't `per-vm`"]);
     says(&broken("carries = \"notices\"", "carries = \"notice\""), &["did you mean \"notices\"?"]);
@@ -158,11 +159,6 @@ fn the_boards_machine_with_two_vms() {
         .map(|ring| (ring.ends.producer, ring.ends.consumer, ring.channel))
         .collect();
     assert_eq!(consoles, [(2, 1, 1), (3, 1, 2), (1, 2, 1), (1, 3, 2)]);
-    assert_eq!(
-        plan.rings.iter().filter(|ring| ring.ends.producer == KERNEL_SLOT).count(),
-        0,
-        "the kernel logs to a device"
-    );
 }
 
 proptest! {

@@ -76,6 +76,7 @@ pub struct TestArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 A seed that breaks a rule is told with what happened before it and the command that replays it; the exit status is 1.
+With --mutant it is 1 if the broken rule isn't found.
 
 Examples:
   cargo xtask sim --seeds 10000
@@ -170,11 +171,22 @@ Nothing is timed and nothing random: the numbers are the same in each run.
 Examples:
   cargo xtask bench flushes
   cargo xtask bench flushes --json --cpus 128
+  cargo xtask bench flushes --trace churn --cpus 128 --free 10 --group 8
   cargo xtask bench flushes --book")]
 pub struct FlushesArgs {
+    /// Only this trace; may be given several times
+    #[arg(long, value_name = "NAME", value_parser = ["storm", "churn", "balloon"], conflicts_with = "book")]
+    pub trace: Vec<String>,
     /// Only machines with so many CPUs; may be given several times
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(16..=512), conflicts_with = "book")]
     pub cpus: Vec<u16>,
+    /// Only machines of which so many percent of memory are free; may be given several times
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u64).range(0..=90), conflicts_with = "book")]
+    pub free: Vec<u64>,
+    /// CPUs of a group in the bound, 1 to 8: the more, the closer it is, and the longer it takes, with 8 half an hour of CPU
+    /// time for churn on 128 CPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8), default_value = "4", conflicts_with = "book")]
+    pub group: u8,
     /// Print JSON
     #[arg(long, conflicts_with = "book")]
     pub json: bool,
@@ -241,7 +253,8 @@ pub struct MachineArgs {
     /// The guest's kernel, a Linux bzImage or a Multiboot image, or debian:PACKAGE; Debian's cloud kernel, if not given
     ///
     /// debian:linux-image-amd64 downloads and unpacks what this metapackage stands for;
-    /// debian:linux-image-6.12.*-cloud-amd64 the newest package of that kind.
+    /// debian:linux-image-6.12.*-cloud-amd64 the newest package of that kind. example:flat is a small guest of this
+    /// repository.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// The guest's initial RAM disk; one with busybox for Linux, none for others, if not given
@@ -253,7 +266,8 @@ pub struct MachineArgs {
     /// A guest of its own, described by a file; give several for several guests.
     ///
     /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
-    /// on-reset = "restart" or "stop", test-devices = true, first-cpu. What the file leaves out, the options here say.
+    /// on-reset = "restart" or "stop", test-devices = true, first-cpu, encryption = "sev" or "sev-snp" for flat guests. What the
+    /// file leaves out, the options here say.
     #[arg(long = "vm", value_name = "FILE.toml")]
     pub vms: Vec<PathBuf>,
     /// Lowest level of log messages to show

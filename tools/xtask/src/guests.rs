@@ -13,6 +13,7 @@ use caisson_proto::vmm::{Encryption, OnReset};
 use crate::cli::MachineArgs;
 use crate::debian;
 use crate::failure::{Context, Failure};
+use crate::image;
 use crate::paths::Paths;
 
 /// The machine's memory for Caisson itself, in bytes.
@@ -116,6 +117,20 @@ fn vm_file(path: &Path) -> Result<VmFile, Failure> {
     Ok(VmFile::parse(path, &text)?)
 }
 
+/// Guests of this repository that can be named, and their packages.
+const EXAMPLES: [(&str, &str); 1] = [("flat", "caisson-guest-flat")];
+
+/// The program of such a guest, if one stands in the place of a kernel's file.
+fn example(paths: &Paths, kernel: &Path) -> Option<Result<PathBuf, Failure>> {
+    let name = kernel.to_str()?.strip_prefix(vm::EXAMPLE)?;
+    let package = EXAMPLES.iter().find(|(example, _)| *example == name);
+    let there = EXAMPLES.map(|(name, _)| name).join(", ");
+    Some(match package {
+        Some((_, package)) => image::guest(paths, package),
+        None => Err(Failure::setup(format!("there is no example guest \"{name}\"; there is: {there}"))),
+    })
+}
+
 /// The name of a Debian package that stands in the place of a kernel's file.
 fn debians(kernel: &Path) -> Option<&str> {
     kernel.to_str()?.strip_prefix(vm::PACKAGE)
@@ -126,7 +141,12 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
     vm::check_name(&name)?;
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
     let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
-    let (kernel, initrd) = match (file.kernel.or(args.kernel.clone()), file.initrd.or(args.initrd.clone())) {
+    let named = file.kernel.or(args.kernel.clone());
+    let named = match named.as_deref().and_then(|kernel| example(paths, kernel)) {
+        Some(built) => Some(built?),
+        None => named,
+    };
+    let (kernel, initrd) = match (named, file.initrd.or(args.initrd.clone())) {
         (kernel, initrd) if kernel.as_deref().is_none_or(|kernel| debians(kernel).is_some()) => {
             // What is named is looked at before anything is downloaded.
             initrd.iter().try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;

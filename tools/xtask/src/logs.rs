@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use caisson_proto::console::{LOG_KERNEL, LOG_MAGIC};
+use caisson_proto::console::LOG_MAGIC;
 use defmt_decoder::Table;
 
 use crate::cli::LogLevel;
@@ -76,15 +76,14 @@ impl Logs {
         let mut at = 0;
         while let Some(header) = self.pending.get(at..at + HEADER) {
             let length = usize::from(u16::from_le_bytes([header[2], header[3]]));
-            let slot = header[1];
-            let known = slot == LOG_KERNEL || usize::from(slot) < self.services.len();
-            if header[0] != LOG_MAGIC || length > LONGEST || !known {
+            let service = self.services.get(usize::from(header[1]));
+            let Some(service) = service.filter(|_| header[0] == LOG_MAGIC && length <= LONGEST) else {
                 self.skipped += 1;
                 at += 1;
                 continue;
-            }
+            };
             let Some(frame) = self.pending.get(at + HEADER..at + HEADER + length) else { break };
-            lines.push(self.decode(slot, frame));
+            lines.push(self.decode(Some(service), frame));
             at += HEADER + length;
         }
         self.pending.drain(..at);
@@ -98,7 +97,7 @@ impl Logs {
         while let Some(end) = self.kernel_pending.iter().position(|byte| *byte == 0) {
             let frame: Vec<u8> = self.kernel_pending.drain(..=end).collect();
             if frame.len() > 1 {
-                lines.push(self.decode(LOG_KERNEL, &frame));
+                lines.push(self.decode(None, &frame));
             }
         }
         lines
@@ -123,11 +122,9 @@ impl Logs {
         text
     }
 
-    fn decode(&self, slot: u8, frame: &[u8]) -> Line {
-        let (name, table) = match self.services.get(usize::from(slot)) {
-            Some((name, table)) if slot != LOG_KERNEL => (name.as_str(), table),
-            _ => ("kernel", &self.kernel),
-        };
+    /// A frame of a service, or of the kernel.
+    fn decode(&self, service: Option<&(String, Option<Rc<Table>>)>, frame: &[u8]) -> Line {
+        let (name, table) = service.map_or(("kernel", &self.kernel), |(name, table)| (name.as_str(), table));
         let odd = |what: String| Line {
             text: format!("{name}: {what}"),
             who: name.into(),
@@ -146,7 +143,7 @@ impl Logs {
                 let level = rank(word);
                 let time = frame.display_timestamp().map(|time| time.to_string()).unwrap_or_default();
                 let mut what = frame.display_message().to_string();
-                if slot == LOG_KERNEL {
+                if service.is_none() {
                     what = self.named(&what);
                 }
                 let text = format!("[{time:>12}] {name:<12} {:<5} {what}", word.to_uppercase());
@@ -191,14 +188,22 @@ mod tests {
     #[test]
     fn frames_are_found_however_they_are_cut_and_noise_is_skipped() {
         let mut bytes = vec![0, LOG_MAGIC, 77];
-        bytes.extend([LOG_MAGIC, 0, 2, 0, 9, 9, LOG_MAGIC, LOG_KERNEL, 1, 0, 9]);
+        bytes.extend([LOG_MAGIC, 0, 2, 0, 9, 9, LOG_MAGIC, 0, 1, 0, 9]);
         for cut in 0..bytes.len() {
             let mut logs = logs(LogLevel::Info);
             let lines = [logs.feed(&bytes[..cut]), logs.feed(&bytes[cut..])].concat();
             assert_eq!(lines.len(), 2, "cut at {cut}");
-            assert!(lines[0].text.starts_with("memory:") && lines[1].text.starts_with("kernel:"));
+            assert!(lines.iter().all(|line| line.text.starts_with("memory:")));
             assert_eq!(logs.skipped, 3);
         }
+    }
+
+    #[test]
+    fn the_kernels_frames_end_with_a_zero() {
+        let mut logs = logs(LogLevel::Info);
+        assert!(logs.feed_kernel(&[9, 9]).is_empty());
+        let lines = logs.feed_kernel(&[9, 0, 0, 9, 0]);
+        assert!(lines.len() == 2 && lines.iter().all(|line| line.text.starts_with("kernel:")));
     }
 
     #[test]

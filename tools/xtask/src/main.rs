@@ -20,6 +20,7 @@ mod kut;
 mod logs;
 mod machine;
 mod paths;
+mod program;
 mod progress;
 mod qemu;
 mod run;

@@ -1,37 +1,19 @@
-//! `cargo xtask sim`: seeds of the simulated machine, by a small program of its own.
-
-use std::process::Command;
+//! `cargo xtask sim`: seeds of the simulated machine, by a small program.
 
 use crate::cli::SimArgs;
-use crate::failure::{Context, Failure, Status};
+use crate::failure::Failure;
 use crate::paths::Paths;
-use crate::progress::quietly;
+use crate::program;
 
 /// Runs seeds; what happened is on standard output, a broken rule on standard error.
 pub fn sim(paths: &Paths, args: &SimArgs) -> Result<(), Failure> {
-    let cargo = |word: &str| {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        command.current_dir(&paths.root).args([word, "--quiet", "--release", "--package", "caisson-sim"]);
-        command
-    };
-    quietly("building the simulation", &mut cargo("build"), Status::BadSetup)?;
-    let mut command = cargo("run");
-    let what = match &args.mutant {
-        Some(name) => name.as_str(),
-        None if args.mutants => "mutants",
-        None => "seeds",
+    let (what, failed) = match &args.mutant {
+        Some(name) if name == "none" => (vec!["mutant".into(), name.clone()], "a seed broke a rule"),
+        Some(name) => (vec!["mutant".into(), name.clone()], "the broken rule wasn't found"),
+        None if args.mutants => (vec!["mutants".into()], "a broken rule wasn't found, or one where none was broken"),
+        None => (vec!["seeds".into()], "a seed broke a rule"),
     };
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
-    command
-        .args(["--", what])
-        .args([args.seeds, args.from, args.jobs.unwrap_or(cpus)].map(|number| number.to_string()));
-    let status = command.status().context("can't start cargo")?;
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(5) => Err(Failure::new(Status::BadSetup, "the simulation wasn't begun")),
-        _ => Err(Failure::new(
-            Status::Failed,
-            format!("a seed broke a rule, a broken rule wasn't found, or it wasn't finished ({status})"),
-        )),
-    }
+    let numbers = [args.seeds, args.from, args.jobs.unwrap_or(cpus)].map(|number| number.to_string());
+    program::run(paths, "caisson-sim", what.into_iter().chain(numbers), failed)
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Frame, Gfn, ServiceId, Tsc, VmId};
-use caisson_proto::kernel::{GuestMap, GuestUnmap, TimerSet, VmDestroy, VmState};
+use caisson_proto::kernel::{GuestConvert, GuestMap, GuestUnmap, TimerSet, VmDestroy, VmState};
 use caisson_proto::memory::Reclaimed;
 use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Request, Words};
@@ -114,17 +114,33 @@ impl OnKernel<'_, '_> {
         let alive: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive)).collect();
         let Some((vm, handler)) = world.rng.pick(&alive).map(|vm| (vm.id.get(), vm.handler.get())) else { return };
         if world.rng.chance(1, 32) {
-            // All of it: its vmm has to find out.
-            if sys.ask(&VmDestroy { vm }).is_ok() {
+            // All of it: its vmm has to find out. If this service dies before it can say so, its next life does, and may say it
+            // needlessly.
+            world.doomed.set(Some(handler.index()));
+            let destroyed = sys.ask(&VmDestroy { vm }).is_ok();
+            if world.doomed.take().is_some() && destroyed {
                 world.knock(handler.index());
             }
             return;
+        }
+        if world.rng.chance(1, 8) {
+            return self.share(vm);
         }
         // Where memory is short, all have to give some.
         for _ in 0..1 + world.rng.below(6) {
             let some = world.rng.pick(&alive).filter(|vm| vm.state() == Some(VmState::Alive));
             some.into_iter().for_each(|vm| self.take_some(vm.id.get()));
         }
+    }
+
+    /// Turns some private pages of a VM shared.
+    fn share(&mut self, vm: VmId) {
+        let (sys, world) = (self.sys, self.sys.world);
+        let first = world.rng.below(world.manifest.guest_pages);
+        let private = |gfn: &u64| world.is_private(vm, *gfn);
+        let Some(gfn) = (first..world.manifest.guest_pages).find(private) else { return };
+        let pages = (gfn..gfn + 1 + world.rng.below(4)).take_while(private).count() as u64;
+        let _ = sys.ask(&GuestConvert { vm, gfn: Gfn(gfn), pages, private: false });
     }
 
     /// Takes a range of pages from a VM.

@@ -10,7 +10,8 @@ use crate::pvh::{MapEntry, RAM};
 const LOG_PORT: u16 = 0xe8;
 /// The timers of QEMU's local APICs count nanoseconds (hw/intc/apic.c).
 const TIMER_KHZ: u64 = 1_000_000;
-/// Few, so that they are recycled in ordinary use and leave 9 of QEMU's 15 for plain VMs: SEV-ES and SEV-SNP have 1 and 2, SEV 3 to 6.
+/// Few, so that they are recycled in ordinary use and leave 9 of QEMU's 15 for plain VMs: SEV-ES and SEV-SNP have 1 and
+/// 2, SEV 3 to 6.
 const SEV_ASIDS: u32 = 3 << 16 | 6;
 /// Port of isa-debug-exit.
 const EXIT_PORT: u16 = 0xf4;

@@ -1,6 +1,6 @@
 //! The console on its ports and rings.
 
-use caisson_proto::abi::{KERNEL_SLOT, Lease, Status};
+use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::bundle::MAX_RINGS;
 use caisson_proto::info::RingUse;
@@ -129,7 +129,7 @@ impl Image {
     fn drain_logs(&mut self) {
         let mut frame = [0; FRAME];
         for Log { ring, dropped } in &mut self.logs {
-            let slot = Some(ring.info().peer).filter(|&peer| peer != KERNEL_SLOT).map(|peer| peer as u8);
+            let slot = ring.info().peer as u8;
             let mut bad = 0;
             for _ in 0..MESSAGES {
                 match ring.receive(&mut frame) {
@@ -209,7 +209,7 @@ static IMAGE: ConstStaticCell<Image> = ConstStaticCell::new(Image::new());
 
 fn own_log(frame: &[u8]) {
     let slot = ServiceId::from_bits(info().head.id).index();
-    log_frame(&mut Ports, Some(slot as u8), frame);
+    log_frame(&mut Ports, slot as u8, frame);
 }
 
 fn start() -> ! {

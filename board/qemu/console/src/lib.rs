@@ -10,7 +10,7 @@ pub mod input;
 pub mod mux;
 pub mod uart;
 
-use caisson_proto::console::{LOG_KERNEL, LOG_MAGIC};
+use caisson_proto::console::LOG_MAGIC;
 use caisson_proto::ring::SLOT_BYTES;
 use caisson_proto::supervisor::Notice;
 use zerocopy::{FromBytes, IntoBytes};
@@ -103,11 +103,11 @@ impl Default for Console {
     }
 }
 
-/// Sends one frame of a log to the log device. `None` as the slot is the kernel.
-pub fn log_frame(port: &mut impl Port, slot: Option<u8>, frame: &[u8]) {
+/// Sends one frame of a log, of the service in `slot`, to the log device.
+pub fn log_frame(port: &mut impl Port, slot: u8, frame: &[u8]) {
     let Ok(length) = u16::try_from(frame.len()) else { return };
     let [low, high] = length.to_le_bytes();
-    let header = [LOG_MAGIC, slot.unwrap_or(LOG_KERNEL), low, high];
+    let header = [LOG_MAGIC, slot, low, high];
     for &byte in header.iter().chain(frame) {
         port.outb(LOG_PORT, byte);
     }

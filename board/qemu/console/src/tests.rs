@@ -185,9 +185,9 @@ fn a_chip_that_lies_does_not_hold_the_console() {
 #[test]
 fn log_frames_name_their_sender() {
     let mut chip = Chip::endless();
-    log_frame(&mut chip, Some(4), b"frame");
-    log_frame(&mut chip, None, b"");
-    assert_eq!(chip.log, b"\xc5\x04\x05\x00frame\xc5\xff\x00\x00");
+    log_frame(&mut chip, 4, b"frame");
+    log_frame(&mut chip, 5, b"");
+    assert_eq!(chip.log, b"\xc5\x04\x05\x00frame\xc5\x05\x00\x00");
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use caisson_proto::addr::{Frame, Spa};
 
 use crate::board::Board;
-use crate::rmp::State;
+use crate::rmp::{Entry, Size, State};
 use crate::status::Status;
 
 /// The rules that hold now.
@@ -40,12 +40,20 @@ impl Access {
             return Ok(());
         }
         for frame in at.0 >> 12..=(at.0 + length - 1) >> 12 {
-            if board.rmp(Frame(frame)).is_some_and(|entry| entry.state() != wanted) {
+            if covering(board, Frame(frame)).is_some_and(|entry| entry.state() != wanted) {
                 return Err(Status::InvalidPageState);
             }
         }
         Ok(())
     }
+}
+
+/// What the RMP says of a frame: a page in an assigned one of 2 MiB has no entry of its own (unverified: that commands
+/// look there). None if it isn't covered.
+pub fn covering(board: &mut impl Board, frame: Frame) -> Option<Entry> {
+    let head = Frame(frame.0 & !(Size::Large.pages() - 1));
+    let large = board.rmp(head).filter(|entry| entry.assigned && entry.size == Size::Large);
+    large.or_else(|| board.rmp(frame))
 }
 
 /// Refuses an address that isn't a multiple of `unit`.

@@ -1,6 +1,6 @@
 //! Page states, as the RMP shows them (56860 chapter 5, "Page States"; APM volume 2, section 15.36.3).
 
-use caisson_proto::addr::Gpa;
+use caisson_proto::addr::{Frame, Gpa, Spa};
 use caisson_proto::rmp::{self, ASSIGNED, GPA, IMMUTABLE, LARGE, VALIDATED, VMSA};
 
 use crate::board::Asid;
@@ -139,6 +139,30 @@ impl Entry {
     }
 }
 
+/// Bytes of an entry.
+const BYTES: u64 = 16;
+
+/// Where the table lies that has an entry for each frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Its first frame.
+    pub first: Frame,
+    /// Frames that it covers: those below this number.
+    pub frames: u64,
+}
+
+impl Table {
+    /// Where a frame's entry lies. None if the table doesn't cover the frame.
+    pub fn entry(self, frame: Frame) -> Option<Spa> {
+        (frame.0 < self.frames).then(|| Spa(self.first.spa().0 + frame.0 * BYTES))
+    }
+
+    /// The byte after its last entry.
+    pub const fn end(self) -> Spa {
+        Spa(self.first.spa().0 + self.frames * BYTES)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,5 +186,13 @@ mod tests {
         assert_eq!(Entry::from_table(rmp::Entry::FIRMWARE).state(), State::Firmware);
         let guest = |fill| Entry::from_table(rmp::Entry::guest(3, caisson_proto::addr::Gfn(0), fill)).state();
         assert_eq!((guest(true), guest(false)), (State::PreGuest, State::GuestInvalid));
+    }
+
+    #[test]
+    fn the_frame_after_the_last_has_no_entry() {
+        let table = Table { first: Frame(2), frames: 512 };
+        assert_eq!(table.entry(Frame(0)), Some(Spa(0x2000)));
+        assert_eq!(table.entry(Frame(511)), Some(Spa(0x3ff0)));
+        assert_eq!((table.entry(Frame(512)), table.end()), (None, Spa(0x4000)));
     }
 }

@@ -150,6 +150,26 @@ fn with_snp_the_processor_writes_only_to_its_own_pages() {
 }
 
 #[test]
+fn a_page_in_an_assigned_one_of_2_mib_is_what_that_is() {
+    let mut rig = Rig::snp();
+    let (large, within) = (2u64 << 20, (2 << 20) + 0x3000);
+    assert_eq!(rig.run(Command::Init, &init(0, 0, 0)).0, Status::Success);
+    let handle = rig.guest(0, 5);
+    let fill = |rig: &mut Rig, at| rig.run(Command::LaunchUpdateData, &update(handle, at, 4096)).0;
+    *rig.machine.entry(large) = Entry { size: Size::Large, ..pre_guest(1, 0) };
+    assert_eq!(fill(&mut rig, within), Status::InvalidPageState, "another guest's");
+    assert_eq!(fill(&mut rig, large + (2 << 20)), Status::Success, "behind it");
+    assert_eq!(rig.addressed(Command::SnpPlatformStatus, within), Status::InvalidPageState);
+    *rig.machine.entry(large) = Entry::firmware(Size::Large);
+    assert_eq!(fill(&mut rig, within), Status::InvalidPageState, "the processor's");
+    assert_eq!(rig.addressed(Command::SnpPlatformStatus, within), Status::Success);
+    assert_eq!(rig.addressed(Command::SnpGctxCreate, within), Status::InvalidPageSize, "a context has 4 KiB");
+    // The size of what nobody has says nothing.
+    *rig.machine.entry(large) = Entry { size: Size::Large, ..Entry::default() };
+    assert_eq!(fill(&mut rig, within), Status::Success);
+}
+
+#[test]
 fn pages_go_back_from_the_states_that_allow_it() {
     let mut rig = Rig::snp();
     let at = 2u64 << 20;

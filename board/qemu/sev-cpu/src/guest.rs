@@ -61,7 +61,7 @@ impl Refused {
 pub enum Mismatch {
     /// It isn't this guest's, at this address. Bit 31, RMP.
     Owner,
-    /// It is of 2 MiB and the nested page isn't, or the guest asks for less: the host has to smash it. Bit 35, SIZEM.
+    /// The guest asks for 4 KiB, and it or the nested page is of 2 MiB: the host has to smash it. Bit 35, SIZEM.
     Size,
 }
 
@@ -79,8 +79,9 @@ fn own(rmp: Rmp, guest: Guest, page: Page) -> Result<(Frame, Entry), Refused> {
         Some(entry) => (head, entry),
         None => (page.frame, rmp.get(page.frame).ok_or(Refused::Nested(Mismatch::Owner))?),
     };
-    let gpa = Gpa(page.gpa.0 - (page.frame.0 - at.0) * PAGE_SIZE);
-    let its = entry.has(ASSIGNED) && entry.asid() == guest.asid && entry.gpa() == gpa;
+    // Where the entry would begin for this page: nowhere, if the address is too low for it.
+    let gpa = page.gpa.0.checked_sub((page.frame.0 - at.0) * PAGE_SIZE).map(Gpa);
+    let its = entry.has(ASSIGNED) && entry.asid() == guest.asid && Some(entry.gpa()) == gpa;
     if !its || entry.has(IMMUTABLE) || entry.has(LOCKED) {
         return Err(Refused::Nested(Mismatch::Owner));
     }
@@ -88,13 +89,14 @@ fn own(rmp: Rmp, guest: Guest, page: Page) -> Result<(Frame, Entry), Refused> {
         // The guest takes 4 KiB pages one by one then.
         (true, false) => Err(Refused::SizeMismatch),
         (false, true) => Err(Refused::Nested(Mismatch::Size)),
+        // Unverified: the host has to split its own page here.
+        (false, false) if page.nested_large => Err(Refused::Nested(Mismatch::Size)),
         (true, true) if !page.nested_large => Err(Refused::SizeMismatch),
         _ => Ok((at, entry)),
     }
 }
 
 /// PVALIDATE: the guest accepts a page, or gives it up. Whether that changed anything: the carry flag says that it didn't.
-/// What is accepted is for VMPL 0 alone.
 ///
 /// # Errors
 /// All of [`Refused`]; [`Refused::Permission`] below VMPL 0 (unverified). Nothing is changed then.
@@ -107,12 +109,7 @@ pub fn pvalidate(rmp: Rmp, guest: Guest, page: Page, validate: bool) -> Result<b
         return Ok(false);
     }
     let [low, high] = entry.0;
-    let entry = if validate {
-        with_rights(Entry([low | VALIDATED, 0]), Vmpl::Zero, ALL)
-    } else {
-        Entry([low & !VALIDATED & !VMSA, high])
-    };
-    rmp.set(at, entry);
+    rmp.set(at, Entry([low ^ VALIDATED, high]));
     Ok(true)
 }
 
@@ -144,23 +141,23 @@ impl Attributes {
 }
 
 /// RMPADJUST: a level decides what a lower one may do with a page that the guest has accepted; VMPL 0 also, whether it
-/// is a save area.
+/// is a save area, which below it is ignored.
 ///
 /// # Errors
-/// All of [`Refused`]; [`Refused::Permission`] for the own level or a higher one, for more than the own level may do, and for
-/// a save area below VMPL 0. A page that wasn't accepted is [`Refused::Nested`] here; on hardware it is #VC (unverified). Nothing
-/// is changed then.
+/// All of [`Refused`]; [`Refused::Permission`] for the own level or a higher one, and for more than the own level may
+/// do. A page that wasn't accepted is [`Refused::Nested`] here; on hardware it is #VC (unverified). Nothing is changed
+/// then.
 pub fn rmpadjust(rmp: Rmp, guest: Guest, page: Page, to: Attributes) -> Result<(), Refused> {
     let (at, entry) = own(rmp, guest, page)?;
     if !entry.has(VALIDATED) {
         return Err(Refused::Nested(Mismatch::Owner));
     }
     let mine = rights(entry, guest.vmpl);
-    let marks = to.vmsa != entry.has(VMSA);
-    if to.target <= guest.vmpl || to.rights & !mine != 0 || marks && guest.vmpl != Vmpl::Zero {
+    if to.target <= guest.vmpl || to.rights & !mine != 0 {
         return Err(Refused::Permission);
     }
     let Entry([low, high]) = with_rights(entry, to.target, to.rights);
-    rmp.set(at, Entry([if to.vmsa { low | VMSA } else { low & !VMSA }, high]));
+    let vmsa = if guest.vmpl == Vmpl::Zero { to.vmsa } else { entry.has(VMSA) };
+    rmp.set(at, Entry([if vmsa { low | VMSA } else { low & !VMSA }, high]));
     Ok(())
 }

@@ -1,22 +1,32 @@
 //! What the host does to entries beside RMPUPDATE.
 
-use caisson_core::rmp::{Rmp, RmpError};
+use caisson_core::rmp::Rmp;
 use caisson_proto::addr::{Frame, LARGE_PAGES, PAGE_SIZE};
 use caisson_proto::rmp::{ASSIGNED, Entry, GPA, IMMUTABLE, LARGE, LOCKED};
+
+/// Why PSMASH was refused: EAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SmashError {
+    /// Not aligned, or not covered by the table.
+    Input = 1,
+    /// Somebody else is changing the entry.
+    InUse = 3,
+    /// It isn't of 2 MiB, isn't assigned, or is the processor's (which of them it is for the last is unverified).
+    Page = 7,
+}
 
 /// PSMASH: an entry of 2 MiB becomes 512 of 4 KiB, each with the rights and the acceptance of the one.
 ///
 /// # Errors
-/// [`RmpError::Input`] for a page that isn't aligned, isn't covered or isn't of 2 MiB; [`RmpError::InUse`];
-/// [`RmpError::Permission`] for one that the processor has (unverified). Nothing is changed then.
-pub fn psmash(rmp: Rmp, frame: Frame) -> Result<(), RmpError> {
-    let large = |entry: &Entry| entry.has(ASSIGNED) && entry.has(LARGE) && frame.0.is_multiple_of(LARGE_PAGES);
-    let entry = rmp.get(frame).filter(large).ok_or(RmpError::Input)?;
+/// All of [`SmashError`]; nothing is changed then.
+pub fn psmash(rmp: Rmp, frame: Frame) -> Result<(), SmashError> {
+    let entry = rmp.get(frame).filter(|_| frame.0.is_multiple_of(LARGE_PAGES)).ok_or(SmashError::Input)?;
     if entry.has(LOCKED) {
-        return Err(RmpError::InUse);
+        return Err(SmashError::InUse);
     }
-    if entry.has(IMMUTABLE) {
-        return Err(RmpError::Permission);
+    if !entry.has(ASSIGNED) || !entry.has(LARGE) || entry.has(IMMUTABLE) {
+        return Err(SmashError::Page);
     }
     let [low, high] = entry.0;
     for page in 0..LARGE_PAGES {

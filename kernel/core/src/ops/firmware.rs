@@ -133,7 +133,12 @@ impl<M: Machine> Call<'_, M> {
                 Ok(asid.handle & !FORGOTTEN)
             }
             Kind::Guest(bytes) => {
-                let (_, vm) = self.alive(request.vm)?;
+                // A dying VM's page is taken back from the processor, too.
+                let vm = if request.command == mailbox::SNP_PAGE_RECLAIM {
+                    vms::find(&self.vms, request.vm)?.1
+                } else {
+                    self.alive(request.vm)?.1
+                };
                 let gfn = Gfn(given >> 12);
                 let mapping =
                     self.machine.nested_look_up(vm.root(0).ok_or(Status::State)?, gfn).ok_or(Status::Range)?;

@@ -217,37 +217,57 @@ impl<M: Machine> Call<'_, M> {
         ok(Unmapped { batch, pages, next })
     }
 
-    pub(super) fn guest_private(&self, request: &GuestPrivate) -> Answer {
+    pub(super) fn guest_convert(&self, request: &GuestConvert) -> Answer {
         let mut tables = self.tables();
         let (slot, vm) = self.alive(request.vm)?;
         in_guest(request.gfn, request.pages, MAX_PAGES_PER_CALL)?;
+        ensure(request.private || !tables.is_in_command(request.vm), Status::Busy)?;
         let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
         // One that it gave up may be another VM's by now.
         let has = |(_, asid): &(u32, &mut Asid)| matches!(asid.state, AsidState::Bound | AsidState::Active);
         let asid = tables.asids.of(request.vm).filter(has).map_or(0, |(asid, _)| asid);
         let (table, batches, books) = tables.of(slot)?;
         let snp = books.kind == VmKind::SevSnp;
-        ensure(books.kind != VmKind::Plain && (asid != 0 || !snp), Status::State)?;
-        let owned = Frames::of(FrameState::Owned, request.vm);
+        ensure(books.kind != VmKind::Plain && (asid != 0 || !snp && request.private), Status::State)?;
+        let (from, to, needed) = match request.private {
+            // At most two large pages have to be split for it.
+            true => (FrameState::Owned, FrameState::Private, 2),
+            false => (FrameState::Private, FrameState::Owned, TABLES_PER_MAP),
+        };
         let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
         for gfn in request.gfn.0..request.gfn.0 + request.pages {
             let mapping = self.machine.nested_look_up(root, Gfn(gfn)).ok_or(Status::State)?;
-            ensure(table.get(mapping.frame, batches) == Some(owned), Status::State)?;
+            ensure(table.get(mapping.frame, batches) == Some(Frames::of(from, request.vm)), Status::State)?;
             ensure(mapping.pages == 1 || !snp, Status::Range)?;
             let _ = frames.push(mapping.frame);
         }
-        // At most two large pages have to be split for it.
-        ensure(books.stock.len() >= 2, Status::Exhausted)?;
-        self.machine.window_unmap(handler, request.gfn, request.pages, &mut books.stock)?;
-        self.machine.flush_translations();
-        for (&frame, gfn) in frames.iter().zip(request.gfn.0..) {
-            self.machine.flush_lines(frame, 1, 0);
-            if snp {
-                self.machine.rmp_update(frame, Entry::guest(asid, Gfn(gfn), false))?;
-            }
-            table.turn(frame, 1, FrameState::Owned, Frames::of(FrameState::Private, request.vm));
+        ensure(books.stock.len() >= needed, Status::Exhausted)?;
+        if request.private {
+            self.machine.window_unmap(handler, request.gfn, request.pages, &mut books.stock)?;
+            self.machine.flush_translations();
         }
-        ok(Done {})
+        let (mut turned, mut result) = (0, Ok(()));
+        for (&frame, gfn) in frames.iter().zip(request.gfn.0..) {
+            let entry = if request.private { Entry::guest(asid, Gfn(gfn), false) } else { Entry::SHARED };
+            if request.private {
+                self.machine.flush_lines(frame, 1, 0);
+            }
+            result = if snp { self.machine.rmp_update(frame, entry) } else { Ok(()) };
+            if result.is_err() {
+                break;
+            }
+            table.turn(frame, 1, from, Frames::of(to, request.vm));
+            turned += 1;
+        }
+        if !request.private {
+            // What the RMP allowed may be in translations; and what was dirtied by them, in lines: nobody flushes these later.
+            self.shoot_down(slot);
+            frames.iter().take(turned).for_each(|&frame| self.machine.flush_lines(frame, 1, asid));
+            for (&frame, gfn) in frames.iter().take(turned).zip(request.gfn.0..) {
+                result = result.and(self.machine.window_map(handler, Gfn(gfn), frame, 1, &mut books.stock));
+            }
+        }
+        result.and_then(|()| ok(Done {}))
     }
 
     pub(super) fn frame_donate(&self, request: &FrameDonate) -> Answer {

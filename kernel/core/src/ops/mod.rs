@@ -81,7 +81,7 @@ operations! {
     }
     Caps::WRITEBACK => { InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, }
     Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }
-    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestPrivate guest_private, }
+    Caps::FRAMES.union(Caps::FIRMWARE) => { GuestConvert guest_convert, }
     Caps::FRAMES.union(Caps::FIRMWARE).union(Caps::SUPERVISE) => { VmInfo vm_info, }
     Caps::FIRMWARE => {
         WriteBackInvalidate write_back_invalidate, AsidBind asid_bind, AsidInfo asid_info, MailboxRing mailbox_ring,

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use caisson_core::asids::{Asid, Asids};
-use caisson_proto::addr::{CpuId, Frame};
+use caisson_proto::addr::Frame;
 use caisson_proto::kernel::{
     AsidBind, AsidState, MailboxReport, MailboxRing, MailboxState, MailboxTake, VmCreate, VmDestroy, VmKind, VmRelease,
     WriteBack, WriteBackInvalidate,
@@ -13,6 +13,7 @@ use caisson_proto::mailbox::{ACTIVATE, DEACTIVATE, DECOMMISSION, DF_FLUSH, INIT,
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::board::{ASIDS, Board, CPUS, FIRMWARE, MEMORY, Mutant, NOTIFIER, ROOT, Truth, VMM};
+use super::common::pay;
 use super::recycling::{AT_ONCE, NOBODY, Recycling, Row, Slot, State, free};
 
 const BOUND: &str = "an ASID was bound too early";
@@ -158,12 +159,8 @@ impl Recycling {
         let flushed = matches!(action, Action::Wbinvd(_) | Action::Flush(_) | Action::FlushWhile(..));
         board.tables(|tables| match board.mutant.get() {
             Some(Mutant::OneCpu) if flushed => {
-                for cpu in 0..CPUS as u16 {
-                    while let Some(open) = tables.batches.pay(CpuId(cpu), true) {
-                        let last = tables.open_tickets.iter().map(|(ticket, _)| *ticket).max();
-                        tables.asids.flushed(last.unwrap_or(0));
-                        tables.open_tickets.retain(|(_, of)| *of != open.id);
-                    }
+                for cpu in 0..CPUS {
+                    pay(tables, cpu, true);
                 }
             }
             Some(Mutant::SkipDfFlush) => each(&mut tables.asids, |asid| {

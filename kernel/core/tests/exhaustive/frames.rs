@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use caisson_core::batches::Batch as Open;
 use caisson_core::context::Context;
-use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, Sequence, VmId};
-use caisson_proto::kernel::{Access, GuestMap, GuestPrivate, GuestUnmap, VmKind, WriteBack};
+use caisson_proto::addr::{BatchId, Frame, Gfn, Sequence, VmId};
+use caisson_proto::kernel::{Access, GuestConvert, GuestMap, GuestUnmap, VmKind, WriteBack};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::board::{Board, CPUS, FIRST, MEMORY, Mutant, NOTIFIER, PAGES, SLOTS, cpus, slot_of};
+use super::common::pay;
 use super::machine::REUSED;
 use super::state::{COUNTS, Is, Page, Small, State, UNMAPPED};
 
@@ -47,7 +47,7 @@ impl Small {
         drop(truth);
         match board.mutant.get() {
             // As if it had written back by itself.
-            Some(Mutant::LoseDebt) => pay(board, 1),
+            Some(Mutant::LoseDebt) => pay_for(board, 1),
             Some(Mutant::OweForEver) => board.tables(|tables| {
                 let of = VmId::new(vm as u16, 0);
                 let _ = tables.batches.open(of, self.vms[vm], &cpus(1 << 5), false);
@@ -61,7 +61,7 @@ impl Small {
         let slot = slot_of(self.blocked(), batch);
         board.ask(cpu, NOTIFIER, &WriteBack { batch }).unwrap();
         if board.is(Mutant::PayWhenAsked) {
-            (0..CPUS).for_each(|cpu| pay(board, cpu));
+            (0..CPUS).for_each(|cpu| pay_for(board, cpu));
         }
         let mut truth = board.truth.borrow_mut();
         if truth.owed[slot] == Some(0) {
@@ -81,7 +81,7 @@ impl Small {
             Action::HostWrites { page } => board.truth.borrow_mut().plain |= 1 << page,
             Action::Private { vm, page } => {
                 let gfn = Gfn(page as u64);
-                board.ask(0, MEMORY, &GuestPrivate { vm: id(vm), gfn, pages: 1 }).unwrap();
+                board.ask(0, MEMORY, &GuestConvert { vm: id(vm), gfn, pages: 1, private: true }).unwrap();
             }
             Action::Run { vm, cpu } => {
                 let vcpu = Context::vcpu(vm, cpu);
@@ -134,13 +134,8 @@ impl Small {
 }
 
 /// A CPU counts as having flushed.
-fn pay(board: &Board, cpu: usize) {
-    board.tables(|tables| {
-        while let Some(Open { id, frames, .. }) = tables.batches.pay(CpuId(cpu as u16), false) {
-            tables.frames.paid(frames);
-            tables.open_tickets.retain(|(_, of)| *of != id);
-        }
-    });
+fn pay_for(board: &Board, cpu: usize) {
+    board.tables(|tables| pay(tables, cpu, false));
 }
 
 impl Model for Small {

@@ -10,20 +10,14 @@ use caisson_proto::rmp::Entry;
 use caisson_proto::vcpu::{Exit, Groups, Resume};
 
 use super::board::{ASIDS, FIRST, Mutant, On, PAGES, ROOT, SLOTS};
+use super::common::without_the_rest;
 
 /// What somebody broke who handed a frame out too early.
 pub const REUSED: &str = "a frame with a dirty line was handed out";
 
 impl Machine for On {
-    fn now(&self) -> u64 {
-        0
-    }
-    fn tsc_khz(&self) -> u64 {
-        1
-    }
-    fn features(&self) -> Features {
-        Features::SEV
-    }
+    without_the_rest!();
+
     fn asids(&self) -> (u32, u32) {
         // All are of SEV-ES VMs, so that there are few.
         (8, (ASIDS as u32 + 1) << 16 | (ASIDS as u32 + 1))
@@ -32,21 +26,7 @@ impl Machine for On {
     fn relax(&self) {
         unreachable!("nobody waits: each step is done before the next")
     }
-    fn set_timer(&self, _: u64) {}
     fn log(&self, _: Event) {}
-    fn power_off(&self, _: u8) {}
-    fn load_space(&self, _: usize) {}
-    fn lend(&self, _: usize, _: usize, lease: Lease) -> Result<Lease, Status> {
-        Ok(lease)
-    }
-    fn take_back(&self, _: usize) {}
-    fn reset_service(&self, _: usize) -> u64 {
-        0
-    }
-    fn adopt(&self, _: Frame) {}
-    fn disown(&self, _: Frame) {}
-    fn flush_translations(&self) {}
-    fn zero(&self, _: Frame, _: u64) {}
     fn write_back(&self, invalidate: bool) {
         let invalidate = invalidate && !self.board.is(Mutant::TooWeak);
         // What is given up while it is under way it doesn't reach.
@@ -80,12 +60,6 @@ impl Machine for On {
             }
         }
     }
-    fn rmp_update(&self, _: Frame, _: Entry) -> Result<(), Status> {
-        Ok(())
-    }
-    fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Result<(), Status> {
-        Ok(())
-    }
     fn mailbox(&self) -> Option<&'static Mailbox> {
         Some(self.board.mailbox)
     }
@@ -115,29 +89,5 @@ impl Machine for On {
     }
     fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {
         pool.give_back(root);
-    }
-    fn window_map(&self, _: usize, _: Gfn, _: Frame, _: u64, _: &mut dyn TablePool) -> Result<(), Status> {
-        Ok(())
-    }
-    fn window_unmap(&self, _: usize, _: Gfn, _: u64, _: &mut dyn TablePool) -> Result<(), Status> {
-        Ok(())
-    }
-    fn window_drop(&self, _: usize, _: &mut dyn TablePool) {}
-    fn vcpu_create(&self, _: Context, _: usize, _: Frame, _: u32, _: Frame) {}
-    fn vcpu_asid(&self, _: Context, _: u32) {}
-    fn vcpu_drop(&self, _: Context, _: usize) {}
-    fn vcpu_load(&self, _: Context, _: Groups) -> Result<(), Status> {
-        Ok(())
-    }
-    fn vcpu_save(&self, _: Context, _: Groups) {}
-    fn vcpu_resume(&self, _: Context, _: &Resume, _: Frame) -> Result<(), Status> {
-        Ok(())
-    }
-    fn vcpu_moment(&self, _: Context, _: u16) -> Exit {
-        unreachable!("nobody kicks a vCPU")
-    }
-    fn vcpu_flush(&self, _: Context) {}
-    fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Result<(), Status> {
-        Ok(())
     }
 }

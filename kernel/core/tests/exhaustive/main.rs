@@ -6,6 +6,8 @@
 
 mod asids;
 mod board;
+#[path = "../common/mod.rs"]
+mod common;
 mod frames;
 mod machine;
 mod recycling;

@@ -27,6 +27,8 @@ use loom::sync::Notify;
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use zerocopy::FromZeros;
 
+use super::common::without_the_rest;
+
 /// Services.
 pub const MEMORY: usize = 0;
 pub const NOTIFIER: usize = 1;
@@ -209,15 +211,8 @@ impl Cpu {
 }
 
 impl Machine for On<'_> {
-    fn now(&self) -> u64 {
-        0
-    }
-    fn tsc_khz(&self) -> u64 {
-        1
-    }
-    fn features(&self) -> Features {
-        Features::SEV
-    }
+    without_the_rest!();
+
     fn asids(&self) -> (u32, u32) {
         (8, ASID << 16 | ASID)
     }
@@ -227,25 +222,11 @@ impl Machine for On<'_> {
     fn relax(&self) {
         loom::thread::yield_now();
     }
-    fn set_timer(&self, _: u64) {}
     fn log(&self, event: Event) {
         if matches!(event, Event::BatchPaid(..)) {
             self.board.paid.notify();
         }
     }
-    fn power_off(&self, _: u8) {}
-    fn load_space(&self, _: usize) {}
-    fn lend(&self, _: usize, _: usize, lease: Lease) -> Result<Lease, Status> {
-        Ok(lease)
-    }
-    fn take_back(&self, _: usize) {}
-    fn reset_service(&self, _: usize) -> u64 {
-        0
-    }
-    fn adopt(&self, _: Frame) {}
-    fn disown(&self, _: Frame) {}
-    fn flush_translations(&self) {}
-    fn zero(&self, _: Frame, _: u64) {}
     /// What is dirty or stale when it begins isn't any more when it ends.
     fn write_back(&self, invalidate: bool) {
         self.board.dirty[self.cpu].swap(0, Relaxed);
@@ -255,12 +236,6 @@ impl Machine for On<'_> {
         }
     }
     fn flush_lines(&self, _: Frame, _: u64, _: u32) {}
-    fn rmp_update(&self, _: Frame, _: Entry) -> Result<(), Status> {
-        Ok(())
-    }
-    fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Result<(), Status> {
-        Ok(())
-    }
     fn mailbox(&self) -> Option<&'static Mailbox> {
         None
     }
@@ -276,28 +251,4 @@ impl Machine for On<'_> {
         None
     }
     fn nested_drop(&self, _: Frame, _: &mut dyn TablePool) {}
-    fn window_map(&self, _: usize, _: Gfn, _: Frame, _: u64, _: &mut dyn TablePool) -> Result<(), Status> {
-        Ok(())
-    }
-    fn window_unmap(&self, _: usize, _: Gfn, _: u64, _: &mut dyn TablePool) -> Result<(), Status> {
-        Ok(())
-    }
-    fn window_drop(&self, _: usize, _: &mut dyn TablePool) {}
-    fn vcpu_create(&self, _: Context, _: usize, _: Frame, _: u32, _: Frame) {}
-    fn vcpu_asid(&self, _: Context, _: u32) {}
-    fn vcpu_drop(&self, _: Context, _: usize) {}
-    fn vcpu_load(&self, _: Context, _: Groups) -> Result<(), Status> {
-        Ok(())
-    }
-    fn vcpu_save(&self, _: Context, _: Groups) {}
-    fn vcpu_resume(&self, _: Context, _: &Resume, _: Frame) -> Result<(), Status> {
-        Ok(())
-    }
-    fn vcpu_moment(&self, _: Context, _: u16) -> Exit {
-        unreachable!("nobody kicks the vCPU")
-    }
-    fn vcpu_flush(&self, _: Context) {}
-    fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Result<(), Status> {
-        Ok(())
-    }
 }

@@ -3,6 +3,8 @@
 #![cfg(loom)]
 
 mod board;
+#[path = "../common/mod.rs"]
+mod common;
 mod rows;
 mod tickets;
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use caisson_core::batches::Batch;
 use caisson_core::cpus::CpuSet;
 use caisson_core::machine::Machine;
 use caisson_proto::abi::doorbell;
@@ -11,6 +10,7 @@ use caisson_proto::kernel::{AsidState, GuestUnmap, TicketCheck, VmKind, WriteBac
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::board::{ASID, Cpu, FIRMWARE, MEMORY, NOTIFIER, VM, World, explore, spawn};
+use super::common::pay;
 
 /// CPU 1 does nothing but flush when it is interrupted. CPU 0 asks for a WBINVD everywhere; gives an ASID up; asks again
 /// and waits for that: by then every CPU has executed one that began after the ASID was given up.
@@ -74,11 +74,7 @@ fn pay_without_looking(cpu: &Cpu) {
         let invalidate = shared.invalidate_wanted.swap(false);
         cpu.here().machine.write_back(invalidate);
         cpu.world.tables(|tables| {
-            while let Some(open) = tables.batches.pay(CpuId(cpu.number as u16), invalidate) {
-                let Batch { id, .. } = open;
-                let tickets = tables.open_tickets.iter().filter(|(_, of)| *of == id);
-                tables.asids.flushed(tickets.map(|(ticket, _)| *ticket).max().unwrap_or(0));
-                tables.open_tickets.retain(|(_, of)| *of != id);
+            if pay(tables, cpu.number, invalidate) > 0 {
                 cpu.world.board.paid.notify();
             }
         });
@@ -184,10 +180,7 @@ fn ring_and_pay(cpu: &Cpu, early: bool) {
             ring();
         }
         cpu.world.tables(|tables| {
-            while let Some(Batch { id, frames, .. }) = tables.batches.pay(CpuId(cpu.number as u16), false) {
-                tables.frames.paid(frames);
-                tables.open_tickets.retain(|(_, of)| *of != id);
-            }
+            pay(tables, cpu.number, false);
         });
         if !early {
             ring();

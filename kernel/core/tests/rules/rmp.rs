@@ -21,7 +21,7 @@ fn an_entry_says_whose_a_frame_is() {
     let entry = Entry::guest(0x3ff, Gfn(0x7f_ffff_ffff), true);
     assert_eq!((entry.asid(), entry.gpa()), (0x3ff, Gpa(0x7_ffff_ffff_f000)));
     assert!(entry.has(ASSIGNED) && entry.has(IMMUTABLE) && !entry.has(LARGE | VMSA | VALIDATED | LOCKED));
-    assert_eq!(Entry::guest(5, Gfn(7), false), Entry([1 | 7 << 12 | 5 << 51, 0]));
+    assert_eq!(Entry::guest(5, Gfn(7), false), Entry([1 | 7 << 12 | 5 << 51, 0xf]));
     assert_eq!((Entry::FIRMWARE.0[0], Entry::SHARED.0[0]), (5, 0));
 }
 
@@ -81,7 +81,7 @@ fn nothing_of_the_guests_own_survives() {
     rmp.set(Frame(9), Entry([ASSIGNED | VALIDATED | VMSA | 3 << 51, 0xf0f]));
     let Entry([low, _]) = Entry::guest(4, Gfn(2), false);
     rmp.update(Frame(9), Entry([low | VALIDATED | VMSA | LOCKED, u64::MAX])).unwrap();
-    assert_eq!(rmp.get(Frame(9)), Some(Entry([low, 0])));
+    assert_eq!(rmp.get(Frame(9)), Some(Entry([low, 0xf])), "for VMPL 0 alone");
 }
 
 proptest! {

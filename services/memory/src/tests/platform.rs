@@ -12,6 +12,10 @@ struct Service {
     platform: caisson_proto::firmware::Platform,
     /// What it answers to requests of jobs that aren't to be queued.
     refuses: Option<Status>,
+    /// That is for SNP's initialisation not so.
+    takes_snp: bool,
+    /// It doesn't even tell of its platform.
+    silent: bool,
     job: Option<Result<JobReport, Status>>,
     later: u32,
 }
@@ -38,7 +42,16 @@ fn service(features: Features) -> Service {
         leaked_pages: 0,
         flushes: 0,
     };
-    Service { features, asked: Vec::new(), platform, refuses: None, job: None, later: 0 }
+    Service {
+        features,
+        asked: Vec::new(),
+        platform,
+        refuses: None,
+        takes_snp: false,
+        silent: false,
+        job: None,
+        later: 0,
+    }
 }
 
 impl Service {
@@ -62,13 +75,15 @@ impl Kernel for Service {
         let call = FirmwareCall::decode(&request.encode()).unwrap();
         self.asked.push(call);
         let words = match call {
+            FirmwareCall::PlatformStatus(_) if self.silent => return Err(Status::Died),
             FirmwareCall::PlatformStatus(_) => self.platform.encode(),
             FirmwareCall::JobResult(_) => self.job.unwrap_or(Err(Status::NotFound))?.encode(),
             _ => match self.refuses {
-                Some(status) => return Err(status),
-                None => {
+                Some(status) if !(self.takes_snp && matches!(call, FirmwareCall::SnpInit(_))) => return Err(status),
+                _ => {
                     self.job = Some(Ok(RUNNING));
-                    Queued { job: JobId(7) }.encode()
+                    let job = if matches!(call, FirmwareCall::SnpInit(_)) { SNP_JOB } else { INIT_JOB };
+                    Queued { job }.encode()
                 }
             },
         };
@@ -94,6 +109,8 @@ fn begun(service: &mut Service) -> crate::platform::Platform {
     platform
 }
 
+const SNP_JOB: JobId = JobId(6);
+const INIT_JOB: JobId = JobId(7);
 const INIT: FirmwareCall = FirmwareCall::Init(Init { frame: Frame(0), pages: 0 });
 const SNP_INIT: FirmwareCall = FirmwareCall::SnpInit(SnpInit { rmp: true });
 
@@ -113,12 +130,42 @@ fn snp_is_initialised_before_the_rest() {
     assert_eq!(service.jobs(), [], "they are under way");
     (service.job, service.platform.snp) = (Some(Ok(ENDED)), true);
     platform.look(&mut service);
+    let fetched = [SNP_JOB, INIT_JOB].map(|job| FirmwareCall::JobResult(JobResult { job }));
+    assert!(service.asked.starts_with(&fetched), "neither report stays there");
     assert_eq!(service.jobs(), [INIT], "which failed");
     (service.job, service.platform.sev) = (Some(Ok(ENDED)), PlatformState::Init);
     platform.look(&mut service);
     service.asked.clear();
     platform.look(&mut service);
     assert!(service.asked.is_empty(), "it is done");
+}
+
+#[test]
+fn what_is_under_way_is_not_asked_for_again() {
+    let mut service = service(Features::SEV | Features::SNP);
+    (service.refuses, service.takes_snp) = (Some(Status::Exhausted), true);
+    let mut platform = begun(&mut service);
+    platform.look(&mut service);
+    assert_eq!(service.jobs(), [SNP_INIT, INIT], "of which one is under way");
+    (service.job, service.refuses, service.platform.snp) = (Some(Ok(ENDED)), None, true);
+    platform.look(&mut service);
+    assert_eq!(service.jobs(), [INIT]);
+}
+
+#[test]
+fn who_never_answers_is_given_up_but_not_soon() {
+    let mut service = service(Features::SEV);
+    service.silent = true;
+    let mut platform = begun(&mut service);
+    (0..1000).for_each(|_| platform.look(&mut service));
+    service.silent = false;
+    platform.look(&mut service);
+    assert_eq!(service.jobs(), [INIT], "it was restarted");
+    (service.silent, service.job) = (true, Some(Ok(ENDED)));
+    (0..10_000).for_each(|_| platform.look(&mut service));
+    service.asked.clear();
+    platform.look(&mut service);
+    assert!(service.asked.is_empty());
 }
 
 #[test]

@@ -49,7 +49,7 @@ enum Step {
     Takes(u16),
     Transmit,
     Read { channel: u8, length: u8, taken: u8 },
-    Log(Option<u8>, Vec<u8>),
+    Log(u8, Vec<u8>),
     Restart,
 }
 

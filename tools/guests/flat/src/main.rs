@@ -1,5 +1,6 @@
-//! A guest of an encrypted VM that shares nothing with its host but ports: it fills memory, writes its caches back, finds
-//! everything as it was, says so, and resets itself. With `once` on its command line it stops instead.
+//! A guest of an encrypted VM that shares nothing with its host but ports: it fills memory, writes its caches back,
+//! finds everything as it was, says so, and resets itself. With `once` on its command line it stops instead; with `off`
+//! it powers itself off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(not(target_os = "none"))]
@@ -18,6 +19,9 @@ mod image {
     /// The keyboard controller's command port, and its reset.
     const CONTROLLER: u16 = 0x64;
     const RESET: u8 = 0xfe;
+    /// The sleep control register of Caisson's PC, and S5 with SLP_EN.
+    const SLEEP: u16 = 0x604;
+    const OFF: u8 = 0x34;
 
     fn pattern(index: usize) -> u64 {
         (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -40,8 +44,11 @@ mod image {
             wrong += u64::from(unsafe { words.add(index).read_volatile() } != pattern(index));
         }
         println!("flat: {} words, {} wrong", WORDS, wrong);
-        if !cmdline().contains("once") {
-            outb(CONTROLLER, RESET);
+        let asked = |what| cmdline().split_ascii_whitespace().any(|word| word == what);
+        match (asked("off"), asked("once")) {
+            (true, _) => outb(SLEEP, OFF),
+            (false, true) => {}
+            (false, false) => outb(CONTROLLER, RESET),
         }
         halt()
     }

@@ -10,7 +10,7 @@ mod image {
     use caisson_proto::abi::{Lease, Status, doorbell};
     use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, Ticket, Tsc, VcpuId, VmId};
     use caisson_proto::kernel::{
-        Access, AsidBind, CpuidLoad, FrameCount, FrameDonate, FrameRuns, GuestMap, GuestPrivate, GuestUnmap,
+        Access, AsidBind, CpuidLoad, FrameCount, FrameDonate, FrameRuns, GuestConvert, GuestMap, GuestUnmap,
         InvalidateBegin, MailboxRing, MailboxState, MailboxTake, PageFlush, PowerOff, SequenceRead, SiliconCpu,
         TablesDonate, TicketCheck, TimerSet, VcpuCreate, VcpuKick, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmInfo,
         VmKind, VmRelease, VmReport, WriteBack, WriteBackInvalidate,
@@ -170,8 +170,8 @@ mod image {
                 self.refused(&PageFlush { frame, asid }, &[Status::State]);
             }
             let far = [(other, 0, 1), (vm, 0, 0), (vm, 0, 513), (vm, 1 << 35, 1), (vm, 1 << 20, 1)];
-            for (vm, gfn, pages) in far {
-                self.refused(&GuestPrivate { vm, gfn: Gfn(gfn), pages }, &[Status::Range, Status::State]);
+            for ((vm, gfn, pages), private) in far.into_iter().flat_map(|far| [(far, true), (far, false)]) {
+                self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages, private }, &[Status::Range, Status::State]);
             }
         }
 
@@ -218,10 +218,14 @@ mod image {
         /// The first page of the victim's that it can turn private.
         fn one_private(&mut self) -> u64 {
             let vm = self.victim;
-            let private = (0..SEARCHED).find(|gfn| kernel(&GuestPrivate { vm, gfn: Gfn(*gfn), pages: 1 }).is_ok());
+            let private =
+                (0..SEARCHED).find(|gfn| kernel(&GuestConvert { vm, gfn: Gfn(*gfn), pages: 1, private: true }).is_ok());
             self.report.case(private.is_some(), 0);
             let gfn = private.unwrap_or(0);
-            self.refused(&GuestPrivate { vm, gfn: Gfn(gfn), pages: 1 }, &[Status::State]);
+            self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages: 1, private: true }, &[Status::State]);
+            // Nor does it turn shared under another VM's name.
+            let vm = self.other;
+            self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages: 1, private: false }, &[Status::State]);
             gfn
         }
 

@@ -52,8 +52,9 @@ impl Did {
     }
 }
 
-/// Counts how often the ASIDs were recycled and how many guests were activated since the platform was initialised. Every CPU must have flushed before each
-/// DF_FLUSH and none at any other time; and after the first, that comes when no ASID is left and a guest wants one.
+/// Counts how often the ASIDs were recycled and how many guests were activated since the platform was initialised.
+/// Every CPU must have flushed before each DF_FLUSH and none at any other time; and after the first, that comes when no
+/// ASID is left and a guest wants one.
 fn judge(log: impl Iterator<Item = Did>, cpus: usize, asids: usize) -> Result<(usize, usize), String> {
     let (mut flushed, mut left, mut rounds, mut activated) = (BTreeSet::new(), 0, 0, 0);
     for did in log.skip_while(|did| *did != Did::Done(INIT)) {

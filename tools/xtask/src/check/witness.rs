@@ -28,6 +28,12 @@ pub const SOON: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 /// How often a line is typed at the most.
 const TRIES: u32 = 6;
+/// The socket of QEMU's monitor, and what it is asked when something is wrong: three times, to tell who goes on from who
+/// doesn't.
+const MONITOR: &str = "monitor";
+const ASKED: &str = "info registers -a\n";
+/// How long it may answer.
+const ANSWER: Duration = Duration::from_millis(500);
 /// Log lines that are shown when something is wrong.
 const TOLD: usize = 60;
 
@@ -56,7 +62,7 @@ pub struct Witness {
     demux: Demux,
     mux: Mux,
     guests: Vec<Guest>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// Takes what has arrived; none at the stream's end.
@@ -122,6 +128,8 @@ impl Witness {
         let listener = UnixListener::bind(&line).about("make socket", &line)?;
         arguments.extend(["-chardev".into(), format!("socket,id=agent,path={}", line.display())]);
         arguments.extend(["-device", "isa-serial,index=1,chardev=agent"].map(String::from));
+        let monitor = folder.path().join(MONITOR);
+        arguments.extend(["-monitor".into(), format!("unix:{},server=on,wait=off", monitor.display())]);
         let qemu = Qemu::start(folder.path(), &arguments, true)?;
         // QEMU connects to its lines in the order in which they were named, and to the console after this one.
         let (agent, _) = listener.accept().context("no connection to the agent's line")?;
@@ -149,7 +157,7 @@ impl Witness {
             demux: Demux::default(),
             mux: Mux::default(),
             guests,
-            _folder: folder,
+            folder,
         })
     }
 
@@ -196,7 +204,26 @@ impl Witness {
             let from = guest.text.char_indices().rev().nth(600).map_or(0, |(at, _)| at);
             println!("--- guest {} wrote\n{}\n---", guest.name, &guest.text[from..]);
         }
+        match self.registers() {
+            Ok(registers) => println!("--- where the CPUs are\n{registers}\n---"),
+            Err(error) => println!("--- QEMU doesn't tell where the CPUs are: {error}"),
+        }
         why.into()
+    }
+
+    /// Where each CPU is, as QEMU's monitor has it.
+    fn registers(&self) -> std::io::Result<String> {
+        let mut monitor = UnixStream::connect(self.folder.path().join(MONITOR))?;
+        monitor.set_read_timeout(Some(ANSWER))?;
+        let mut said = Vec::new();
+        for _ in 0..3 {
+            monitor.write_all(ASKED.as_bytes())?;
+            while let Some(bytes) = take(&mut monitor).filter(|bytes| !bytes.is_empty()) {
+                said.extend(bytes);
+            }
+        }
+        let shown = |line: &&str| ["CPU#", "RIP", "CS ", "CR0"].iter().any(|what| line.trim_start().starts_with(what));
+        Ok(String::from_utf8_lossy(&said).lines().filter(shown).collect::<Vec<_>>().join("\n"))
     }
 
     /// Whether somebody logged a line that begins like this.

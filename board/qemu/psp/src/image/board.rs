@@ -4,7 +4,7 @@ use caisson_proto::addr::{CpuId, Frame, PAGE_SIZE, Spa};
 use caisson_proto::kernel::{SiliconCopy, SiliconCpu};
 use caisson_proto::rmp;
 use caisson_qemu_psp::buffer::field;
-use caisson_qemu_psp::rmp::Entry;
+use caisson_qemu_psp::rmp::{Entry, Table};
 use caisson_qemu_psp::{Asid, Board, Cpu, Fault, MemoryKey, crypto};
 use caisson_rt::random::rdrand;
 use caisson_rt::{LeasePage, kernel, kernel_borrow, kernel_lend, time};
@@ -44,9 +44,14 @@ impl OnKernel {
         rdrand().is_some()
     }
 
-    /// Where a frame's entry lies; of the frame after the last, where the table ends.
+    /// The RMP, if there is one.
+    fn table(&self) -> Option<Table> {
+        (self.rmp != Frame(0)).then_some(Table { first: self.rmp, frames: self.frames })
+    }
+
+    /// Where a frame's entry lies.
     fn entry(&self, frame: Frame) -> Option<Spa> {
-        (self.rmp != Frame(0) && frame.0 <= self.frames).then(|| Spa(self.rmp.spa().0 + frame.0 * 16))
+        self.table()?.entry(frame)
     }
 
     /// Eight random bytes. Without RDRAND they are derived from the time-stamp counter, whose every value can be guessed.
@@ -63,9 +68,9 @@ impl Board for OnKernel {
     /// The kernel says of each frame whether the processor reaches it: not the kernel's own, and nothing that is no memory.
     fn is_memory(&self, at: Spa, length: u64) -> bool {
         let Some(end) = at.0.checked_add(length).filter(|end| *end <= self.frames * PAGE_SIZE) else { return false };
-        let entries = |table: Spa| at.0 < self.entry(Frame(self.frames)).map_or(0, |end| end.0) && table.0 < end;
+        let entries = |table: Table| at.0 < table.end().0 && table.first.spa().0 < end;
         let reached = |at| kernel_lend(&SiliconCopy { at, bytes: 0, write: true }, self.page).is_ok();
-        !entries(self.rmp.spa()) && parts(at, length).all(|(at, _)| reached(at))
+        !self.table().is_some_and(entries) && parts(at, length).all(|(at, _)| reached(at))
     }
 
     fn read(&mut self, at: Spa, into: &mut [u8]) -> Result<(), Fault> {
@@ -102,7 +107,7 @@ impl Board for OnKernel {
 
     fn rmp(&mut self, frame: Frame) -> Option<Entry> {
         let mut bytes = [0; 16];
-        self.read(self.entry(frame).filter(|_| frame.0 < self.frames)?, &mut bytes).ok()?;
+        self.read(self.entry(frame)?, &mut bytes).ok()?;
         let word = |at| u64::from_le_bytes(field(&bytes, at));
         Some(Entry::from_table(rmp::Entry([word(0), word(8)])))
     }
@@ -116,7 +121,7 @@ impl Board for OnKernel {
     }
 
     fn init_rmp(&mut self) -> Result<(), Fault> {
-        let end = self.entry(Frame(self.frames)).ok_or(Fault)?.0;
+        let end = self.table().ok_or(Fault)?.end().0;
         let page = [0; PAGE_SIZE as usize];
         let mut pages = (self.rmp.spa().0..end).step_by(PAGE_SIZE as usize);
         pages.try_for_each(|at| self.write(Spa(at), &page[..(end - at).min(PAGE_SIZE) as usize]))

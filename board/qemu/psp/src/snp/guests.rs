@@ -3,7 +3,7 @@
 use caisson_proto::addr::{Frame, Spa};
 
 use super::{Guest, Policy, State};
-use crate::access::aligned;
+use crate::access::{aligned, covering};
 use crate::board::{Board, MemoryKey};
 use crate::buffer::{Buffer, put};
 use crate::processor::Processor;
@@ -30,7 +30,7 @@ impl Processor {
         let at = buffer.spa(0);
         aligned(at, 4096)?;
         self.access().writable(board, at, 4096)?;
-        let entry = board.rmp(at.frame()).ok_or(Status::InvalidPageState)?;
+        let entry = covering(board, at.frame()).ok_or(Status::InvalidPageState)?;
         if entry.size != Size::Small {
             return Err(Status::InvalidPageSize);
         }

@@ -37,6 +37,8 @@ pub struct Fake {
     pub invalidations: Cell<u32>,
     /// Lines that were flushed: first frame, how many, ASID.
     pub lines: RefCell<Vec<(Frame, u64, u32)>>,
+    /// What was done to whom may reach a page, in this order.
+    pub did: RefCell<Vec<&'static str>>,
     /// What another CPU does during a write-back.
     pub at_write_back: RefCell<Option<Box<dyn FnOnce()>>>,
     /// The secure processor's mailbox.
@@ -128,6 +130,7 @@ impl Machine for &Fake {
         self.interrupted.borrow_mut().push(cpu);
     }
     fn relax(&self) {
+        self.did.borrow_mut().push("waited");
         self.waits.set(self.waits.get() + 1);
         assert!(self.waits.get() < 1000, "waits for ever");
         let meanwhile = self.meanwhile.borrow_mut().take();
@@ -171,7 +174,9 @@ impl Machine for &Fake {
     fn disown(&self, frame: Frame) {
         assert!(self.adopted.borrow_mut().remove(&frame.0), "not the kernel's");
     }
-    fn flush_translations(&self) {}
+    fn flush_translations(&self) {
+        self.did.borrow_mut().push("host's translations");
+    }
     fn zero(&self, first: Frame, pages: u64) {
         let mapped = |(frame, count): &(Frame, u64)| frame.0 < first.0 + pages && first.0 < frame.0 + count;
         assert!(!self.nested.borrow().values().any(mapped), "zeroed where somebody can see it");
@@ -186,9 +191,11 @@ impl Machine for &Fake {
         }
     }
     fn flush_lines(&self, first: Frame, pages: u64, asid: u32) {
+        self.did.borrow_mut().push("lines");
         self.lines.borrow_mut().push((first, pages, asid));
     }
     fn rmp_update(&self, frame: Frame, to: Entry) -> Result<(), Status> {
+        self.did.borrow_mut().push("RMP");
         self.mailbox.map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State))
     }
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
@@ -247,6 +254,7 @@ impl Machine for &Fake {
         pool.give_back(root);
     }
     fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, _: &mut dyn TablePool) -> Result<(), Status> {
+        self.did.borrow_mut().push("shown");
         for n in 0..pages {
             let old = self.window.borrow_mut().insert((slot, gfn.0 + n), (Frame(frame.0 + n), 1));
             assert!(old.is_none(), "something is mapped there");
@@ -254,6 +262,7 @@ impl Machine for &Fake {
         Ok(())
     }
     fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, _: &mut dyn TablePool) -> Result<(), Status> {
+        self.did.borrow_mut().push("hidden");
         if self.poor.get() {
             return Err(Status::Exhausted);
         }

@@ -12,8 +12,8 @@ use super::system::{At, FIRMWARE, FRAMES, LENT, MEMORY, NOTIFIER, System, VMM};
 /// Where the command's data lies: behind two frames for commands.
 const DATA: u64 = 10 << 12;
 
-fn private(vm: VmId, gfn: u64, pages: u64) -> GuestPrivate {
-    GuestPrivate { vm, gfn: Gfn(gfn), pages }
+fn private(vm: VmId, gfn: u64, pages: u64) -> GuestConvert {
+    GuestConvert { vm, gfn: Gfn(gfn), pages, private: true }
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_guest_is_neither_ended_nor_stripped_while_it_runs() {
 fn a_page_turns_private_after_its_plain_lines_are_flushed() {
     let mut system = System::new(1);
     let vm = guest(&mut system);
-    let refused = |system: &mut System, request: GuestPrivate, status| {
+    let refused = |system: &mut System, request: GuestConvert, status| {
         let before = system.as_service(MEMORY, &FrameCount {}).unwrap();
         assert_eq!(system.as_service(FIRMWARE, &request).err(), Some(status), "{request:?}");
         assert_eq!(system.as_service(MEMORY, &FrameCount {}).unwrap(), before);
@@ -198,7 +198,7 @@ fn a_page_turns_private_after_its_plain_lines_are_flushed() {
     assert_eq!(seen, [0, 1, 4, 5, 6, 7, 100], "its handler sees them no more");
     assert_eq!(system.as_service(MEMORY, &FrameCount {}).unwrap().private, 2);
     assert_eq!(system.as_service(FIRMWARE, &private(vm, 3, 1)).err(), Some(Status::State), "it is private already");
-    // It comes back through a batch only.
+    // To memory it comes back through a batch only.
     let page = FrameRuns { from: Frame(514), most: 512 };
     let run = system.as_service(MEMORY, &page).unwrap();
     assert_eq!((run.state, run.count, run.vm), (FrameState::Private, 2, vm));
@@ -206,6 +206,35 @@ fn a_page_turns_private_after_its_plain_lines_are_flushed() {
     assert_eq!(system.as_service(MEMORY, &page).unwrap().state, FrameState::Quarantined);
     system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap();
     assert_eq!(system.as_service(MEMORY, &page).unwrap().state, FrameState::Free);
+}
+
+#[test]
+fn a_page_turns_shared_after_its_encrypted_lines_are_flushed() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    let shared = |gfn, pages| GuestConvert { private: false, ..private(vm, gfn, pages) };
+    system.as_service(FIRMWARE, &private(vm, 2, 2)).unwrap();
+    assert_eq!(system.as_service(FIRMWARE, &shared(2, 1)).err(), Some(Status::State), "without an ASID");
+    bind(&mut system, vm, 3).unwrap();
+    system.machine.lines.borrow_mut().clear();
+    for (gfn, pages, status) in
+        [(1, 2, Status::State), (2, 3, Status::State), (9, 1, Status::State), (2, 0, Status::Range)]
+    {
+        assert_eq!(system.as_service(FIRMWARE, &shared(gfn, pages)).err(), Some(status), "{gfn} {pages}");
+    }
+    system.ring_processor(mailbox::LAUNCH_START, vm, &[]).unwrap();
+    assert_eq!(system.as_service(FIRMWARE, &shared(2, 1)).err(), Some(Status::Busy), "the processor may use it");
+    system.answered(1, 0);
+    assert!(system.machine.lines.borrow().is_empty());
+    system.as_service(MEMORY, &shared(2, 2)).unwrap();
+    assert_eq!(*system.machine.lines.borrow(), [(Frame(514), 1, 3), (Frame(515), 1, 3)]);
+    let seen: Vec<u64> = system.machine.window.borrow().keys().map(|(_, gfn)| *gfn).collect();
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7], "its handler sees them again");
+    assert_eq!(system.as_service(MEMORY, &FrameCount {}).unwrap().private, 0);
+    assert_eq!(system.as_service(FIRMWARE, &shared(2, 1)).err(), Some(Status::State), "it is shared already");
+    // And there and back.
+    system.as_service(FIRMWARE, &private(vm, 2, 1)).unwrap();
+    system.as_service(FIRMWARE, &shared(2, 1)).unwrap();
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod ipc;
 mod ops;
 mod schedule;
 mod snp;
+mod snp_mailbox;
 mod system;
 mod vcpus;

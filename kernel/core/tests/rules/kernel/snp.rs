@@ -1,14 +1,17 @@
-//! SEV-SNP: whose a frame is by the RMP, contexts, and the mailbox's own pages.
+//! SEV-SNP: whose a frame is by the RMP, contexts, what the processor has. The mailbox's own pages are in `snp_mailbox`.
 
+use std::rc::Rc;
+
+use caisson_core::context::Context;
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Frame, Gfn, Spa, VmId};
+use caisson_proto::addr::{Frame, Gfn, VcpuId, VmId};
 use caisson_proto::kernel::*;
 use caisson_proto::mailbox;
 use caisson_proto::rmp::{Entry, IMMUTABLE, LOCKED, VALIDATED};
 
 use super::asids::{NOBODY, asid, bind, map, wbinvd};
-use super::fake::{MAIL, RMP};
-use super::system::{FIRMWARE, LENT, MEMORY, PROCESSOR, System, VMM};
+use super::fake::MAIL;
+use super::system::{At, FIRMWARE, MEMORY, PROCESSOR, System, VMM};
 
 /// The ASID of the guest.
 const ASID: u32 = 1;
@@ -22,7 +25,7 @@ fn guest(system: &mut System) -> VmId {
     vm
 }
 
-fn rmp(system: &System, frame: u64) -> Entry {
+pub fn rmp(system: &System, frame: u64) -> Entry {
     system.machine.mailbox.unwrap().rmp.0.get(Frame(frame)).unwrap()
 }
 
@@ -32,7 +35,7 @@ fn processor(system: &System, frame: u64, to: Entry) {
 }
 
 /// The processor lets the host have a page.
-fn release(system: &System, frame: u64) {
+pub fn release(system: &System, frame: u64) {
     processor(system, frame, Entry([rmp(system, frame).0[0] & !IMMUTABLE, 0]));
 }
 
@@ -40,8 +43,8 @@ fn run(system: &mut System, frame: u64) -> FrameRun {
     system.as_service(MEMORY, &FrameRuns { from: Frame(frame), most: 512 }).unwrap()
 }
 
-fn private(vm: VmId, gfn: u64, pages: u64) -> GuestPrivate {
-    GuestPrivate { vm, gfn: Gfn(gfn), pages }
+fn private(vm: VmId, gfn: u64, pages: u64) -> GuestConvert {
+    GuestConvert { vm, gfn: Gfn(gfn), pages, private: true }
 }
 
 /// The processor is asked to fill a page.
@@ -108,6 +111,47 @@ fn a_freed_page_is_the_hosts_first_and_flushed_then() {
     assert!((512..515).all(|frame| rmp(&system, frame) == Entry::SHARED));
     let report = system.as_service(MEMORY, &BatchInfo { slot: unmapped.batch.0 as u16 }).unwrap();
     assert_eq!((report.frames, report.owed), (3, 0), "no CPU owes a write-back");
+}
+
+#[test]
+fn a_page_turns_shared_when_the_rmp_says_so() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 0, 3)).unwrap();
+    processor(&system, 513, Entry([rmp(&system, 513).0[0] | IMMUTABLE, 0]));
+    system.machine.lines.borrow_mut().clear();
+    let shared = GuestConvert { private: false, ..private(vm, 0, 3) };
+    assert_eq!(system.as_service(FIRMWARE, &shared).err(), Some(Status::State));
+    assert_eq!(
+        [512, 513, 514].map(|frame| run(&mut system, frame).state),
+        [FrameState::Owned, FrameState::Private, FrameState::Private]
+    );
+    assert_eq!(rmp(&system, 512), Entry::SHARED);
+    assert_eq!(*system.machine.lines.borrow(), [(Frame(512), 1, ASID)]);
+    let seen: Vec<u64> = system.machine.window.borrow().keys().map(|(_, gfn)| *gfn).collect();
+    assert_eq!(seen, [0, 3, 4, 5, 6, 7], "its handler sees nothing of the rest");
+}
+
+#[test]
+fn who_could_reach_a_page_is_gone_before_it_is_flushed_and_then_others_come() {
+    let mut system = System::new(2);
+    initialise(&mut system);
+    let vm = system.vm(VMM, VmKind::SevSnp, 2, 64);
+    system.as_service(MEMORY, &map(vm, 0, 512, 8)).unwrap();
+    bind(&mut system, vm, ASID).unwrap();
+    system.command(mailbox::SNP_GCTX_CREATE, vm);
+    system.command(mailbox::SNP_ACTIVATE, vm);
+    let context = Context::vcpu(vm.index(), 1);
+    system.run(VMM, VcpuId { vm, index: 1 });
+    assert_eq!(system.pick(1), At::Guest(context));
+    assert!(system.here(1).entering(context));
+    system.machine.did.take();
+    system.as_service(FIRMWARE, &private(vm, 0, 2)).unwrap();
+    assert_eq!(system.machine.did.take(), ["hidden", "host's translations", "lines", "RMP", "lines", "RMP"]);
+    let kernel = Rc::clone(&system.kernel);
+    *system.machine.meanwhile.borrow_mut() = Some(Box::new(move || kernel.context(context).leave()));
+    system.as_service(FIRMWARE, &GuestConvert { private: false, ..private(vm, 0, 2) }).unwrap();
+    assert_eq!(system.machine.did.take(), ["RMP", "RMP", "waited", "lines", "lines", "shown", "shown"]);
 }
 
 #[test]
@@ -205,6 +249,14 @@ fn a_guests_page_is_reclaimed_by_its_guest_address() {
     assert_eq!(system.machine.command()[0], 515 << 12, "a page of 4 KiB");
     system.answered(0, 0);
     assert_eq!(rmp(&system, 515), Entry::guest(ASID, Gfn(3), false), "it stays its guest's");
+    // Who died while the processor filled a page gets it back, too.
+    system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
+    processor(&system, 515, Entry([rmp(&system, 515).0[0] | IMMUTABLE, 0]));
+    reclaim(&mut system, 0x3000 | mailbox::RECLAIM_GUEST).unwrap();
+    release(&system, 515);
+    system.answered(0, 0);
+    system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 8 }).unwrap();
+    assert_eq!(run(&mut system, 515).state, FrameState::Quarantined);
 }
 
 /// SNP is initialised, and no ASID waits for a flush.
@@ -214,67 +266,10 @@ fn initialise(system: &mut System) {
     system.command(mailbox::SNP_DF_FLUSH, NOBODY);
 }
 
-fn initialised() -> System {
+pub fn initialised() -> System {
     let mut system = System::new(1);
     initialise(&mut system);
     system
-}
-
-#[test]
-fn what_the_processor_writes_is_its_own_until_it_was_reclaimed() {
-    let mut system = initialised();
-    let mail =
-        |system: &System| -> Vec<bool> { (0..10).map(|page| rmp(system, MAIL.0 + page) == Entry::FIRMWARE).collect() };
-    // What it only reads stays the host's.
-    system.command(mailbox::SNP_CONFIG, NOBODY);
-    assert!(!mail(&system).contains(&true));
-    let lent = Some(caisson_proto::abi::Lease { pages: 2, ..LENT });
-    let status = MailboxRing { command: mailbox::SNP_PLATFORM_STATUS, vm: NOBODY };
-    system.machine.compose(&[0x40]);
-    system.as_lender(FIRMWARE, &status, lent).unwrap();
-    assert_eq!(mail(&system), [false, true, true, false, false, false, false, false, false, false]);
-    let mailbox = system.machine.mailbox.unwrap();
-    let load = |word: &std::sync::atomic::AtomicU32| word.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(load(mailbox.registers[1]), (MAIL.0 as u32 + 1) << 12, "the command lies in the second frame");
-    assert_eq!(system.machine.command_written()[0], (MAIL.0 + 2) << 12 | 0x40);
-    system.machine.answer(0);
-    system.machine.copied.borrow_mut().clear();
-    system.as_lender(FIRMWARE, &MailboxTake {}, lent).unwrap();
-    let from: Vec<Spa> = system.machine.copied.borrow().iter().map(|(_, at, ..)| *at).collect();
-    assert_eq!(from, [Frame(MAIL.0 + 1).spa(), Frame(MAIL.0 + 2).spa()], "and comes back from there");
-    // Nothing else is rung meanwhile.
-    for command in [mailbox::SNP_PLATFORM_STATUS, mailbox::SNP_CONFIG, mailbox::SNP_COMMIT] {
-        assert_eq!(system.ring_processor(command, NOBODY, &[]), Err(Status::State), "{command:#x}");
-    }
-    let more = MailboxRing { command: mailbox::SNP_PAGE_RECLAIM, vm: NOBODY };
-    system.machine.compose(&[mailbox::RECLAIM_MAILBOX]);
-    system.machine.copied.borrow_mut().clear();
-    assert_eq!(system.as_lender(FIRMWARE, &more, lent).err(), Some(Status::State), "with data");
-    assert!(system.machine.copied.borrow().is_empty(), "nothing is written to what is the processor's");
-    for page in [2, 1] {
-        let reclaim = [mailbox::RECLAIM_MAILBOX];
-        system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &reclaim).unwrap();
-        assert_eq!(system.machine.command()[0], (MAIL.0 + page) << 12, "the last first");
-        system.answered(0x1a, 0);
-        assert_eq!(system.ring_processor(mailbox::SNP_CONFIG, NOBODY, &[]), Err(Status::State), "it was refused");
-        release(&system, MAIL.0 + page);
-        system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &reclaim).unwrap();
-        system.answered(0, 0);
-    }
-    assert!(!mail(&system).contains(&true));
-    let nothing = system.ring_processor(mailbox::SNP_PAGE_RECLAIM, NOBODY, &[mailbox::RECLAIM_MAILBOX]);
-    assert_eq!(nothing, Err(Status::NotFound));
-    system.command(mailbox::SNP_CONFIG, NOBODY);
-}
-
-#[test]
-fn without_snp_the_mailbox_stays_the_hosts() {
-    let mut system = System::new(1);
-    system.command(mailbox::PLATFORM_STATUS, NOBODY);
-    let mut system = initialised();
-    system.command(mailbox::SNP_SHUTDOWN_EX, NOBODY);
-    system.command(mailbox::PLATFORM_STATUS, NOBODY);
-    assert_eq!(rmp(&system, MAIL.0 + 1), Entry::SHARED);
 }
 
 #[test]
@@ -286,22 +281,6 @@ fn donated_frames_are_the_processors_by_the_rmp() {
     let counts = system.as_service(MEMORY, &FrameCount {}).unwrap();
     assert_eq!(counts.firmware, 7);
     assert_eq!(run(&mut system, 1030).state, FrameState::Leaked, "what the RMP refuses is nobody's");
-}
-
-#[test]
-fn only_the_mailbox_and_the_rmp_are_the_processors_of_what_is_the_kernels() {
-    let mut system = System::new(1);
-    let copy = |system: &mut System, frame| {
-        let request = SiliconCopy { at: Frame(frame).spa(), bytes: 16, write: true };
-        system.as_lender(PROCESSOR, &request, Some(LENT)).map(|_| ())
-    };
-    let last = RMP.0 + 15;
-    for (frame, expected) in [(MAIL.0, Ok(())), (MAIL.0 + 9, Ok(())), (RMP.0, Ok(())), (last, Ok(()))] {
-        assert_eq!(copy(&mut system, frame), expected, "{frame}");
-    }
-    for frame in [0, MAIL.0 - 1, MAIL.0 + 10, RMP.0 - 1, last + 1] {
-        assert_eq!(copy(&mut system, frame), Err(Status::State), "{frame}");
-    }
 }
 
 #[test]
