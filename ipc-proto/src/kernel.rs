@@ -264,8 +264,6 @@ requests! {
     /// Load the CPUID table of a vCPU from one leased page of [`CpuidEntry`](crate::vcpu::CpuidEntry), used up to
     /// `count`. [`Caps::VCPUS`].
     CpuidLoad = 51 { vcpu: VcpuId, count: u16 } -> Done;
-    /// Stop a vCPU; it is out of its guest when this returns. [`Caps::VCPUS`].
-    VcpuStop = 52 { vcpu: VcpuId } -> Done;
 
     /// Copy between memory and the leased page, at most to the end of a frame, as the secure processor reaches it.
     /// [`Caps::SILICON`].

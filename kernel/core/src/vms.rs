@@ -22,6 +22,8 @@ initial! {
         roots: [Atomic<Frame>; MAX_VIEWS] = array![Atomic::new(0); MAX_VIEWS],
         /// vCPUs that exist, a bit each.
         pub vcpus: AtomicU32 = AtomicU32::new(0),
+        /// Its invalidation state.
+        pub invalidation: Invalidation = Invalidation::new(),
     }
 }
 
@@ -42,6 +44,7 @@ impl Vm {
         self.id.set(id);
         self.handler.set(handler);
         self.vcpus.store(0, Ordering::Release);
+        self.invalidation.forget();
         for (view, cell) in self.roots.iter().enumerate() {
             cell.set(if view == 0 { root } else { Frame(0) });
         }
@@ -87,8 +90,6 @@ initial! {
         pub kernel_frames: u64 = 0,
         /// First of the frames of each vCPU.
         pub vcpus: [Option<Frame>; MAX_VCPUS] = [None; MAX_VCPUS],
-        /// Its invalidation state.
-        pub invalidation: Invalidation = Invalidation::new(),
         /// Tables in stock, adopted and zeroed.
         pub stock: Vec<Frame, STOCK> = Vec::new(),
     }

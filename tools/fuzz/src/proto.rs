@@ -71,7 +71,7 @@ fn requests(words: &Words) {
         kernel::MachineInfo kernel::TimerSet kernel::FrameRuns kernel::FrameCount kernel::VmCreate kernel::VmDestroy
         kernel::VmRelease kernel::VmInfo kernel::TablesDonate kernel::VcpuCreate kernel::GuestMap kernel::GuestUnmap
         kernel::SequenceRead kernel::InvalidateBegin kernel::InvalidateEnd kernel::BatchInfo kernel::WriteBack
-        kernel::TicketCheck kernel::VcpuRun kernel::VcpuKick kernel::VcpuRead kernel::CpuidLoad kernel::VcpuStop);
+        kernel::TicketCheck kernel::VcpuRun kernel::VcpuKick kernel::VcpuRead kernel::CpuidLoad);
 }
 
 fn replies(words: &Words) {

@@ -7,7 +7,7 @@ use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::FrameState;
-use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmKind};
+use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VmKind};
 use caisson_proto::memory::Populate;
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
@@ -29,6 +29,8 @@ struct Vmm<'a, 'b> {
     sys: &'a Sys<'b>,
     vm: VmId,
     vcpus: u8,
+    /// vCPUs that are to stop at their next exit.
+    stopping: Vec<u8>,
     /// vCPUs that were stopped and are to run again.
     stopped: Vec<u8>,
     done: [bool; 8],
@@ -194,15 +196,15 @@ impl Vmm<'_, '_> {
         });
     }
 
-    /// Stops a vCPU, or lets those run again that are stopped.
+    /// Has a vCPU stop, or lets those run again that are stopped.
     fn stop_and_go(&mut self, own: u8) {
         let (sys, world) = (self.sys, self.sys.world);
         let vm = self.vm;
         self.stopped.retain(|&index| sys.ask(&VcpuRun { vcpu: VcpuId { vm, index } }).is_err());
         let index = world.rng.below(u64::from(self.vcpus)) as u8;
-        let other = index != 0 && index != own && !self.stopped.contains(&index);
-        if other && world.rng.chance(1, 8) && sys.ask(&VcpuStop { vcpu: VcpuId { vm, index } }).is_ok() {
-            self.stopped.push(index);
+        let other = index != 0 && index != own && !self.stopped.contains(&index) && !self.stopping.contains(&index);
+        if other && world.rng.chance(1, 8) && sys.ask(&VcpuKick { vcpu: VcpuId { vm, index } }).is_ok() {
+            self.stopping.push(index);
         }
     }
 
@@ -283,6 +285,10 @@ impl Server for Vmm<'_, '_> {
                 resume.rip = exit.rip;
                 if self.done.get(usize::from(exit.vcpu)).is_some_and(|done| *done) {
                     resume.action = Action::Park;
+                }
+                if let Some(at) = self.stopping.iter().position(|index| *index == exit.vcpu) {
+                    self.stopped.push(self.stopping.swap_remove(at));
+                    resume.action = Action::Stop;
                 }
             }
             other => world.fail(|| format!("exit code {other:#x}")),
@@ -376,8 +382,8 @@ pub fn main(sys: &Sys<'_>) {
     };
     let pages = 2 + world.rng.below(14);
     let launch = Launch::new(vm, kind, pages);
-    let (stopped, done) = (Vec::new(), [false; 8]);
-    let mut vmm = Vmm { sys, vm, vcpus, stopped, done, busy: 0, kind, launch, running: false };
+    let (stopping, stopped, done) = (Vec::new(), Vec::new(), [false; 8]);
+    let mut vmm = Vmm { sys, vm, vcpus, stopping, stopped, done, busy: 0, kind, launch, running: false };
     if kind != VmKind::Plain {
         (0..pages).for_each(|gfn| while !sys.stopped() && !vmm.there(gfn) && !vmm.populate(gfn) {});
         vmm.fill(pages);

@@ -5,14 +5,13 @@ use crate::prelude::*;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn invalidate_begin(&self, request: &InvalidateBegin) -> Answer {
-        let (slot, _) = vms::find(&self.vms, request.vm)?;
-        self.tables().of(slot)?.2.invalidation.begin(request.start, request.end)?;
+        let _no_commit = self.tables();
+        vms::find(&self.vms, request.vm)?.1.invalidation.begin(request.start, request.end)?;
         ok(Done {})
     }
 
     pub(super) fn invalidate_end(&self, request: &InvalidateEnd) -> Answer {
-        let (slot, _) = vms::find(&self.vms, request.vm)?;
-        self.tables().of(slot)?.2.invalidation.end()?;
+        vms::find(&self.vms, request.vm)?.1.invalidation.end()?;
         ok(Done {})
     }
 

@@ -126,8 +126,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn sequence_read(&self, request: &SequenceRead) -> Answer {
-        let (slot, _) = vms::find(&self.vms, request.vm)?;
-        ok(SequenceNow { sequence: self.tables().of(slot)?.2.invalidation.sequence() })
+        ok(SequenceNow { sequence: vms::find(&self.vms, request.vm)?.1.invalidation.sequence() })
     }
 
     pub(super) fn guest_map(&self, request: &GuestMap) -> Answer {
@@ -138,7 +137,7 @@ impl<M: Machine> Call<'_, M> {
         let handler = vm.handler.get().index();
         let mut tables = self.tables();
         let (table, batches, books) = tables.of(slot)?;
-        books.invalidation.commit(request.sequence, gfn, pages)?;
+        vm.invalidation.commit(request.sequence, gfn, pages)?;
         let clean = table.check_free(frame, pages, batches)?;
         ensure(books.stock.len() >= TABLES_PER_MAP, Status::Exhausted)?;
         // Before anybody can see them.

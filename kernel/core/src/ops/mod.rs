@@ -90,6 +90,6 @@ operations! {
     Caps::SILICON => { SiliconCopy silicon_copy, SiliconCpu silicon_cpu, }
     Caps::WRITEBACK.union(Caps::FRAMES) => { BatchInfo batch_info, }
     Caps::VCPUS => {
-        VcpuRun vcpu_run, VcpuKick vcpu_kick, VcpuRead vcpu_read, CpuidLoad cpuid_load, VcpuStop vcpu_stop,
+        VcpuRun vcpu_run, VcpuKick vcpu_kick, VcpuRead vcpu_read, CpuidLoad cpuid_load,
     }
 }

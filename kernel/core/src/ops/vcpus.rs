@@ -66,12 +66,4 @@ impl<M: Machine> Call<'_, M> {
         self.machine.vcpu_cpuid(context, lease, request.count)?;
         ok(Done {})
     }
-
-    pub(super) fn vcpu_stop(&self, request: &VcpuStop) -> Answer {
-        let context = self.own_vcpu(request.vcpu)?;
-        ensure(self.local.context.get() != Some(context), Status::State)?;
-        self.kick(context, pending::STOP);
-        self.expel(context);
-        ok(Done {})
-    }
 }

@@ -3,6 +3,7 @@
 #![cfg(loom)]
 
 mod board;
+mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod rows;

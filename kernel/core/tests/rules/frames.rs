@@ -152,7 +152,7 @@ proptest! {
     fn a_commit_passes_exactly_if_nothing_changed_under_it(
         steps in proptest::collection::vec((0..4u8, 0..40u64, 1..8u64), 1..60),
     ) {
-        let mut real = Invalidation::new();
+        let real = Invalidation::new();
         let mut sequence = 0u64;
         let mut open: Vec<(u64, u64)> = Vec::new();
         let mut in_progress = 0;

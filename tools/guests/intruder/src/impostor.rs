@@ -12,8 +12,8 @@ mod image {
     use caisson_proto::kernel::{
         Access, AsidBind, CpuidLoad, FrameCount, FrameDonate, FrameRuns, GuestConvert, GuestMap, GuestUnmap,
         InvalidateBegin, MailboxRing, MailboxState, MailboxTake, PageFlush, PowerOff, SequenceRead, SiliconCpu,
-        TablesDonate, TicketCheck, TimerSet, VcpuCreate, VcpuKick, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmInfo,
-        VmKind, VmRelease, VmReport, WriteBack, WriteBackInvalidate,
+        TablesDonate, TicketCheck, TimerSet, VcpuCreate, VcpuKick, VcpuRun, VmCreate, VmDestroy, VmInfo, VmKind,
+        VmRelease, VmReport, WriteBack, WriteBackInvalidate,
     };
     use caisson_proto::mailbox::{self, COMMANDS};
     use caisson_proto::wire::{Request, Words};
@@ -153,7 +153,6 @@ mod image {
             self.refused(&SiliconCpu { cpu: CpuId(0) }, denied);
             self.refused(&VcpuRun { vcpu }, denied);
             self.refused(&VcpuKick { vcpu }, denied);
-            self.refused(&VcpuStop { vcpu }, denied);
             self.refused(&CpuidLoad { vcpu, count: 0 }, denied);
             self.refused(&PowerOff { status: 0 }, denied);
         }

@@ -1,9 +1,12 @@
 //! The secure processor's mailbox, and frames that are private or the processor's.
 
+use caisson_core::context::Context;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{Frame, Gfn, Spa, Ticket, VPage, VcpuId, VmId};
+use caisson_proto::exits::code;
 use caisson_proto::kernel::*;
 use caisson_proto::mailbox;
+use caisson_proto::vcpu::Action;
 
 use super::asids::{NOBODY, asid, bind, guest, map};
 use super::fake::NOT_THERE;
@@ -143,6 +146,13 @@ fn a_failed_command_changes_no_table() {
     }
 }
 
+/// Its vmm stops a vCPU.
+fn stop(system: &mut System, vcpu: VcpuId) {
+    let context = Context::vcpu(vcpu.vm.index(), vcpu.index.into());
+    assert_eq!(system.guest_exit(0, context, code::HLT), At::User(VMM));
+    assert_eq!(system.resume(0, Action::Stop, 0), At::Idle);
+}
+
 #[test]
 fn a_guest_is_neither_ended_nor_stripped_while_it_runs() {
     let mut system = System::new(1);
@@ -160,8 +170,7 @@ fn a_guest_is_neither_ended_nor_stripped_while_it_runs() {
         assert_eq!(system.ring_processor(ends, vm, &[]), Err(Status::Busy));
     }
     assert_eq!(system.ring_processor(mailbox::SHUTDOWN, NOBODY, &[]), Err(Status::Busy));
-    system.as_service(VMM, &VcpuStop { vcpu }).unwrap();
-    assert_eq!(system.pick(0), At::Idle);
+    stop(&mut system, vcpu);
     for (ends, of) in [(mailbox::DEACTIVATE, vm), (mailbox::SHUTDOWN, NOBODY)] {
         system.ring_processor(ends, of, &[]).unwrap();
         assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::Busy), "{ends:#x} is under way");
@@ -169,8 +178,7 @@ fn a_guest_is_neither_ended_nor_stripped_while_it_runs() {
         system.answered(1, 0);
     }
     system.as_service(VMM, &VcpuRun { vcpu }).unwrap();
-    system.as_service(VMM, &VcpuStop { vcpu }).unwrap();
-    assert_eq!(system.pick(0), At::Idle);
+    stop(&mut system, vcpu);
     system.command(mailbox::DEACTIVATE, vm);
     assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::State));
 }

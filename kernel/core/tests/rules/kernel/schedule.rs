@@ -5,7 +5,7 @@ use caisson_core::schedule::{BELLS_IN_A_ROW, SLICE_MS, WATCH_MS};
 use caisson_proto::abi::{Status, doorbell, sender};
 use caisson_proto::addr::{Tsc, VcpuId, VmId};
 use caisson_proto::exits::code;
-use caisson_proto::kernel::{FaultKind, ServiceKill, TimerSet, VcpuKick, VcpuRun, VcpuStop, VmKind};
+use caisson_proto::kernel::{FaultKind, ServiceKill, TimerSet, VcpuKick, VcpuRun, VmDestroy, VmKind};
 use caisson_proto::vcpu::{Action, Exit};
 
 use super::fake::KHZ;
@@ -106,9 +106,9 @@ fn a_kick_between_the_choice_and_the_entry_is_not_lost() {
     system.run(VMM, VcpuId { vm, index: 0 });
     let a = vcpu(vm, 0);
     assert_eq!(system.pick(0), At::Guest(a));
-    system.awake(1, VMM);
-    system.ask(1, &VcpuStop { vcpu: VcpuId { vm, index: 0 } }).unwrap();
-    assert!(!system.here(0).entering(a), "it was stopped, and its stop is complete");
+    system.awake(1, MEMORY);
+    system.ask(1, &VmDestroy { vm }).unwrap();
+    assert!(!system.here(0).entering(a), "its VM is dying");
     assert!(!system.kernel.context(a).in_guest());
     assert_eq!(system.pick(0), At::Idle);
     assert_eq!(system.kernel.context(a).phase.get(), Phase::Idle);

@@ -1,14 +1,10 @@
 //! Operations on vCPUs.
 
-use std::rc::Rc;
-
-use caisson_core::context::Context;
+use caisson_core::context::{Context, Phase};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{Frame, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
-use caisson_proto::kernel::{
-    CpuidLoad, TablesDonate, VcpuKick, VcpuRead, VcpuRun, VcpuStop, VmCreate, VmDestroy, VmKind,
-};
+use caisson_proto::kernel::{CpuidLoad, TablesDonate, VcpuKick, VcpuRead, VcpuRun, VmCreate, VmDestroy, VmKind};
 use caisson_proto::vcpu::{Action, CpuidEntry, Groups};
 
 use super::fake::NOT_THERE;
@@ -31,7 +27,6 @@ fn only_the_handler_of_a_living_vm_may_and_only_what_exists() {
     for (slot, vcpu, status) in cases {
         assert_eq!(system.as_service(slot, &VcpuRun { vcpu }), Err(status));
         assert_eq!(system.as_service(slot, &VcpuKick { vcpu }), Err(status));
-        assert_eq!(system.as_service(slot, &VcpuStop { vcpu }), Err(status));
         assert_eq!(system.as_service(slot, &VcpuRead { vcpu, groups: Groups::all() }), Err(status));
         assert_eq!(system.as_service(slot, &CpuidLoad { vcpu, count: 0 }), Err(status));
     }
@@ -94,33 +89,16 @@ fn a_cpuid_table_comes_in_one_page() {
 }
 
 #[test]
-fn a_stopped_vcpu_is_out_of_its_guest() {
-    let mut system = System::new(2);
-    let vm = system.vm(VMM, VmKind::Plain, 2, 64);
-    let context = Context::vcpu(vm.index(), 1);
-    system.run(VMM, VcpuId { vm, index: 1 });
-    assert_eq!(system.pick(1), At::Guest(context));
-    assert!(system.here(1).entering(context));
-    let kernel = Rc::clone(&system.kernel);
-    *system.machine.meanwhile.borrow_mut() = Some(Box::new(move || kernel.context(context).leave()));
-    system.as_service(VMM, &VcpuStop { vcpu: VcpuId { vm, index: 1 } }).unwrap();
-    assert_eq!(system.machine.waits.get(), 1);
-    assert!(!system.kernel.context(context).in_guest());
-    assert_eq!(system.pick(1), At::Idle);
-    system.run(VMM, VcpuId { vm, index: 1 });
-    assert_eq!(system.pick(1), At::Guest(context), "and can run again");
-}
-
-#[test]
-fn a_vcpu_cannot_stop_itself() {
+fn a_stopped_vcpu_can_run_again() {
     let mut system = System::new(1);
     let vm = system.vm(VMM, VmKind::Plain, 1, 64);
-    let vcpu = VcpuId { vm, index: 0 };
+    let (vcpu, context) = (VcpuId { vm, index: 0 }, Context::vcpu(vm.index(), 0));
     system.run(VMM, vcpu);
-    assert_eq!(system.guest_exit(0, Context::vcpu(vm.index(), 0), code::HLT), At::User(VMM));
-    assert_eq!(system.ask(0, &VcpuStop { vcpu }), Err(Status::State));
+    assert_eq!(system.guest_exit(0, context, code::HLT), At::User(VMM));
     assert_eq!(system.resume(0, Action::Stop, 0), At::Idle);
-    assert!(system.as_service(VMM, &VcpuStop { vcpu }).is_ok(), "it is stopped already");
+    assert_eq!(system.kernel.context(context).phase.get(), Phase::Idle);
+    system.run(VMM, vcpu);
+    assert_eq!(system.pick(0), At::Guest(context));
 }
 
 #[test]
