@@ -132,9 +132,10 @@ replies! {
     /// A new VM.
     pub struct VmCreated { vm: VmId }
     /// What a VM is: its id, the service that handles its exits, kind and state, frames mapped in it, the kernel's frames
-    /// for it (tables, VMCBs, state pages); `next` is the slot after this one: where to look on.
+    /// for it (tables, VMCBs, state pages); `next` is the slot after this one: where to look on; its invalidation
+    /// sequence, to be given back with a commit.
     pub struct VmReport {
-        vm: VmId, handler: ServiceId, kind: VmKind, state: VmState, pages: u64, kernel_frames: u64, next: u16,
+        vm: VmId, handler: ServiceId, kind: VmKind, state: VmState, pages: u64, kernel_frames: u64, next: u16, sequence: Sequence,
     }
     /// What was taken from a VM: the batch that the frames wait in (meaningless without pages), how many pages were mapped
     /// and now aren't, and where to go on: the first gfn not looked at.
@@ -146,8 +147,6 @@ replies! {
     pub struct Accepted { ticket: Ticket }
     /// Whether a ticket is done: every CPU has answered; if not, the first that hasn't.
     pub struct TicketState { done: bool, late: CpuId }
-    /// The invalidation sequence of a VM, to be given back with the commit.
-    pub struct SequenceNow { sequence: Sequence }
     /// An ASID of encrypted VMs: what it is, the VM that has it or had it last with its kind, and the firmware's handle
     /// of that VM or the address of its context page, perhaps with [`FORGOTTEN`]; 0 for none.
     pub struct AsidReport { state: AsidState, vm: VmId, kind: VmKind, handle: u64 }
@@ -198,14 +197,12 @@ requests! {
     VcpuCreate = 23 { vcpu: VcpuId, cpu: CpuId, frame: Frame } -> Done;
     /// Map at most 512 free frames from `frame` on, zeroed by the kernel, into a view of a VM and, for shared memory,
     /// into its handler at [`GUEST`](crate::layout::GUEST). 512 aligned pages become one large page. [`Caps::FRAMES`].
-    /// `sequence` is its snapshot from before the decision: `Stale` if it moved. `Exhausted` when tables are lacking:
+    /// `sequence` is what `VmInfo` told before the decision: `Stale` if it moved. `Exhausted` when tables are lacking:
     /// donate and try again.
     GuestMap = 24 { vm: VmId, view: u8, gfn: Gfn, frame: Frame, pages: u64, access: Access, sequence: Sequence } -> Done;
     /// Unmap the first 512 pages that are mapped in a range, in 1 GiB of it at the most, from a VM and its handler,
     /// complete the shootdown, put the frames into a batch. [`Caps::FRAMES`].
     GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64 } -> Unmapped;
-    /// The invalidation sequence of a VM, to snapshot. [`Caps::FRAMES`].
-    SequenceRead = 26 { vm: VmId } -> SequenceNow;
     /// A VM is about to change from `start` to before `end`: commits inside it are refused until the end. [`Caps::WRITEBACK`].
     InvalidateBegin = 27 { vm: VmId, start: Gfn, end: Gfn } -> Done;
     /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.

@@ -3,8 +3,8 @@
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, LARGE_PAGES, ServiceId, VcpuId, VmId};
 use caisson_proto::kernel::{
-    Access, FrameRuns, FrameState, GuestMap, GuestUnmap, SequenceRead, TablesDonate, VCPU_FRAMES, VcpuCreate, VmCreate,
-    VmDestroy, VmKind, VmState,
+    Access, FrameRuns, FrameState, GuestMap, GuestUnmap, TablesDonate, VCPU_FRAMES, VcpuCreate, VmCreate, VmDestroy,
+    VmKind, VmState,
 };
 use caisson_proto::memory::{Populate, VmMade, VmMake};
 use heapless::Vec;
@@ -156,7 +156,7 @@ impl Memory {
     /// Maps one range with frames in a row, if nothing of it is mapped.
     fn map(&mut self, vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) -> Result<Mapped, Status> {
         for _ in 0..ATTEMPTS {
-            let sequence = kernel.ask(&SequenceRead { vm })?.sequence;
+            let sequence = vm_report(vm, kernel)?.sequence;
             let Some(frame) = self.take(pages, kernel) else { return Ok(Mapped::NoRun) };
             let access = Access::all();
             match kernel.ask(&GuestMap { vm, view: 0, gfn, frame, pages, access, sequence }) {

@@ -70,7 +70,7 @@ fn requests(words: &Words) {
     interface!(words, KernelCall: kernel::ServiceStatus kernel::ServiceRestart kernel::ServiceKill kernel::PowerOff
         kernel::MachineInfo kernel::TimerSet kernel::FrameRuns kernel::FrameCount kernel::VmCreate kernel::VmDestroy
         kernel::VmRelease kernel::VmInfo kernel::TablesDonate kernel::VcpuCreate kernel::GuestMap kernel::GuestUnmap
-        kernel::SequenceRead kernel::InvalidateBegin kernel::InvalidateEnd kernel::BatchInfo kernel::WriteBack
+        kernel::InvalidateBegin kernel::InvalidateEnd kernel::BatchInfo kernel::WriteBack
         kernel::TicketCheck kernel::VcpuRun kernel::VcpuKick kernel::VcpuRead kernel::CpuidLoad);
 }
 

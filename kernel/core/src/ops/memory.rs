@@ -80,7 +80,8 @@ impl<M: Machine> Call<'_, M> {
         let ((vm, books), next) = rest.find(|((vm, _), _)| vm.state().is_some()).ok_or(Status::NotFound)?;
         let Books { kind, pages, kernel_frames, .. } = *books;
         let (id, handler, state) = (vm.id.get(), vm.handler.get(), vm.state().unwrap_or_default());
-        ok(VmReport { vm: id, handler, kind, state, pages, kernel_frames, next })
+        let sequence = vm.invalidation.sequence();
+        ok(VmReport { vm: id, handler, kind, state, pages, kernel_frames, next, sequence })
     }
 
     /// Makes free frames the kernel's, for a VM.
@@ -123,10 +124,6 @@ impl<M: Machine> Call<'_, M> {
         state.phase.swap(Phase::Idle);
         vm.vcpus.fetch_or(1 << index, Ordering::AcqRel);
         ok(Done {})
-    }
-
-    pub(super) fn sequence_read(&self, request: &SequenceRead) -> Answer {
-        ok(SequenceNow { sequence: vms::find(&self.vms, request.vm)?.1.invalidation.sequence() })
     }
 
     pub(super) fn guest_map(&self, request: &GuestMap) -> Answer {

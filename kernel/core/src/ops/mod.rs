@@ -77,7 +77,7 @@ operations! {
     Caps::FRAMES => {
         FrameRuns frame_runs, FrameCount frame_count, VmCreate vm_create, VmDestroy vm_destroy, VmRelease vm_release,
         TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
-        GuestUnmap guest_unmap, SequenceRead sequence_read, FrameDonate frame_donate,
+        GuestUnmap guest_unmap, FrameDonate frame_donate,
     }
     Caps::WRITEBACK => { InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, }
     Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }

@@ -212,6 +212,7 @@ impl Fake {
                     pages: vm.map.len() as u64,
                     kernel_frames: vm.kernel_frames,
                     next: slot as u16 + 1,
+                    sequence: Sequence(1),
                 }
                 .encode()
             }
@@ -238,7 +239,6 @@ impl Fake {
                 self.take(frame, VCPU_FRAMES, State::KernelOf(vcpu.vm));
                 Done {}.encode()
             }
-            KernelCall::SequenceRead(_) => SequenceNow { sequence: Sequence(1) }.encode(),
             KernelCall::GuestMap(GuestMap { vm, gfn, frame, pages, .. }) => {
                 if self.vm(vm)?.dying {
                     return Err(Status::State);

@@ -264,6 +264,7 @@ impl Fake {
                     pages: vm.pages.len() as u64,
                     kernel_frames: 0,
                     next: vm.id.index() as u16 + 1,
+                    sequence: Default::default(),
                 }
                 .encode()
             }

@@ -129,7 +129,16 @@ impl Machine for Fake {
         let (kind, vmm) = (*self.kinds.get(at)?, *VMMS.get(at)?);
         let at = at as u16 * 2 + 1;
         let (handler, state) = (self.states[vmm].id, VmState::Alive);
-        Some(VmReport { vm: VmId::new(at, 0), handler, kind, state, pages: 0, kernel_frames: 0, next: at + 1 })
+        Some(VmReport {
+            vm: VmId::new(at, 0),
+            handler,
+            kind,
+            state,
+            pages: 0,
+            kernel_frames: 0,
+            next: at + 1,
+            sequence: Default::default(),
+        })
     }
     fn log(&mut self, event: Event<'_>) {
         if let Event::Unprotected(id) = event {

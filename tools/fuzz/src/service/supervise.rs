@@ -56,7 +56,16 @@ impl Machine for Fake {
     fn vm(&mut self, slot: u16) -> Option<VmReport> {
         let handler = self.services[2].id;
         let (vm, kind, state) = (VmId::new(0, 0), VmKind::Sev, VmState::Alive);
-        (slot == 0).then_some(VmReport { vm, handler, kind, state, pages: 0, kernel_frames: 0, next: 1 })
+        (slot == 0).then_some(VmReport {
+            vm,
+            handler,
+            kind,
+            state,
+            pages: 0,
+            kernel_frames: 0,
+            next: 1,
+            sequence: Default::default(),
+        })
     }
     fn end_itself(&mut self) {
         self.services[OWN] = report(OWN, self.services[OWN].id.generation() + 1, ServiceState::Running);

@@ -11,9 +11,9 @@ mod image {
     use caisson_proto::addr::{BatchId, CpuId, Frame, Gfn, PAGE_SIZE, ServiceId, Ticket, Tsc, VcpuId, VmId};
     use caisson_proto::kernel::{
         Access, AsidBind, CpuidLoad, FrameCount, FrameDonate, FrameRuns, GuestConvert, GuestMap, GuestUnmap,
-        InvalidateBegin, MailboxRing, MailboxState, MailboxTake, PageFlush, PowerOff, SequenceRead, SiliconCpu,
-        TablesDonate, TicketCheck, TimerSet, VcpuCreate, VcpuKick, VcpuRun, VmCreate, VmDestroy, VmInfo, VmKind,
-        VmRelease, VmReport, WriteBack, WriteBackInvalidate,
+        InvalidateBegin, MailboxRing, MailboxState, MailboxTake, PageFlush, PowerOff, SiliconCpu, TablesDonate,
+        TicketCheck, TimerSet, VcpuCreate, VcpuKick, VcpuRun, VmCreate, VmDestroy, VmInfo, VmKind, VmRelease, VmReport,
+        WriteBack, WriteBackInvalidate,
     };
     use caisson_proto::mailbox::{self, COMMANDS};
     use caisson_proto::wire::{Request, Words};
@@ -146,7 +146,6 @@ mod image {
             let (access, sequence) = (Access::READ, Default::default());
             self.refused(&GuestMap { vm, view: 0, gfn, frame, pages, access, sequence }, denied);
             self.refused(&GuestUnmap { vm, view: 0, gfn, pages }, denied);
-            self.refused(&SequenceRead { vm }, denied);
             self.refused(&FrameDonate { frame, pages }, denied);
             self.refused(&InvalidateBegin { vm, start: gfn, end: Gfn(1) }, denied);
             self.refused(&WriteBack { batch: BatchId(0) }, denied);

@@ -264,9 +264,8 @@ fn a_change_under_way_refuses_commits_in_its_range() {
     system.as_service(MEMORY, &map(vm, 16, 512, 1)).unwrap();
     system.as_service(NOTIFIER, &InvalidateEnd { vm }).unwrap();
     refused(&mut system, &map(vm, 20, 513, 1), Status::Stale);
-    let sequence = system.as_service(MEMORY, &SequenceRead { vm }).unwrap().sequence;
+    let sequence = system.as_service(MEMORY, &VmInfo { slot: 0 }).unwrap().sequence;
     system.as_service(MEMORY, &GuestMap { sequence, ..map(vm, 15, 513, 1) }).unwrap();
-    assert_eq!(system.as_service(MEMORY, &SequenceRead { vm: NOBODY }).err(), Some(Status::Dead));
 }
 
 #[test]
