@@ -34,11 +34,13 @@ requests! {
     pub enum MemoryCall;
 
     /// Make a VM that the caller handles. `Exhausted` if this memory can't be promised.
+    /// `Range` for no vCPU or too many, no page, more promised than there are to be, or CPUs that aren't there.
     /// A caller has one VM at a time: `State` if it has one already, `Busy` while one that is dying isn't gone.
     VmMake = 1 {
         /** Its kind. */ kind: VmKind,
         /** vCPUs, 1 to [`MAX_VCPUS`](crate::abi::MAX_VCPUS). */ vcpus: u8,
         /** Guest memory at the most, in pages. */ pages: u64,
+        /** Of those, how many it is sure to get. The others come as far as nobody else was promised them. */ promised: u64,
         /** The CPU of vCPU 0. The others follow, and after the last CPU comes `lowest_cpu`. */ first_cpu: CpuId,
         /** No vCPU runs on a CPU below this. */ lowest_cpu: CpuId,
     } -> VmMade;

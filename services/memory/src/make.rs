@@ -33,9 +33,10 @@ impl Memory {
     pub(crate) fn vm_make(
         &mut self, sender: ServiceId, request: &VmMake, kernel: &mut impl Kernel,
     ) -> Result<VmMade, Status> {
-        let VmMake { kind, vcpus, pages, first_cpu, lowest_cpu } = *request;
+        let VmMake { kind, vcpus, pages, promised, first_cpu, lowest_cpu } = *request;
         let cpus = lowest_cpu.0..self.cpus;
-        if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS || pages == 0 || !cpus.contains(&first_cpu.0) {
+        let vcpus_fit = (1..=MAX_VCPUS).contains(&vcpus.into());
+        if !vcpus_fit || pages == 0 || promised > pages || !cpus.contains(&first_cpu.0) {
             return Err(Status::Range);
         }
         // One that is dying is in its window still, and takes the window's tables along.
@@ -44,7 +45,7 @@ impl Memory {
             Some(_) => return Err(Status::Busy),
             None => {}
         }
-        let needed = pages.checked_add(overhead(pages, vcpus)).ok_or(Status::Exhausted)?;
+        let needed = promised.checked_add(overhead(pages, vcpus)).ok_or(Status::Exhausted)?;
         if needed > unpromised(&self.promises, kernel)? {
             return Err(Status::Exhausted);
         }
@@ -56,7 +57,7 @@ impl Memory {
                 return Err(status);
             }
         };
-        self.promises.make(vm, pages, vcpus);
+        self.promises.make(vm, pages, promised, vcpus);
         let before = usize::from(first_cpu.0 - lowest_cpu.0);
         for (index, cpu) in (0..vcpus).zip(cpus.cycle().skip(before)) {
             if let Err(status) = self.vcpu(VcpuId { vm, index }, CpuId(cpu), kernel) {

@@ -13,7 +13,7 @@ struct Promise {
     pages: u64,
     /// Frames in all.
     frames: u64,
-    /// Of the pages, those that were given back.
+    /// Of the pages, those that were given back, or never promised.
     given: u64,
 }
 
@@ -32,9 +32,11 @@ impl Promises {
         Self([None; MAX_VMS])
     }
 
-    pub(crate) fn make(&mut self, vm: VmId, pages: u64, vcpus: u8) {
+    /// A VM may have so many pages, of which some are promised. The others count as given back.
+    pub(crate) fn make(&mut self, vm: VmId, pages: u64, promised: u64, vcpus: u8) {
         if let Some(place) = self.0.get_mut(vm.index()) {
-            *place = Some(Promise { vm, pages, frames: pages.saturating_add(overhead(pages, vcpus)), given: 0 });
+            let (frames, given) = (pages.saturating_add(overhead(pages, vcpus)), pages.saturating_sub(promised));
+            *place = Some(Promise { vm, pages, frames, given });
         }
     }
 
@@ -47,7 +49,7 @@ impl Promises {
         self.of(vm).map(|promise| promise.pages)
     }
 
-    /// Pages that were given back, and so aren't promised any more.
+    /// Pages that were given back or never promised.
     pub(crate) fn given(&self, vm: VmId) -> u64 {
         self.of(vm).map_or(0, |promise| promise.given)
     }

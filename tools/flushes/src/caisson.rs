@@ -150,7 +150,14 @@ impl Player<'_> {
         let of = self.trace.vms[number];
         let vmm = self.vmms.pop().ok_or(Status::Exhausted)?;
         let cpu = CpuId(0);
-        let make = VmMake { kind: VmKind::Sev, vcpus: of.vcpus, pages: of.pages, first_cpu: cpu, lowest_cpu: cpu };
+        let make = VmMake {
+            kind: VmKind::Sev,
+            vcpus: of.vcpus,
+            pages: of.pages,
+            promised: of.pages,
+            first_cpu: cpu,
+            lowest_cpu: cpu,
+        };
         let VmMade { vm } = self.ask_memory(vmm, &make)?;
         self.vms.insert(number, Here { vm, vmm });
         self.bind(vm)?;

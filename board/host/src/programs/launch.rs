@@ -191,7 +191,8 @@ pub fn make(sys: &Sys<'_>) -> Result<(VmId, u8), Status> {
     let vcpus = 1 + world.rng.below(u64::from(world.config.vcpus)) as u8;
     // Elsewhere in each life, so that what is left of a former one would be seen.
     let first_cpu = CpuId(world.rng.below(world.config.cpus as u64) as u16);
-    let make = VmMake { kind, vcpus, pages: world.manifest.guest_pages, first_cpu, lowest_cpu: CpuId(0) };
+    let pages = world.manifest.guest_pages;
+    let make = VmMake { kind, vcpus, pages, promised: pages, first_cpu, lowest_cpu: CpuId(0) };
     let mut last = Status::Dead;
     for _ in 0..TRIES {
         let memory = sys.known(world.manifest.memory);

@@ -45,6 +45,36 @@ fn what_is_given_back_is_another_vms_and_comes_again_when_that_is_over() {
 }
 
 #[test]
+fn what_was_not_promised_comes_as_far_as_nobody_was_promised_it() {
+    let (mut memory, mut fake) = started();
+    let large = promise(&mut memory, &mut fake, 5, 20_480, 1024).unwrap();
+    let other = make(&mut memory, &mut fake, 6, 4096).unwrap();
+    assert_eq!(promise(&mut memory, &mut fake, 7, 512, 513), Err(Status::Range));
+    // More than it was promised, and more than there is.
+    let mut got = 0;
+    while populate(&mut memory, &mut fake, 5, large, got, 512) == Status::Ok {
+        got += 512;
+    }
+    assert!((2048..FREE - 4096).contains(&got), "{got}");
+    run(&mut memory, &mut fake);
+    // What others were promised is there all the same.
+    for chunk in 0..8 {
+        assert_eq!(populate(&mut memory, &mut fake, 6, other, chunk * 512, 512), Status::Ok);
+    }
+    assert_eq!(populate(&mut memory, &mut fake, 5, large, got, 512), Status::Exhausted);
+    // Until the other one gives some back.
+    assert_eq!(give(&mut memory, &mut fake, 6, other, 0, 512), Status::Ok);
+    assert_eq!(give(&mut memory, &mut fake, 6, other, 512, 512), Status::Ok);
+    run(&mut memory, &mut fake);
+    assert_eq!(populate(&mut memory, &mut fake, 5, large, got, 512), Status::Ok);
+    for slot in [5, 6] {
+        die(&mut memory, &mut fake, slot);
+    }
+    run(&mut memory, &mut fake);
+    assert_eq!(fake.free(), FREE);
+}
+
+#[test]
 fn giving_back_what_isnt_there_changes_nothing() {
     let (mut memory, mut fake, vm) = large();
     assert_eq!(give(&mut memory, &mut fake, 5, vm, 20_000, 512), Status::Ok);

@@ -26,7 +26,12 @@ fn started() -> (Box<Memory>, Fake) {
 }
 
 fn make(memory: &mut Memory, fake: &mut Fake, slot: u16, pages: u64) -> Result<VmId, Status> {
-    let request = VmMake { kind: VmKind::Plain, vcpus: 2, pages, first_cpu: CpuId(1), lowest_cpu: CpuId(0) };
+    promise(memory, fake, slot, pages, pages)
+}
+
+/// A VM that may have so many pages, some of which it is sure to get.
+fn promise(memory: &mut Memory, fake: &mut Fake, slot: u16, pages: u64, promised: u64) -> Result<VmId, Status> {
+    let request = VmMake { kind: VmKind::Plain, vcpus: 2, pages, promised, first_cpu: CpuId(1), lowest_cpu: CpuId(0) };
     match memory.handle(vmm(slot), &request.encode(), fake) {
         (Status::Ok, words) => Ok(VmMade::decode(&words).unwrap().vm),
         (status, _) => Err(status),

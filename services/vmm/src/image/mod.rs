@@ -122,10 +122,12 @@ fn start() -> ! {
         Encryption::SevEs => (VmKind::SevEs, Policy::Sev(POLICY_ES)),
         Encryption::SevSnp => (VmKind::SevSnp, Policy::Snp(POLICY_SNP)),
     };
+    let pages = (config.memory >> 12) + caisson_vmm::ASIDE_PAGES;
     let request = VmMake {
         kind,
         vcpus: config.vcpus,
-        pages: (config.memory >> 12) + caisson_vmm::ASIDE_PAGES,
+        pages,
+        promised: pages,
         first_cpu: CpuId(config.first_cpu),
         lowest_cpu: CpuId(config.lowest_cpu),
     };

@@ -52,7 +52,7 @@ impl Interface {
     /// A message of each operation, most of them well-formed, and one of each that doesn't exist.
     pub fn operations(self) -> impl Iterator<Item = Words> {
         let (cpu, vm) = (CpuId(1), VmId::new(0, 0));
-        let make = VmMake { kind: VmKind::Plain, vcpus: 1, pages: 512, first_cpu: cpu, lowest_cpu: cpu };
+        let make = VmMake { kind: VmKind::Plain, vcpus: 1, pages: 512, promised: 512, first_cpu: cpu, lowest_cpu: cpu };
         let full = [make.encode(), Populate { vm, gfn: Gfn(0), pages: 1 }.encode()];
         let (full, numbers) = match self {
             Self::Memory | Self::Vmm => (Some(full), MemoryCall::OPERATIONS),
