@@ -33,6 +33,7 @@ mod mmio;
 mod msr;
 mod msr_list;
 mod nmi;
+mod pages;
 pub mod platform;
 mod ports;
 pub mod ram;

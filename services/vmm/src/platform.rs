@@ -15,6 +15,12 @@ pub trait Platform {
     /// What memory answered.
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
 
+    /// Give guest memory back: what is in it is lost. At most 512 pages, of one chunk.
+    ///
+    /// # Errors
+    /// What memory answered.
+    fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
+
     /// All guest memory is the guest's alone from now on: it can be neither read nor written.
     fn seal(&mut self) {}
 

@@ -1,14 +1,15 @@
-//! Guest memory: where it lies, and which chunks of it are backed.
+//! Guest memory: where it lies, and which pages of it are backed.
 //!
-//! Memory is backed in chunks of 2 MiB when it is first touched, so a VM starts at once and large pages are kept.
+//! Memory is backed in chunks of 2 MiB when it is first touched, so a VM starts at once and large pages are kept. The guest may
+//! give pages back.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa, LARGE_PAGES, PAGE_SIZE};
 use caisson_proto::firmware::JOB_PAGES;
 
+use crate::pages::Pages;
 use crate::platform::Platform;
 
 /// Memory below 4 GiB ends here at the latest: 3 GiB. Above are the APICs.
@@ -35,7 +36,9 @@ pub struct NoMemory {
 pub struct Ram {
     low_end: u64,
     high_end: u64,
-    backed: Vec<u64>,
+    backed: Pages,
+    /// Given back one by one: they come back one by one, so that a balloon keeps what it holds.
+    given: Pages,
     /// The guest's alone: the vmm can't reach it.
     private: bool,
 }
@@ -46,8 +49,8 @@ impl Ram {
         let bytes = bytes & !(CHUNK - 1);
         let low_end = bytes.min(LOW_END);
         let high_end = HIGH_START.saturating_add(bytes - low_end);
-        let chunks = if high_end > HIGH_START { high_end / CHUNK } else { low_end / CHUNK };
-        Self { low_end, high_end, backed: vec![0; (chunks / 64 + 1) as usize], private: false }
+        let pages = if high_end > HIGH_START { high_end / PAGE_SIZE } else { low_end / PAGE_SIZE };
+        Self { low_end, high_end, backed: Pages::new(pages), given: Pages::new(pages), private: false }
     }
 
     /// One past the last byte below 4 GiB.
@@ -66,12 +69,13 @@ impl Ram {
         gpa < self.low_end || (gpa >= HIGH_START && gpa < self.high_end)
     }
 
-    fn is_backed(&self, gpa: u64) -> bool {
-        let chunk = (gpa / CHUNK) as usize;
-        self.backed.get(chunk / 64).is_some_and(|word| word >> (chunk % 64) & 1 == 1)
+    /// Whether the page of an address is backed, so that it can be accessed.
+    #[inline]
+    pub fn is_backed(&self, gpa: u64) -> bool {
+        self.backed.has(gpa / PAGE_SIZE)
     }
 
-    /// Backs the chunk of an address.
+    /// Backs the page of an address: with its whole chunk, unless the guest gave back single pages of that.
     ///
     /// # Errors
     /// [`NoMemory`] outside guest memory, or if memory refuses.
@@ -79,12 +83,42 @@ impl Ram {
         if !self.contains(gpa) {
             return Err(NoMemory { gpa, refused: None });
         }
-        let chunk = gpa / CHUNK;
-        platform
-            .populate(Gfn(chunk * LARGE_PAGES), LARGE_PAGES)
-            .map_err(|status| NoMemory { gpa, refused: Some(status) })?;
-        if let Some(word) = self.backed.get_mut((chunk / 64) as usize) {
-            *word |= 1 << (chunk % 64);
+        let page = gpa / PAGE_SIZE;
+        let chunk = page & !(LARGE_PAGES - 1);
+        let (first, pages) = if self.given.any(chunk, LARGE_PAGES) { (page, 1) } else { (chunk, LARGE_PAGES) };
+        platform.populate(Gfn(first), pages).map_err(|status| NoMemory { gpa, refused: Some(status) })?;
+        self.backed.set(first, pages, true);
+        self.given.set(first, pages, false);
+        Ok(())
+    }
+
+    /// Gives pages back: what is in them is lost, and the next access backs them anew. Whole chunks come back whole, single pages
+    /// one by one.
+    ///
+    /// # Errors
+    /// `Range` for what isn't all guest memory, `State` for what is the guest's alone; or memory's own. Some of the pages may be
+    /// gone then.
+    pub fn release(&mut self, platform: &mut impl Platform, gfn: u64, pages: u64) -> Result<(), Status> {
+        let end = gfn.checked_add(pages).ok_or(Status::Range)?;
+        let inside = |start: u64, bytes: u64| gfn >= start / PAGE_SIZE && end <= (start + bytes) / PAGE_SIZE;
+        if !self.ranges().any(|(start, bytes)| inside(start, bytes)) {
+            return Err(Status::Range);
+        }
+        if self.private {
+            return Err(Status::State);
+        }
+        let mut at = gfn;
+        while at < end {
+            // A call ends where a chunk does.
+            let next = ((at / LARGE_PAGES + 1) * LARGE_PAGES).min(end);
+            let count = next - at;
+            if self.backed.any(at, count) {
+                // From here on nothing reaches for them, whatever memory answers.
+                self.backed.set(at, count, false);
+                platform.give_back(Gfn(at), count)?;
+            }
+            self.given.set(at, count, count < LARGE_PAGES);
+            at = next;
         }
         Ok(())
     }
@@ -92,7 +126,7 @@ impl Ram {
     /// What was loaded so far, chunk by chunk and in rising order: address and bytes.
     pub fn loaded(&self) -> Vec<(u64, u64)> {
         let all = (0..self.high_end).step_by(CHUNK as usize).filter(|gpa| self.contains(*gpa));
-        all.filter(|gpa| self.is_backed(*gpa)).map(|gpa| (gpa, CHUNK)).collect()
+        all.filter(|gpa| self.backed.any(gpa / PAGE_SIZE, LARGE_PAGES)).map(|gpa| (gpa, CHUNK)).collect()
     }
 
     /// Every range of memory: address and bytes.
@@ -114,7 +148,7 @@ impl Ram {
         Ok(())
     }
 
-    /// Backs every chunk that `len` bytes from `gpa` touch. The range must lie in guest memory.
+    /// Backs every page that `len` bytes from `gpa` touch. The range must lie in guest memory.
     fn cover(&mut self, platform: &mut impl Platform, gpa: u64, len: u64) -> Result<(), NoMemory> {
         let absent = NoMemory { gpa, refused: None };
         let last = gpa.checked_add(len.max(1) - 1).ok_or(absent)?;
@@ -122,12 +156,12 @@ impl Ram {
         if self.private || !self.contains(gpa) || !self.contains(last) || (gpa < HIGH_START) != (last < HIGH_START) {
             return Err(absent);
         }
-        let mut at = gpa & !(CHUNK - 1);
+        let mut at = gpa & !(PAGE_SIZE - 1);
         while at <= last {
             if !self.is_backed(at) {
                 self.back(platform, at)?;
             }
-            at += CHUNK;
+            at += PAGE_SIZE;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use caisson_proto::abi::{MAX_VCPUS, Status};
 use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VcpuId, VmId};
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
-use caisson_proto::memory::Populate;
+use caisson_proto::memory::{GiveBack, Populate};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_proto::wire::Request;
@@ -116,6 +116,10 @@ fn words(group: Groups) -> impl Iterator<Item = usize> {
 impl Platform for OnKernel {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         call_memory(self.memory, &Populate { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        call_memory(self.memory, &GiveBack { vm: self.vm, gfn, pages }).map(|_| ())
     }
 
     fn seal(&mut self) {

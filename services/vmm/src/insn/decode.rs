@@ -56,13 +56,13 @@ impl CodePages {
             let mut word = [0; 8];
             let mut wanted = [0; 8];
             wanted.iter_mut().zip(expected).for_each(|(to, from)| *to = from);
-            return ram.contains(physical)
+            return ram.is_backed(physical)
                 && platform.read(caisson_proto::addr::Gpa(physical & !7), &mut word)
                 && u64::from_le_bytes(word) >> (8 * at) & (u64::MAX >> (64 - 8 * N)) == u64::from_le_bytes(wanted);
         }
         let mut bytes = [0; N];
         rip & 0xfff <= 0x1000 - N as u64
-            && ram.contains(physical)
+            && ram.is_backed(physical)
             && platform.read(caisson_proto::addr::Gpa(physical), &mut bytes)
             && bytes == expected
     }

@@ -13,8 +13,10 @@ use caisson_vmm::{Event, Platform};
 pub struct Fake {
     /// Guest memory.
     pub memory: Vec<u8>,
-    /// Chunks that were asked for.
-    pub backed: Vec<u64>,
+    /// Of each page, whether it is there.
+    pub backed: Vec<bool>,
+    /// What was given back, call by call: first page and how many.
+    pub given_back: Vec<(u64, u64)>,
     /// Pages beside the guest's own, from [`ASIDE`] on, once they were asked for.
     pub aside: Vec<u8>,
     /// No more memory is given.
@@ -41,6 +43,8 @@ pub struct Fake {
     pub events: Vec<Event>,
 }
 
+const PAGE: usize = 4096;
+
 /// Where the vmm has pages for instructions that are executed aside.
 pub const ASIDE: u64 = 0xf000_0000;
 
@@ -49,6 +53,7 @@ impl Fake {
     pub fn new(bytes: u64, vcpus: u8) -> Self {
         Self {
             memory: vec![0; bytes as usize],
+            backed: vec![false; bytes as usize / PAGE],
             states: vec![VcpuState::default(); vcpus.into()],
             time: Cell::new(5000),
             ..Self::default()
@@ -60,9 +65,8 @@ impl Fake {
         if let Some(offset) = gpa.0.checked_sub(ASIDE).filter(|offset| *offset < self.aside.len() as u64) {
             return (true, offset as usize);
         }
-        for chunk in gpa.0 >> 21..=(gpa.0 + length as u64 - 1) >> 21 {
-            assert!(self.backed.contains(&chunk), "an access to memory that isn't backed");
-        }
+        let (first, last) = (gpa.0 as usize / PAGE, (gpa.0 as usize + length - 1) / PAGE);
+        assert!(self.backed[first..=last].iter().all(|backed| *backed), "an access to memory that isn't backed");
         (false, gpa.0 as usize)
     }
 }
@@ -77,9 +81,19 @@ impl Platform for Fake {
         if is_aside {
             self.aside = vec![0; (pages << 12) as usize];
         } else {
-            self.backed.push(gfn.0 / 512);
+            self.backed[gfn.0 as usize..][..pages as usize].fill(true);
         }
         Ok(())
+    }
+    fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        assert!(pages > 0 && pages <= 512 && gfn.0 / 512 == (gfn.0 + pages - 1) / 512);
+        self.given_back.push((gfn.0, pages));
+        for page in gfn.0 as usize..(gfn.0 + pages) as usize {
+            self.backed[page] = false;
+            // Whoever takes it next finds zeros.
+            self.memory[page * PAGE..][..PAGE].fill(0);
+        }
+        if self.refuse_memory { Err(Status::Dead) } else { Ok(()) }
     }
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
         let (aside, at) = self.place(gpa, into.len());
