@@ -5,17 +5,18 @@ use super::memory::{Broken, Reach};
 use super::overlay::Overlay;
 use super::{CONFIG, Device, Served, Trouble, put};
 
-/// Bytes of a sector, in which the driver counts whatever the block size is.
+/// Bytes of a sector: the disk's blocks, as in nearly every image of a disk.
 pub const SECTOR: u64 = 512;
-/// Block size that the driver is told: the overlay's.
-const BLOCK: u32 = super::overlay::CLUSTER as u32;
+/// The overlay's pieces, as a power of two of sectors: what the driver had better write at once.
+const PIECE: u8 = (super::overlay::CLUSTER as u64 / SECTOR).ilog2() as u8;
 /// Bytes of a buffer, and buffers of a request, that the driver keeps to.
 const SIZE_MAX: u32 = 32 << 10;
 const SEG_MAX: u32 = 126;
 /// Bytes of a request at the most.
 pub const MAX_REQUEST: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 
-const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9;
+/// SIZE_MAX, SEG_MAX, FLUSH and TOPOLOGY.
+const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 9 | 1 << 10;
 const READ_ONLY: u64 = 1 << 5;
 
 /// Kinds of requests.
@@ -108,7 +109,7 @@ impl Device for Blk {
         put(&mut config, 0, &(self.disk.bytes() / SECTOR).to_le_bytes());
         put(&mut config, 8, &SIZE_MAX.to_le_bytes());
         put(&mut config, 12, &SEG_MAX.to_le_bytes());
-        put(&mut config, 20, &BLOCK.to_le_bytes());
+        put(&mut config, 24, &[PIECE]);
         config
     }
 

@@ -112,7 +112,6 @@ impl<P: Platform> Reach for Guest<'_, P> {
     }
 
     fn release(&mut self, gfn: u64, pages: u64) -> Result<(), Status> {
-        let _ = (gfn, pages);
-        Err(Status::NotFound)
+        self.ram.release(self.platform, gfn, pages)
     }
 }
