@@ -12,6 +12,8 @@ pub mod file {
     pub const KERNEL: usize = 1;
     /// The initial RAM disk; may be absent (length 0).
     pub const INITRD: usize = 2;
+    /// The contents of the disk; may be absent (length 0).
+    pub const DISK: usize = 3;
 }
 
 /// What to do when the guest asks for a reset.
@@ -39,6 +41,29 @@ pub enum Encryption {
     SevSnp,
 }
 
+/// A disk. Its contents are a file of the vmm's, which stays as it is: what the guest writes is kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Disk {
+    /// Bytes of it that may be changed, in pieces of 4 KiB; 0: none, the disk can only be read.
+    pub overlay: u64,
+}
+
+/// A balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Balloon {
+    /// Bytes that the host wants of the guest's memory, a multiple of 4 KiB.
+    pub target: u64,
+}
+
+/// Devices by virtio.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Virtio {
+    /// The disk, if it has one.
+    pub disk: Option<Disk>,
+    /// The balloon, if it has one.
+    pub balloon: Option<Balloon>,
+}
+
 /// A VM as its owner configured it, checked and completed by the build.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct VmConfig {
@@ -56,6 +81,8 @@ pub struct VmConfig {
     pub test_devices: bool,
     /// How its memory is encrypted.
     pub encryption: Encryption,
+    /// Its virtio devices.
+    pub virtio: Virtio,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: u16,
     /// The lowest physical CPU that runs guests.

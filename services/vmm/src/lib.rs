@@ -40,6 +40,7 @@ pub mod ram;
 mod startup;
 mod strings;
 mod vcpu;
+pub mod virtio;
 pub mod vmm;
 
 pub use aside::PAGES as ASIDE_PAGES;

@@ -176,6 +176,9 @@ impl<P: Platform> Vmm<P> {
         if let Some(test) = self.test.as_ref().filter(|_| testdev::MMIO.contains(&gpa)) {
             return test.memory_read(gpa, bytes);
         }
+        if let Some(value) = self.virtio_read(gpa, bytes) {
+            return value;
+        }
         let shift = 8 * (gpa & 3) as u32;
         let now = self.platform.now();
         let value = match gpa & !0xfff {
@@ -199,6 +202,9 @@ impl<P: Platform> Vmm<P> {
         let value = value & mask(bytes);
         if let Some(test) = self.test.as_mut().filter(|_| testdev::MMIO.contains(&gpa)) {
             return test.memory_write(gpa, bytes, value);
+        }
+        if self.virtio_write(gpa, bytes, value).is_some() {
+            return;
         }
         match gpa & !0xfff {
             page if self.is_apic(at, page) => {

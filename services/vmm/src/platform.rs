@@ -5,6 +5,8 @@ use caisson_proto::addr::{Gfn, Gpa};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState, code};
 
+use crate::virtio::Trouble;
+
 /// The vmm's surroundings: system calls in the image, a fake in tests.
 pub trait Platform {
     /// Back guest memory with zeroed frames, as far as it isn't yet. At most 512 pages.
@@ -140,6 +142,8 @@ pub enum Event {
     },
     /// The guest says that its kernel panicked.
     Panicked,
+    /// Something of a virtio device, by its number.
+    Virtio(u8, Trouble),
     /// What a vCPU looked like when its VM crashed. Of a segment: selector, attributes, limit, base.
     Epitaph {
         /// What the values are.

@@ -24,6 +24,7 @@ use crate::launch::{Launch, Policy};
 use crate::platform::{Event, Platform};
 use crate::ram::{CHUNK, Ram};
 use crate::vcpu::Vcpu;
+use crate::virtio::Virtio;
 
 /// What the vmm must know of the machine below.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +67,7 @@ pub struct Vmm<P> {
     pub(crate) output: Output,
     pub(crate) power: Power,
     pub(crate) test: Option<TestDevice>,
+    pub(crate) virtio: Virtio,
     pub(crate) scale: Scale,
     /// Machine's TSC at the VM's time 0.
     pub(crate) born: u64,
@@ -122,6 +124,7 @@ impl<P: Platform> Vmm<P> {
             output: Output::default(),
             power: Power::default(),
             test: config.test_devices.then(|| TestDevice::new(config.vcpus, config.memory)),
+            virtio: Virtio::default(),
             scale: Scale::new(facts.tsc_khz),
             born,
             wall_version: 0,

@@ -11,6 +11,7 @@ mod kernel;
 mod proto;
 pub mod search;
 mod service;
+pub mod virtio;
 
 /// Something that is fuzzed.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     target("test-device", "the test device", devices::test_device, 5000),
     target("power", "sleep control, resets, pvpanic, PM timer", devices::power, 30_000),
     target("kvmclock", "kvmclock's numbers", devices::clock, 30_000),
+    target("virtio-mmio", "virtio devices under any driver", virtio::anything, 15_000),
     target("wire", "every message in eight words, and rings' counts", proto::wire, 30_000),
     target("state-page", "a vCPU's state page and a vmm's replies, in the kernel", kernel::state_page, 30_000),
     target("bundle", "the bundle, in the kernel", kernel::bundle, 30_000),

@@ -6,6 +6,7 @@ use caisson_proto::bundle::{MAX_RINGS, PortRange, ServiceRecord};
 use caisson_proto::console::MAX_CHANNELS;
 use caisson_proto::info::{RingInfo, RingUse, ServiceInfo};
 use caisson_proto::kernel::Caps;
+use caisson_proto::layout;
 use zerocopy::FromZeros;
 
 use crate::system::{Ring, Service, System};
@@ -101,6 +102,25 @@ pub fn plan(system: &System, vms: &[&str]) -> Result<Plan, Error> {
         .collect::<Result<Vec<_>, Error>>()?;
     fill_info(&mut services, &rings);
     Ok(Plan { services, rings })
+}
+
+impl Plan {
+    /// Gives the vmm of VM `vm` so many bytes of heap beside what the manifest says.
+    ///
+    /// # Errors
+    /// [`Error`] if there is no room for so much.
+    pub fn add_heap(&mut self, vm: usize, bytes: u64) -> Result<(), Error> {
+        const ROOM: u64 = layout::RINGS - layout::HEAP;
+        for service in self.services.iter_mut().filter(|service| service.vm == Some(vm)) {
+            let all = (u64::from(service.heap_pages) * 4096).saturating_add(bytes);
+            if all > ROOM {
+                return Err(wrong!("\"{}\" would need a heap of {} MiB; {} fit", service.name, all >> 20, ROOM >> 20));
+            }
+            service.heap_pages = pages(all);
+            service.info.heap_bytes = u64::from(service.heap_pages) * 4096;
+        }
+        Ok(())
+    }
 }
 
 /// What the services are told of each other.

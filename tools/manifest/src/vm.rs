@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use caisson_proto::abi::MAX_VCPUS;
-use caisson_proto::vmm::{Encryption, OnReset};
+use caisson_proto::layout;
+use caisson_proto::vmm::{Balloon, Disk, Encryption, OnReset};
 use serde::Deserialize;
 
 use crate::{Error, Size, parse, wrong};
@@ -39,6 +40,14 @@ pub struct VmFile {
     pub encryption: Option<Encryption>,
     /// The physical CPU of vCPU 0; the others follow.
     pub first_cpu: Option<u16>,
+    /// A disk's contents, relative to this file. It isn't written to.
+    pub disk: Option<PathBuf>,
+    /// How much of the disk the guest may change; 0 for a disk that can only be read.
+    pub disk_overlay: Option<Size>,
+    /// A balloon, by which the guest gives free memory back.
+    pub balloon: Option<bool>,
+    /// How much of the guest's memory the balloon wants.
+    pub balloon_target: Option<Size>,
 }
 
 /// In the place of a kernel's file: what follows is the name of a Debian package.
@@ -60,7 +69,7 @@ impl VmFile {
             ));
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        for named in [&mut file.kernel, &mut file.initrd].into_iter().flatten() {
+        for named in [&mut file.kernel, &mut file.initrd, &mut file.disk].into_iter().flatten() {
             let text = named.to_string_lossy();
             if ![PACKAGE, EXAMPLE].iter().any(|prefix| text.starts_with(prefix)) {
                 *named = folder.join(&*named);
@@ -112,6 +121,60 @@ pub fn check_memory(name: &str, memory: Size) -> Result<u64, Error> {
     Ok(memory.0)
 }
 
+/// Bytes in which a disk is counted.
+pub const SECTOR: u64 = 512;
+/// Bytes of a disk at the most: what a file of the bundle can have.
+pub const MAX_DISK: u64 = layout::FILE_STRIDE;
+/// How much of a disk may be changed at the most: what the vmm's heap has room for.
+pub const MAX_OVERLAY: u64 = 192 << 20;
+/// How much of a disk may be changed if the VM's file doesn't say.
+const USUAL_OVERLAY: u64 = 64 << 20;
+/// A page.
+const PAGE: u64 = 4096;
+
+/// Checks a VM's disk of so many bytes and says how much of it may be changed.
+///
+/// # Errors
+/// [`Error`] for a disk that is none, or more to be changed than there is room for.
+pub fn check_disk(name: &str, bytes: u64, overlay: Option<Size>) -> Result<Disk, Error> {
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        return Err(wrong!(
+            "the disk of VM \"{name}\" has {bytes} bytes; a disk has one or more whole sectors of {SECTOR} bytes"
+        ));
+    }
+    if bytes > MAX_DISK {
+        return Err(wrong!("the disk of VM \"{name}\" has {}; at most {} fit", Size(bytes), Size(MAX_DISK)));
+    }
+    let whole = bytes.next_multiple_of(PAGE);
+    let asked = overlay.map_or(USUAL_OVERLAY, |overlay| overlay.0);
+    if !asked.is_multiple_of(PAGE) || asked > MAX_OVERLAY {
+        return Err(wrong!(
+            "`disk-overlay` of VM \"{name}\" is {}: give a multiple of {} up to {}",
+            Size(asked),
+            Size(PAGE),
+            Size(MAX_OVERLAY)
+        ));
+    }
+    Ok(Disk { overlay: asked.min(whole) })
+}
+
+/// Checks how much of a VM's memory its balloon wants.
+///
+/// # Errors
+/// [`Error`] if that is no number of pages, or leaves the guest less than any VM has.
+pub fn check_balloon(name: &str, memory: u64, target: Option<Size>) -> Result<Balloon, Error> {
+    let target = target.unwrap_or_default();
+    if !target.0.is_multiple_of(PAGE) || target.0 > memory.saturating_sub(MIN_MEMORY) {
+        return Err(wrong!(
+            "`balloon-target` of VM \"{name}\" is {target}: give a multiple of {} that leaves the guest {} of its {}",
+            Size(PAGE),
+            Size(MIN_MEMORY),
+            Size(memory)
+        ));
+    }
+    Ok(Balloon { target: target.0 })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +200,30 @@ mod tests {
     #[test]
     fn an_empty_file_is_named_after_itself() {
         assert_eq!(VmFile::parse(Path::new("d/web.toml"), "").unwrap().name.as_deref(), Some("web"));
+    }
+
+    #[test]
+    fn disks_and_balloons_are_checked() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(check_disk("a", 512, None), Ok(Disk { overlay: 4096 }), "no more than there is");
+        assert_eq!(check_disk("a", 256 * MIB, None), Ok(Disk { overlay: 64 * MIB }));
+        assert_eq!(check_disk("a", 256 * MIB, Some(Size(0))), Ok(Disk { overlay: 0 }));
+        assert!(
+            check_disk("a", 0, None).is_err() && check_disk("a", 513, None).unwrap_err().0.contains("whole sectors")
+        );
+        assert_eq!(check_disk("a", MAX_DISK, Some(Size(MAX_OVERLAY))), Ok(Disk { overlay: MAX_OVERLAY }));
+        assert!(check_disk("a", MAX_DISK + 512, None).unwrap_err().0.contains("at most 1G fit"));
+        let error = check_disk("a", MIB, Some(Size(MAX_OVERLAY + 4096))).unwrap_err();
+        assert!(error.0.contains("multiple of 4K up to 192M"), "{error}");
+        assert!(check_disk("a", MIB, Some(Size(512))).is_err());
+
+        assert_eq!(check_balloon("a", 128 * MIB, None), Ok(Balloon { target: 0 }));
+        assert_eq!(check_balloon("a", 128 * MIB, Some(Size(64 * MIB))), Ok(Balloon { target: 64 * MIB }));
+        let error = check_balloon("a", 128 * MIB, Some(Size(65 * MIB))).unwrap_err();
+        assert!(error.0.contains("leaves the guest 64M of its 128M"), "{error}");
+        assert!(check_balloon("a", 128 * MIB, Some(Size(1))).is_err());
+        let file = VmFile::parse(Path::new("d/a.toml"), "disk = \"x.img\"\ndisk-overlay = \"8M\"\nballoon = true\n");
+        assert_eq!(file.unwrap().disk.as_deref(), Some(Path::new("d/x.img")));
     }
 
     #[test]

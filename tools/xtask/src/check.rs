@@ -10,6 +10,7 @@ mod recycle;
 mod steps;
 mod terminal;
 mod tiny;
+mod virtio;
 mod witness;
 
 use std::time::Instant;
@@ -98,6 +99,11 @@ const STEPS: &[Step] = &[
         name: "hostile-firmware",
         about: "a hostile service in sev-firmware's place names what isn't its: nothing of it reaches the processor",
         run: impostor::run,
+    },
+    Step {
+        name: "virtio",
+        about: "Linux's virtio drivers: a disk is what its file is, what is written is read again, free memory is given back",
+        run: virtio::run,
     },
     Step { name: "exits", about: "exits, calls and messages cost the same in every run", run: exits },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },

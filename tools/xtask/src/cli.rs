@@ -263,10 +263,14 @@ pub struct MachineArgs {
     /// The guest kernel's command line
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     pub cmdline: String,
+    /// The contents of the guest's disk, /dev/vda. The file itself stays as it is: what the guest writes is lost at its end
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
     /// A guest of its own, described by a file; give several for several guests.
     ///
     /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
-    /// on-reset = "restart" or "stop", test-devices = true, first-cpu, encryption = "sev" or "sev-snp" for flat guests. What the
+    /// on-reset = "restart" or "stop", test-devices = true, first-cpu, disk (relative to the file), disk-overlay = "64M",
+    /// balloon = true, balloon-target = "64M", encryption = "sev" or "sev-snp" for flat guests. What the
     /// file leaves out, the options here say.
     #[arg(long = "vm", value_name = "FILE.toml")]
     pub vms: Vec<PathBuf>,

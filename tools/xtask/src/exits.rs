@@ -57,6 +57,7 @@ impl Bench {
             machine_memory: None,
             kernel: Some(image::guest(paths, GUEST)?),
             initrd: None,
+            disk: None,
             cmdline: cmdline.into(),
             vms: Vec::new(),
             log: LogLevel::Info,

@@ -1,14 +1,15 @@
 //! Which guests there are, checked before anything is built or booted.
 
+mod devices;
 mod room;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use caisson_manifest::plan::MAX_GUESTS;
-use caisson_manifest::vm::{self, VmFile};
+use caisson_manifest::vm::{self, MAX_DISK, VmFile};
 use caisson_manifest::{Size, system::System};
-use caisson_proto::vmm::{Encryption, OnReset};
+use caisson_proto::vmm::{Encryption, OnReset, Virtio};
 
 use crate::cli::MachineArgs;
 use crate::debian;
@@ -42,8 +43,21 @@ pub struct Guest {
     pub test_devices: bool,
     /// How its memory is encrypted.
     pub encryption: Encryption,
+    /// The contents of its disk.
+    pub disk: Option<PathBuf>,
+    /// Its virtio devices.
+    pub virtio: Virtio,
     /// The physical CPU of vCPU 0.
     pub first_cpu: u16,
+}
+
+impl Guest {
+    /// Memory that its vmm needs for its devices, in bytes: what of the disk may be changed, and where that is.
+    pub fn own_memory(&self) -> u64 {
+        let overlay = self.virtio.disk.map_or(0, |disk| disk.overlay);
+        // Four bytes for each page of the largest disk.
+        if overlay > 0 { overlay + MAX_DISK / 1024 } else { 0 }
+    }
 }
 
 /// The machine and its guests, as they will be.
@@ -137,16 +151,16 @@ fn debians(kernel: &Path) -> Option<&str> {
 }
 
 fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Failure> {
-    let name = file.name.unwrap_or_default();
+    let name = file.name.clone().unwrap_or_default();
     vm::check_name(&name)?;
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
     let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
-    let named = file.kernel.or(args.kernel.clone());
+    let named = file.kernel.clone().or(args.kernel.clone());
     let named = match named.as_deref().and_then(|kernel| example(paths, kernel)) {
         Some(built) => Some(built?),
         None => named,
     };
-    let (kernel, initrd) = match (named, file.initrd.or(args.initrd.clone())) {
+    let (kernel, initrd) = match (named, file.initrd.clone().or(args.initrd.clone())) {
         (kernel, initrd) if kernel.as_deref().is_none_or(|kernel| debians(kernel).is_some()) => {
             // What is named is looked at before anything is downloaded.
             initrd.iter().try_for_each(|path| File::open(path).map(|_| ()).about("open", path))?;
@@ -163,6 +177,8 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
             (kernel.unwrap_or(ours.kernel), Some(ours.initramfs))
         }
     };
+    let disk = file.disk.clone().or(args.disk.clone());
+    let virtio = devices::virtio(&name, memory, &file, disk.as_deref())?;
     let guest = Guest {
         name,
         vcpus,
@@ -173,6 +189,8 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         on_reset: file.on_reset.unwrap_or(OnReset::Restart),
         test_devices: file.test_devices.unwrap_or(false),
         encryption: file.encryption.unwrap_or_default(),
+        disk,
+        virtio,
         first_cpu: file.first_cpu.unwrap_or(first_cpu),
     };
     if guest.cmdline.len() > 2047 || guest.cmdline.contains('\0') {
@@ -193,6 +211,7 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
         // One 512th for nested tables, as much again for the vmm's own.
         needed += guest.memory + guest.memory / 256 + length(&guest.kernel)?;
         needed += guest.initrd.as_deref().map_or(Ok(0), length)?;
+        needed += guest.disk.as_deref().map_or(Ok(0), length)? + guest.own_memory();
     }
     let needed = needed.next_multiple_of(STEP);
     match args.machine_memory {

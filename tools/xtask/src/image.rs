@@ -81,7 +81,10 @@ pub fn build(paths: &Paths, system: &System, machine: &Machine, log: LogLevel) -
 /// Makes this machine's bundle of programs that are built.
 pub fn assemble(system: &System, machine: &Machine, programs: &Programs) -> Result<Built, Failure> {
     let names: Vec<&str> = machine.guests.iter().map(|guest| guest.name.as_str()).collect();
-    let plan = plan(system, &names)?;
+    let mut plan = plan(system, &names)?;
+    for (vm, guest) in machine.guests.iter().enumerate() {
+        plan.add_heap(vm, guest.own_memory())?;
+    }
     let Programs { kernel, services: programs } = programs;
     let contents = contents(machine, &plan, programs)?;
     let services = plan
@@ -192,11 +195,14 @@ fn contents(machine: &Machine, plan: &Plan, programs: &HashMap<String, PathBuf>)
 /// The files of a vmm in the order of `vmm::file`.
 fn vm_files(machine: &Machine, guest: &Guest) -> Result<Vec<Arc<[u8]>>, Failure> {
     let read = |path: &Path| -> Result<Arc<[u8]>, Failure> { Ok(std::fs::read(path).about("read", path)?.into()) };
-    let mut files: Vec<Arc<[u8]>> = vec![Arc::from([].as_slice()); 3];
+    let mut files: Vec<Arc<[u8]>> = vec![Arc::from([].as_slice()); file::DISK + 1];
     files[file::CONFIG] = config(machine, guest)?.into();
     files[file::KERNEL] = read(&guest.kernel)?;
     if let Some(initrd) = &guest.initrd {
         files[file::INITRD] = read(initrd)?;
+    }
+    if let Some(disk) = &guest.disk {
+        files[file::DISK] = read(disk)?;
     }
     Ok(files)
 }
@@ -217,6 +223,7 @@ fn config(machine: &Machine, guest: &Guest) -> Result<Vec<u8>, Failure> {
         on_reset: guest.on_reset,
         test_devices: guest.test_devices,
         encryption: guest.encryption,
+        virtio: guest.virtio,
         first_cpu: machine.spare_cpus() + guest.first_cpu,
         lowest_cpu: machine.spare_cpus(),
         epoch,

@@ -16,6 +16,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 insmod /lib/pvpanic.ko 2>/dev/null && insmod /lib/pvpanic-mmio.ko 2>/dev/null
+[ -e /sys/bus/acpi/devices/LNRO0005:00 ] && sh /lib/virtio.sh
 export PATH=/bin HOME=/root TERM=vt100 PS1='guest:\w# '
 cd /root
 setsid cttyhack sh
@@ -27,8 +28,18 @@ const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
 const CONSOLE: u32 = 0o020_600;
 
+/// Modules of the guest's kernel for virtio's devices: file, and where it is among the kernel's modules. In this order, since
+/// each needs those before it. What a kernel has built in is no file.
+const VIRTIO: [(&str, &str); 5] = [
+    ("virtio", "kernel/drivers/virtio"),
+    ("virtio_ring", "kernel/drivers/virtio"),
+    ("virtio_mmio", "kernel/drivers/virtio"),
+    ("virtio_blk", "kernel/drivers/block"),
+    ("virtio_balloon", "kernel/drivers/virtio"),
+];
+
 /// Modules of the guest's kernel by which it reports a panic: pvpanic's core and its ACPI device.
-const MODULES: [&str; 2] = ["pvpanic.ko", "pvpanic-mmio.ko"];
+const MODULES: [&str; 2] = ["pvpanic", "pvpanic-mmio"];
 /// Where they are among a kernel's modules.
 const MODULE_FOLDER: &str = "kernel/drivers/misc/pvpanic";
 
@@ -45,14 +56,39 @@ pub fn assemble(busybox: &Path, modules: &Path) -> Result<Vec<u8>, Failure> {
     archive.add(Builder::new("init").mode(PROGRAM), INIT.as_bytes())?;
     archive.add(Builder::new("bin/busybox").mode(PROGRAM), &program)?;
     for module in MODULES {
-        if let Ok(content) = std::fs::read(modules.join(MODULE_FOLDER).join(module)) {
-            archive.add(Builder::new(&format!("lib/{module}")).mode(PROGRAM), &content)?;
+        if let Some(content) = unpacked(&modules.join(MODULE_FOLDER), module)? {
+            archive.add(Builder::new(&format!("lib/{module}.ko")).mode(PROGRAM), &content)?;
         }
     }
+    let mut script = String::new();
+    for (name, folder) in VIRTIO {
+        if let Some(content) = unpacked(&modules.join(folder), name)? {
+            archive.add(Builder::new(&format!("lib/{name}.ko")).mode(PROGRAM), &content)?;
+            script.push_str(&format!("insmod /lib/{name}.ko\n"));
+        }
+    }
+    archive.add(Builder::new("lib/virtio.sh").mode(PROGRAM), script.as_bytes())?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|&name| name != "busybox") {
         archive.add(Builder::new(&format!("bin/{applet}")).mode(LINK), b"busybox")?;
     }
     trailer(archive.bytes).context("can't end the initramfs")
+}
+
+/// A kernel's module, unpacked; none if there is no such file.
+fn unpacked(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let path = folder.join(format!("{name}.ko"));
+    if path.is_file() {
+        return std::fs::read(&path).about("read", &path).map(Some);
+    }
+    let path = folder.join(format!("{name}.ko.xz"));
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let packed = std::fs::File::open(&path).about("read", &path)?;
+    let mut content = Vec::new();
+    let mut reader = lzma_rust2::XzReader::new(std::io::BufReader::new(packed), false);
+    std::io::Read::read_to_end(&mut reader, &mut content).about("unpack", &path)?;
+    Ok(Some(content))
 }
 
 struct Archive {

@@ -93,6 +93,7 @@ fn on_caisson(
         machine_memory: None,
         kernel: Some(entry.file.clone()),
         initrd: None,
+        disk: None,
         cmdline: entry.arguments(),
         vms: vec![file],
         log: LogLevel::Warn,

@@ -6,7 +6,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope};
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -17,6 +17,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use crate::dev::power::{PANIC, RESET, RESET_VALUE, S5, SLEEP_CONTROL, SLEEP_STATUS};
 use crate::dev::{ioapic, lapic, uart};
+use crate::virtio;
 
 const OEM: [u8; 6] = *b"CAISSN";
 const TABLE: [u8; 8] = *b"CAISSON ";
@@ -37,7 +38,30 @@ fn bytes(aml: &dyn Aml) -> Vec<u8> {
     sink.0
 }
 
-fn dsdt() -> Vec<u8> {
+/// A device by virtio, as Linux's driver looks for it.
+fn virtio(number: u8) -> Vec<u8> {
+    let place = virtio::PLACE.start as u32 + u32::from(number) * 4096;
+    let registers = Memory32Fixed::new(true, place, 4096);
+    // Level-triggered and active high.
+    let interrupt = Interrupt::new(true, false, false, false, u32::from(virtio::FIRST_PIN + number));
+    let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
+    let hid = Name::new("_HID".into(), &"LNRO0005");
+    let uid = Name::new("_UID".into(), &number);
+    let crs = Name::new("_CRS".into(), &resources);
+    let name = [b'V', b'I', b'O', b'0' + number];
+    bytes(&Device::new(core::str::from_utf8(&name).unwrap_or("VIO_").into(), vec![&hid, &uid, &crs]))
+}
+
+/// What was made before, among other things.
+struct Made(Vec<u8>);
+
+impl Aml for Made {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+fn dsdt(virtio_devices: usize) -> Vec<u8> {
     let (hid, crs, path) = (|| "_HID".into(), || "_CRS".into(), |name: &str| -> Path { name.into() });
     let mut body = Vec::new();
     let s5 = Package::new(vec![&S5, &0_u8]);
@@ -65,7 +89,8 @@ fn dsdt() -> Vec<u8> {
     let panic_crs = Name::new(crs(), &panic_resources);
     let panic = Device::new(path("PEVT"), vec![&panic_hid, &panic_crs]);
 
-    body.extend(bytes(&Scope::new(path("_SB_"), vec![&uart, &rtc, &panic])));
+    let virtio = Made((0..virtio_devices.min(virtio::MAX_DEVICES) as u8).flat_map(virtio).collect());
+    body.extend(bytes(&Scope::new(path("_SB_"), vec![&uart, &rtc, &panic, &virtio])));
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, 1);
     table.append_slice(&body);
     bytes(&table)
@@ -100,8 +125,8 @@ fn madt(vcpus: u8) -> Vec<u8> {
     bytes(&madt)
 }
 
-/// All tables for `vcpus` vCPUs as they lie at `at`, the RSDP first.
-pub fn tables(at: u64, vcpus: u8) -> Vec<u8> {
+/// All tables for `vcpus` vCPUs and so many virtio devices as they lie at `at`, the RSDP first.
+pub fn tables(at: u64, vcpus: u8, virtio_devices: usize) -> Vec<u8> {
     let mut out = vec![0; 64];
     let place = |out: &mut Vec<u8>, table: &[u8]| {
         out.resize(out.len().next_multiple_of(16), 0);
@@ -109,7 +134,7 @@ pub fn tables(at: u64, vcpus: u8) -> Vec<u8> {
         out.extend_from_slice(table);
         here
     };
-    let dsdt_at = place(&mut out, &dsdt());
+    let dsdt_at = place(&mut out, &dsdt(virtio_devices));
     let mut xsdt = XSDT::new(OEM, TABLE, 1);
     for table in [fadt(dsdt_at), madt(vcpus)] {
         xsdt.add_entry(place(&mut out, &table));

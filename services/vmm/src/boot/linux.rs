@@ -6,6 +6,7 @@ use caisson_proto::vmm::VmConfig;
 use super::{Loaded, Protocol, acpi, bzimage, entry, params, place};
 use crate::platform::Platform;
 use crate::ram::Ram;
+use crate::virtio;
 
 /// Puts everything where the kernel looks for it.
 pub(super) fn load(
@@ -30,7 +31,7 @@ pub(super) fn load(
     }
     ram.write(platform, place::CMDLINE, config.cmdline.as_bytes())?;
     ram.write(platform, place::CMDLINE + config.cmdline.len() as u64, &[0])?;
-    ram.write(platform, place::ACPI, &acpi::tables(place::ACPI, config.vcpus))?;
+    ram.write(platform, place::ACPI, &acpi::tables(place::ACPI, config.vcpus, virtio::count(config)))?;
     ram.write(platform, place::SEED, &params::seed(&config.seed))?;
     ram.write(platform, place::GDT, &entry::gdt())?;
     ram.write(platform, place::TABLES, &entry::identity_map(place::TABLES))?;

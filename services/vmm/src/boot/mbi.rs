@@ -10,6 +10,7 @@ use super::multiboot::Image;
 use super::{Loaded, Protocol, acpi, entry, params};
 use crate::platform::Platform;
 use crate::ram::Ram;
+use crate::virtio;
 
 /// What eax holds at the entry.
 pub const BOOT_MAGIC: u32 = 0x2bad_b002;
@@ -70,7 +71,7 @@ pub(super) fn load(
     ram.write(platform, place::MAP, &map)?;
     ram.write(platform, place::INFO, &info(ram, map.len(), !initrd.is_empty()))?;
     ram.write(platform, place::GDT, &entry::gdt_32())?;
-    ram.write(platform, super::place::ACPI, &acpi::tables(super::place::ACPI, config.vcpus))?;
+    ram.write(platform, super::place::ACPI, &acpi::tables(super::place::ACPI, config.vcpus, virtio::count(config)))?;
     Ok(Loaded { protocol: Protocol::Multiboot, entry: image.entry, kernel_end: image.end, initrd: initrd_at })
 }
 

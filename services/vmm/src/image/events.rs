@@ -1,6 +1,7 @@
 //! The wording of what a vmm logs.
 
 use caisson_vmm::Event;
+use caisson_vmm::virtio::Trouble;
 
 /// Logs an event.
 pub fn log(event: Event) {
@@ -31,6 +32,14 @@ pub fn log(event: Event) {
         }
         Event::Epitaph { name, values: [a, b, c, d] } => {
             defmt::error!("guest: {=str}: {=u64:#x} {=u64:#x} {=u64:#x} {=u64:#x}", name, a, b, c, d);
+        }
+        Event::Virtio(device, trouble) => {
+            let (what, number) = trouble.describe();
+            if matches!(trouble, Trouble::GaveBack(_)) {
+                defmt::info!("guest: virtio device {=u8}: {=str}: {=u64}", device, what, number);
+            } else {
+                defmt::warn!("guest: virtio device {=u8}: {=str}: {=u64}", device, what, number);
+            }
         }
         Event::Panicked => defmt::error!("guest: its kernel panicked"),
     }

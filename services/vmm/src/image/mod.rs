@@ -17,6 +17,7 @@ use caisson_rt::ring::Received;
 use caisson_rt::rings::{Inward, Outward};
 use caisson_rt::{Server, info};
 use caisson_vmm::launch::{Failed, Launch, Policy, Progress};
+use caisson_vmm::virtio::Virtio;
 use caisson_vmm::{Facts, Vmm};
 use firmware::OnFirmware;
 use kernel::{OnKernel, call_memory};
@@ -139,7 +140,11 @@ fn start() -> ! {
     let platform = OnKernel::new(vm, memory, output);
     let facts = Facts { tsc_khz: info().head.tsc_khz, xsave: true };
     let vmm = Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
-    let vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
+    let mut vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
+    match Virtio::new(&config, caisson_rt::file(file::DISK)) {
+        Ok(devices) => vmm.attach(devices),
+        Err(why) => give_up(why, Status::Ok),
+    }
     let (waiting, scratch) = (([0; 64], 0, 0), VcpuState::default());
     let mut image = Image { vmm, input: Inward::find(RingUse::ConsoleIn), launch: None, waiting, scratch };
     if kind == VmKind::Plain {

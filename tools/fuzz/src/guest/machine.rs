@@ -2,7 +2,7 @@
 
 use caisson_proto::exits::code;
 use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume, VcpuState};
-use caisson_proto::vmm::{Encryption, OnReset, VmConfig};
+use caisson_proto::vmm::{Encryption, OnReset, Virtio, VmConfig};
 use caisson_vmm::{Facts, Vmm};
 
 use super::fake::Fake;
@@ -44,6 +44,7 @@ pub fn config(vcpus: u8) -> VmConfig {
         on_reset: OnReset::Restart,
         test_devices: false,
         encryption: Encryption::None,
+        virtio: Virtio::default(),
         first_cpu: 0,
         lowest_cpu: 0,
         epoch: 1_767_225_600,

@@ -113,6 +113,7 @@ impl Witness {
             machine_memory: None,
             kernel: None,
             initrd: None,
+            disk: None,
             cmdline: crate::cli::DEFAULT_CMDLINE.into(),
             vms: files,
             log: LogLevel::Debug,

@@ -1,0 +1,136 @@
+//! Devices by virtio (OASIS, version 1.3), behind registers in memory.
+//!
+//! The guest finds them by ACPI. A device is a [`Device`]: it gets requests as chains that are checked. Whatever is wrong
+//! with a queue or a request leaves the device in need of a reset; it is logged once, and nothing else comes of it.
+
+pub mod balloon;
+pub mod blk;
+pub mod chain;
+pub mod memory;
+pub mod mmio;
+pub mod overlay;
+pub mod queue;
+mod wiring;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt::Debug;
+use core::ops::Range;
+
+use caisson_proto::abi::Status;
+use caisson_proto::supervisor::SetupError;
+use caisson_proto::vmm::VmConfig;
+
+use self::chain::Chain;
+use self::memory::{Broken, Reach};
+use self::mmio::Transport;
+
+/// Bytes of a device's configuration at the most.
+pub const CONFIG: usize = 64;
+/// Devices of a VM at the most: one for each pin of the I/O APIC behind those of the PC.
+pub const MAX_DEVICES: usize = 8;
+/// Where their registers lie: a page each.
+pub const PLACE: Range<u64> = 0xd000_0000..0xd000_0000 + MAX_DEVICES as u64 * PAGE;
+/// The first one's interrupt.
+pub const FIRST_PIN: u8 = 16;
+const PAGE: u64 = 4096;
+
+const _: () = assert!(FIRST_PIN as usize + MAX_DEVICES <= crate::dev::ioapic::PINS as usize);
+
+/// What is worth telling of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Its driver broke a rule, and has to reset it.
+    Broken(Broken),
+    /// No more of the disk can be changed: what the guest writes fails.
+    DiskFull,
+    /// memory didn't take pages back.
+    NotReleased(Status),
+    /// The guest gave back so many pages of 4 KiB so far. Told each time that they have doubled.
+    GaveBack(u64),
+}
+
+/// What came of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served {
+    /// Bytes that were written from the beginning of its writable part on.
+    pub written: u32,
+    /// What it cost, in bytes that were copied or could have been.
+    pub cost: u64,
+    /// What is worth telling.
+    pub trouble: Option<Trouble>,
+}
+
+/// A device behind its registers and queues.
+pub trait Device: Debug {
+    /// What it is (virtio 1.3, section 5).
+    fn id(&self) -> u32;
+
+    /// Its own features; those of all devices come on top.
+    fn features(&self) -> u64;
+
+    /// How many entries each of its queues can have.
+    fn queues(&self) -> &'static [u16];
+
+    /// Its configuration.
+    fn config(&self) -> [u8; CONFIG];
+
+    /// The driver writes its configuration.
+    fn configure(&mut self, _offset: usize, _bytes: &[u8]) {}
+
+    /// The driver begins anew.
+    fn reset(&mut self) {}
+
+    /// Carries out a request of queue `queue`.
+    ///
+    /// # Errors
+    /// [`Broken`] if it is none.
+    fn serve(&mut self, queue: u16, chain: &Chain, memory: &mut dyn Reach) -> Result<Served, Broken>;
+}
+
+/// Puts bytes into a configuration, as far as there is room.
+fn put(into: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(place) = at.checked_add(bytes.len()).and_then(|end| into.get_mut(at..end)) {
+        place.copy_from_slice(bytes);
+    }
+}
+
+/// The devices of a VM, in the order of their places and pins.
+#[derive(Debug, Default)]
+pub struct Virtio {
+    devices: Vec<Transport>,
+}
+
+/// How many devices a VM has.
+pub fn count(config: &VmConfig) -> usize {
+    usize::from(config.virtio.disk.is_some()) + usize::from(config.virtio.balloon.is_some())
+}
+
+impl Virtio {
+    /// Those that the configuration asks for; the disk's contents are `disk`.
+    ///
+    /// # Errors
+    /// `Config` for a disk that isn't of whole sectors, `Memory` if there is none for what may be changed of it.
+    pub fn new(config: &VmConfig, disk: &'static [u8]) -> Result<Self, SetupError> {
+        let mut devices = Vec::new();
+        if let Some(wanted) = &config.virtio.disk {
+            if disk.is_empty() || !(disk.len() as u64).is_multiple_of(blk::SECTOR) {
+                return Err(SetupError::Config);
+            }
+            let disk = overlay::Overlay::new(disk, wanted.overlay).map_err(|_| SetupError::Memory)?;
+            devices.push(Transport::new(Box::new(blk::Blk::new(disk))));
+        }
+        if let Some(wanted) = &config.virtio.balloon {
+            let target = u32::try_from(wanted.target / PAGE).map_err(|_| SetupError::Config)?;
+            devices.push(Transport::new(Box::new(balloon::Balloon::new(target))));
+        }
+        Ok(Self { devices })
+    }
+
+    /// The device whose registers lie at an address, its number, and how far into them it is.
+    fn at(&mut self, gpa: u64) -> Option<(u8, &mut Transport, u64)> {
+        let offset = gpa.checked_sub(PLACE.start)?;
+        let number = usize::try_from(offset / PAGE).ok()?;
+        Some((number as u8, self.devices.get_mut(number)?, offset % PAGE))
+    }
+}

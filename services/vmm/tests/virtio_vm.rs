@@ -1,0 +1,146 @@
+//! Virtio devices as parts of a VM: where its guest finds them, their interrupts, and the memory that they give back.
+
+mod common;
+
+use caisson_fuzz::virtio::contents;
+use caisson_proto::supervisor::SetupError;
+use caisson_proto::vmm::{Balloon, Disk, Virtio as Wanted, VmConfig};
+use caisson_vmm::Event;
+use caisson_vmm::virtio::memory::Broken;
+use caisson_vmm::virtio::{FIRST_PIN, PLACE, Trouble, Virtio};
+use common::{MIB, Machine, config, interrupt};
+
+/// Where the driver of these tests has its queue and its buffers.
+const TABLE: u64 = 0x50_0000;
+const AVAILABLE: u64 = 0x50_1000;
+const USED: u64 = 0x50_2000;
+const BUFFER: u64 = 0x60_0000;
+const VECTOR: u8 = 0x51;
+
+fn asked() -> VmConfig {
+    let virtio = Wanted { disk: Some(Disk { overlay: 0x2000 }), balloon: Some(Balloon { target: MIB }) };
+    VmConfig { virtio, ..config(1) }
+}
+
+fn machine() -> Machine {
+    let config = asked();
+    let mut machine = Machine::of(&config);
+    machine.vmm.attach(Virtio::new(&config, contents()).unwrap());
+    machine.x2apic(0);
+    // mov [rbx], eax and mov eax, [rbx] at the I/O APIC: both pins, level-triggered, to this vCPU.
+    for device in 0..2 {
+        let entry = 0x10 + 2 * u64::from(FIRST_PIN + device);
+        for (register, value) in [(entry, u64::from(VECTOR + device) | 1 << 15), (entry + 1, 0)] {
+            write(&mut machine, 0xfec0_0000, register);
+            write(&mut machine, 0xfec0_0010, value);
+        }
+    }
+    machine
+}
+
+fn write(machine: &mut Machine, gpa: u64, value: u64) -> u64 {
+    machine.state(0).gpr[0] = value;
+    machine.mmio(0, &[0x89, 0x03], gpa).inject
+}
+
+fn read(machine: &mut Machine, gpa: u64) -> u32 {
+    machine.mmio(0, &[0x8b, 0x03], gpa);
+    machine.state(0).gpr[0] as u32
+}
+
+fn registers(device: u64) -> u64 {
+    PLACE.start + device * 0x1000
+}
+
+/// Puts bytes into guest memory, which is backed first.
+fn put(machine: &mut Machine, gpa: u64, bytes: &[u8]) {
+    if !machine.fake().backed[gpa as usize / 4096] {
+        machine.exit(0, caisson_proto::exits::code::NPF, 4, gpa);
+    }
+    machine.fake().memory[gpa as usize..][..bytes.len()].copy_from_slice(bytes);
+}
+
+fn start(machine: &mut Machine, device: u64, queue: u64) {
+    for (register, value) in [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, queue), (0x38, 8)] {
+        write(machine, registers(device) + register, value);
+    }
+    for (register, value) in [(0x80, TABLE), (0x90, AVAILABLE), (0xa0, USED), (0x44, 1), (0x70, 15)] {
+        write(machine, registers(device) + register, value);
+    }
+}
+
+/// Offers one buffer as request `number`, counted from 0, and notifies; what is injected then.
+fn offer(machine: &mut Machine, device: u64, queue: u64, number: u16, span: (u64, u32), flags: u16) -> u64 {
+    let mut descriptor = span.0.to_le_bytes().to_vec();
+    descriptor.extend([span.1.to_le_bytes(), u32::from(flags).to_le_bytes()].concat());
+    put(machine, TABLE, &descriptor);
+    put(machine, AVAILABLE + 2, &(number + 1).to_le_bytes());
+    write(machine, registers(device) + 0x50, queue)
+}
+
+#[test]
+fn they_are_where_the_tables_say() {
+    let mut machine = machine();
+    let memory = machine.fake().memory[0xe_0000..0x10_0000].to_vec();
+    assert_eq!(memory.windows(8).filter(|bytes| *bytes == b"LNRO0005").count(), 2);
+    for (device, id) in [(0, 2), (1, 5)] {
+        assert_eq!(
+            (read(&mut machine, registers(device)), read(&mut machine, registers(device) + 8)),
+            (0x7472_6976, id)
+        );
+    }
+    assert_eq!(read(&mut machine, registers(2)), u32::MAX, "no third one");
+    assert_eq!(machine.fake().events.last(), Some(&Event::NoDevice(registers(2))));
+    let mut without = Machine::new(1);
+    assert_eq!(read(&mut without, registers(0)), u32::MAX);
+    let memory = without.fake().memory[0xe_0000..0x10_0000].to_vec();
+    assert!(!memory.windows(8).any(|bytes| bytes == b"LNRO0005"));
+}
+
+#[test]
+fn reported_memory_leaves_the_vm_and_comes_back_when_it_is_touched() {
+    let mut machine = machine();
+    start(&mut machine, 1, 2);
+    put(&mut machine, 0x80_0000, b"old");
+    let injected = offer(&mut machine, 1, 2, 0, (0x80_0000, 0x20_0000), 2);
+    assert_eq!(injected, interrupt(VECTOR + 1));
+    assert_eq!(machine.fake().given_back, [(0x800, 512)]);
+    assert_eq!(machine.fake().events.last(), Some(&Event::Virtio(1, Trouble::GaveBack(512))));
+    assert_eq!(read(&mut machine, registers(1) + 0x60), 1);
+    machine.exit(0, caisson_proto::exits::code::NPF, 4, 0x80_0000);
+    assert!(machine.fake().backed[0x800], "the guest touched it");
+    assert_eq!(machine.fake().memory[0x80_0000..][..3], [0; 3]);
+}
+
+#[test]
+fn a_buffer_that_was_given_back_can_be_a_buffer_again() {
+    let mut machine = machine();
+    start(&mut machine, 1, 0);
+    put(&mut machine, BUFFER, &[0x00, 0x06, 0, 0]);
+    // The page with the numbers gives itself back; then it is read again, as zeros: page 0.
+    for number in 0..2 {
+        offer(&mut machine, 1, 0, number, (BUFFER, 4), 0);
+    }
+    assert_eq!(machine.fake().given_back, [(0x600, 1), (0, 1)]);
+    assert_eq!(machine.fake().memory[USED as usize + 2], 2);
+}
+
+#[test]
+fn what_a_guest_breaks_is_logged_once() {
+    let mut machine = machine();
+    start(&mut machine, 0, 0);
+    let before = machine.fake().events.len();
+    assert_eq!(offer(&mut machine, 0, 0, 0, (0xd000_0000, 16), 0), interrupt(VECTOR), "it is told of it");
+    offer(&mut machine, 0, 0, 0, (0xd000_0000, 16), 0);
+    assert_eq!(machine.fake().events[before..], [Event::Virtio(0, Trouble::Broken(Broken::Buffer))]);
+    assert_eq!(read(&mut machine, registers(0) + 0x70) & 64, 64);
+    assert!(!machine.vmm.is_over());
+}
+
+#[test]
+fn a_disk_that_is_none_or_has_no_room_is_refused() {
+    let with = |overlay| VmConfig { virtio: Wanted { disk: Some(Disk { overlay }), balloon: None }, ..config(1) };
+    assert_eq!(Virtio::new(&with(0), &[]).err(), Some(SetupError::Config));
+    assert_eq!(Virtio::new(&with(0), &contents()[..513]).err(), Some(SetupError::Config));
+    assert!(Virtio::new(&with(u64::MAX), contents()).is_ok(), "no more is taken than the disk has");
+}

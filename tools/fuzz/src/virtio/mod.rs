@@ -1,0 +1,158 @@
+//! Virtio devices under a driver that does anything.
+
+pub mod driver;
+pub mod memory;
+
+use std::sync::OnceLock;
+
+use arbitrary::{Arbitrary, Unstructured};
+use caisson_vmm::virtio::balloon::Balloon;
+use caisson_vmm::virtio::blk::Blk;
+use caisson_vmm::virtio::mmio::Transport;
+use caisson_vmm::virtio::overlay::Overlay;
+use caisson_vmm::virtio::{Device, Trouble};
+
+use driver::{Driver, areas};
+
+/// Acts of an input.
+const MAX: usize = 300;
+/// Bytes of memory.
+const MEMORY: usize = 0x4_0000;
+/// Bytes of the disk: not a whole number of the overlay's pieces.
+const DISK: usize = 0x8e00;
+
+#[derive(Debug, Arbitrary)]
+enum Act {
+    Read(#[arbitrary(with = register)] u64, #[arbitrary(with = width)] usize),
+    Write(#[arbitrary(with = register)] u64, #[arbitrary(with = width)] usize, u64),
+    /// The driver begins anew, with all that is offered or some of it.
+    Start(u64),
+    /// Bytes anywhere in memory.
+    Poke(#[arbitrary(with = place)] u64, [u8; 8]),
+    Descriptor {
+        queue: bool,
+        number: u8,
+        span: (u16, u16),
+        flags: u8,
+        next: u8,
+    },
+    /// A request of a disk: kind, sector, and how its data is cut.
+    Request {
+        kind: u8,
+        sector: u8,
+        pieces: [u8; 3],
+        first: u8,
+    },
+    Offer(bool, u8),
+    Notify(u8),
+    Acknowledge,
+}
+
+fn register(u: &mut Unstructured) -> arbitrary::Result<u64> {
+    u.int_in_range(0..=0x120)
+}
+
+fn width(u: &mut Unstructured) -> arbitrary::Result<usize> {
+    u.choose(&[4, 4, 4, 1, 2, 8]).copied()
+}
+
+/// In the first queue's rings, or anywhere.
+fn place(u: &mut Unstructured) -> arbitrary::Result<u64> {
+    let [table, driver, device] = areas(0);
+    let start = *u.choose(&[table, driver, device, 0])?;
+    Ok(start + u.int_in_range(0..=if start == 0 { MEMORY as u64 } else { 0x90 })?)
+}
+
+/// What a disk has at first.
+pub fn contents() -> &'static [u8] {
+    static DISK_BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    DISK_BYTES.get_or_init(|| (0..DISK).map(|n| (n / 512 * 7 + n) as u8).collect())
+}
+
+/// A disk of which so many bytes can be changed.
+pub fn disk(overlay: u64) -> Transport {
+    Transport::new(Box::new(Blk::new(Overlay::new(contents(), overlay).expect("so little memory"))))
+}
+
+/// A balloon of so many pages.
+pub fn balloon(target: u32) -> Transport {
+    Transport::new(Box::new(Balloon::new(target)) as Box<dyn Device>)
+}
+
+fn perform(driver: &mut Driver, act: Act) {
+    match act {
+        Act::Read(offset, bytes) => {
+            let value = driver.device.read(offset, bytes);
+            assert!(bytes == 8 || value >> (8 * bytes) == 0, "more than was asked for");
+        }
+        Act::Write(offset, bytes, value) => {
+            let told = driver.device.write(offset, bytes, value, &mut driver.memory);
+            driver.told.extend(told);
+        }
+        Act::Start(features) => {
+            let offered = driver.offered();
+            // Without version 1 a device isn't used, and with what isn't offered neither.
+            assert!(driver.start(offered & (features | 1 << 32)));
+            assert!(!driver.device.is_broken());
+        }
+        Act::Poke(place, bytes) => driver.memory.put(place, &bytes),
+        Act::Descriptor { queue, number, span, flags, next } => {
+            let (gpa, bytes) = span;
+            driver.descriptor(
+                queue.into(),
+                (number % 20).into(),
+                (u64::from(gpa) << 3, bytes.into()),
+                flags.into(),
+                (next % 20).into(),
+            );
+        }
+        Act::Request { kind, sector, pieces, first } => {
+            let mut head = u32::from(kind % 10).to_le_bytes().to_vec();
+            head.extend([0; 4]);
+            head.extend(u64::from(sector).to_le_bytes());
+            driver.memory.put(0x2_0000, &head);
+            let pieces = pieces.map(|piece| (0x2_1000 + u64::from(piece) * 64, u32::from(piece) * 64));
+            let (head, status) = ((0x2_0000, 16), (0x3_0000, 1));
+            let first = u16::from(first % 10);
+            match kind % 10 {
+                1 => driver.chain(0, first, &[&[head], &pieces[..]].concat(), &[status]),
+                _ => driver.chain(0, first, &[head], &[&pieces[..], &[status]].concat()),
+            }
+            driver.offer(0, first);
+        }
+        Act::Offer(queue, head) => driver.offer(queue.into(), (head % 18).into()),
+        Act::Notify(queue) => driver.notify((queue % 6).into()),
+        Act::Acknowledge => {
+            let reasons = driver.read(0x60);
+            driver.write(0x64, reasons);
+        }
+    }
+}
+
+/// Lets a driver do what the input says. Whatever it is, the device stays inside memory and its own rules.
+pub fn anything(data: &[u8]) {
+    let mut input = Unstructured::new(data);
+    let device = match input.arbitrary::<u8>() {
+        Ok(kind) if kind % 3 == 0 => balloon(kind.into()),
+        Ok(kind) => disk(u64::from(kind % 4) * 4096),
+        Err(_) => return,
+    };
+    let mut driver = Driver::new(device, MEMORY);
+    for _ in 0..MAX {
+        let Some(act) = (!input.is_empty()).then(|| input.arbitrary().ok()).flatten() else { return };
+        let (was_broken, told, released) = (driver.device.is_broken(), driver.told.len(), driver.memory.released.len());
+        driver.memory.written.clear();
+        let starts = matches!(act, Act::Start(_));
+        perform(&mut driver, act);
+        let broke = driver.told[told..].iter().filter(|what| matches!(what, Trouble::Broken(_))).count();
+        let status = driver.read(0x70);
+        if was_broken && !starts && status != 0 {
+            assert!(driver.device.is_broken() && broke == 0, "it is broken until it is reset, and says so once");
+            assert!(driver.memory.written.is_empty() && driver.memory.released.len() == released, "it does nothing");
+        }
+        assert!(!driver.device.is_broken() || was_broken || broke == 1, "it says that it is broken");
+        assert!(!driver.device.line() || status & 4 != 0, "an interrupt before the driver is ready");
+        assert!(status & 4 == 0 || status & 8 != 0, "in use without features");
+        assert_eq!(driver.device.line(), driver.read(0x60) != 0);
+    }
+}
