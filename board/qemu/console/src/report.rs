@@ -12,7 +12,7 @@ pub const LINE: usize = 2 + 9 + STATS_WORDS * 17 + 1;
 pub type Line = heapless::Vec<u8, LINE>;
 
 /// Finds requests on the system channel: `s` and a VM's digit.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Requests {
     begun: bool,
     /// Bit n: the n-th VM's were asked for.
