@@ -7,6 +7,7 @@ mod judges;
 mod kill;
 mod machines;
 mod recycle;
+mod statistics;
 mod steps;
 mod terminal;
 mod tiny;
@@ -98,6 +99,11 @@ const STEPS: &[Step] = &[
         name: "hostile-firmware",
         about: "a hostile service in sev-firmware's place names what isn't its: nothing of it reaches the processor",
         run: impostor::run,
+    },
+    Step {
+        name: "statistics",
+        about: "two guests' statistics, read while they work: accepted by the rules of Linux's own test, and they add up",
+        run: statistics::run,
     },
     Step { name: "exits", about: "exits, calls and messages cost the same in every run", run: exits },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },

@@ -113,11 +113,6 @@ impl Machine {
 }
 
 impl Vm {
-    /// The VM's own block.
-    pub fn own(&self) -> Option<&Block> {
-        self.blocks.get(VM_PAGE).map(|(_, block)| block)
-    }
-
     /// Those of its vCPUs.
     pub fn vcpus(&self) -> impl Iterator<Item = &Block> {
         self.blocks.iter().skip(vcpu_page(0)).map(|(_, block)| block)

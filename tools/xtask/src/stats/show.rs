@@ -148,7 +148,7 @@ fn value(stat: &Statistic) -> String {
                 Some(bound) => format!("< {}{unit}", short(bound)),
                 None => "any".into(),
             };
-            format!("half {}, 99 % {}", below(50), below(99))
+            format!("p50 {}, p99 {}", below(50), below(99))
         }
         _ => {
             let one = stat.values.first().copied().unwrap_or(0);
@@ -245,7 +245,7 @@ mod tests {
         let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[..2], [vec!["kvm-web"], vec!["memory", "512", "M", "B"]]);
         assert_eq!(lines[3..6], [vec!["web"], vec!["vcpu-0", "vcpu-1"], vec!["exits", "70", "140"]]);
-        assert!(table.contains("half < 8 cycles, 99 % < 16 cycles") && table.contains("(1 more are 0)"), "{table}");
+        assert!(table.contains("p50 < 8 cycles, p99 < 16 cycles") && table.contains("(1 more are 0)"), "{table}");
     }
 
     #[test]
@@ -279,6 +279,6 @@ mod tests {
         assert_eq!((bound(&open, 10), bound(&open, 50)), (Some(1), None));
         let linear = stat("h", Kind::Linear(100), Unit::None, &[1, 1, 0]);
         assert_eq!(bound(&linear, 99), Some(200));
-        assert_eq!(value(&stat("n", Kind::Log, Unit::None, &[0, 4])), "half any, 99 % any");
+        assert_eq!(value(&stat("n", Kind::Log, Unit::None, &[0, 4])), "p50 any, p99 any");
     }
 }
