@@ -3,6 +3,10 @@
 //! On the wire (a serial line) it multiplexes channels: the byte [`ESCAPE`] followed by a channel's digit makes
 //! that channel the current one, in either direction; `ESCAPE ESCAPE` is the byte itself. Channel 0 is the
 //! system's (records of [`Notice`](crate::supervisor::Notice), in hex, a line each); channel n is the n-th VM's.
+//! On channel 0 the console also takes requests: [`STATS`] and a VM's digit ask for the pages of that VM's
+//! [statistics](crate::stats). The answer is lines that begin with the request: `s1 20 5  ff` says that of the words of 64 bits
+//! from hexadecimal 20 on the first is 5, the second 0 and the third ff, and that the rest of the [`STATS_WORDS`] that a line has
+//! are 0; lines of which all are 0 are left out. `s1 end 3` ends it: so many lines came before. `s1 none`: there is no such VM.
 //! So a person on a plain serial line presses Ctrl-A and a digit, and a program sees every guest at once.
 //! Logs go to a device of their own as frames: [`LOG_MAGIC`], slot of the sender, length (u16, little endian),
 //! then that many bytes of one defmt frame. The kernel logs to a device that nobody shares with it.
@@ -13,5 +17,9 @@ pub const ESCAPE: u8 = 1;
 pub const CHANNEL_0: u8 = b'0';
 /// Channels at the most: the system's and nine guests'.
 pub const MAX_CHANNELS: usize = 10;
+/// On channel 0, with a VM's digit: asks for its statistics.
+pub const STATS: u8 = b's';
+/// Words that a line of the answer tells of.
+pub const STATS_WORDS: usize = 16;
 /// Begins a frame on the log device.
 pub const LOG_MAGIC: u8 = 0xc5;

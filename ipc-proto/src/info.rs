@@ -10,6 +10,8 @@ use crate::bundle::{InfoHead, MAX_RINGS};
 pub const NAME: usize = 16;
 /// Segments of an image at the most.
 pub const MAX_SEGMENTS: usize = 4;
+/// Shares at one service at the most.
+pub const MAX_SHARES: usize = 16;
 /// Files of a service at the most.
 pub const MAX_FILES: usize = 4;
 
@@ -27,6 +29,32 @@ wire_enum! {
         /// [`Notice`](crate::supervisor::Notice) from the supervisor to the console.
         Notices = 4,
     }
+}
+
+wire_enum! {
+    /// What is in pages that a service shares with another for good.
+    pub enum ShareUse {
+        /// A VM's [statistics](crate::stats).
+        Stats = 0,
+    }
+}
+
+/// Pages that a service shares for good, as its info page tells: the holder writes, the other reads.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ShareInfo {
+    /// 1: this service holds it; 2: it reads; 0: no such share.
+    pub role: u8,
+    /// [`ShareUse`].
+    pub purpose: u8,
+    /// The VM's channel on the console; 0 where no VM is concerned.
+    pub channel: u16,
+    /// Slot of the other side.
+    pub peer: u16,
+    /// How many pages.
+    pub pages: u16,
+    /// The first, counted from [`SHARES`](crate::stats::SHARES) in this service's space.
+    pub first: u32,
 }
 
 /// One of a service's own rings, as its info page tells.
@@ -61,6 +89,8 @@ pub struct ServiceInfo {
     pub rings: u32,
     /// The rings, in the order of their pages at [`RINGS`](crate::layout::RINGS).
     pub ring: [RingInfo; MAX_RINGS],
+    /// The shares, without gaps.
+    pub share: [ShareInfo; MAX_SHARES],
     /// Names of all services by slot.
     pub names: [[u8; NAME]; MAX_SERVICES],
     /// 1 where the service in that slot is a vmm.

@@ -3,6 +3,7 @@
 use crate::abi::Status;
 use crate::addr::{CpuId, Gfn, VmId};
 use crate::kernel::VmKind;
+use crate::notifier::VmNotices;
 use crate::wire::Done;
 
 /// Errors are [`Status`] values.
@@ -26,6 +27,23 @@ replies! {
         pub promised: u64,
         /// Never to be used again.
         pub leaked: u64,
+    }
+    /// How the frames of one VM stand, and what memory took from it since the VM or memory itself began.
+    pub struct VmFrames {
+        /// Mapped in it.
+        pub mapped: u64,
+        /// The kernel's for it: nested tables, VMCBs, state pages.
+        pub kernel: u64,
+        /// Taken from it and waiting for a write-back.
+        pub quarantined: u64,
+        /// Promised to it and not its yet.
+        pub promised: u64,
+        /// Taken from it in all.
+        pub reclaimed: u64,
+        /// How often the kernel was asked to take pages.
+        pub flush_requests: u64,
+        /// How often any was mapped, so that there was a shootdown.
+        pub flushes: u64,
     }
 }
 
@@ -60,6 +78,11 @@ requests! {
     } -> Done;
     /// How memory stands. Anybody may ask.
     Report = 3 {} -> MemoryReport;
+    /// How a VM's frames stand.
+    FramesOf = 16 { /** A VM of the caller's. */ vm: VmId } -> VmFrames;
+    /// What notifier did for a VM: its [`NoticesOf`](crate::notifier::NoticesOf), which a vmm may not ask it itself.
+    /// `Unsupported` where nobody answers.
+    NoticesOf = 17 { /** A VM of the caller's. */ vm: VmId } -> VmNotices;
 }
 
 /// What memory posts to notifier when frames left a VM: a slot of their ring.

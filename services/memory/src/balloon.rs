@@ -25,6 +25,7 @@ impl Memory {
             }
             answer => answer?,
         };
+        self.counts.took(vm, &unmapped);
         self.stale |= unmapped.pages > 0;
         self.promises.set_given(vm, self.promises.given(vm).saturating_add(unmapped.pages));
         reclaim::tell(vm, gfn, &unmapped, kernel);

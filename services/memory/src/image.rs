@@ -2,11 +2,11 @@
 
 use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
-use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::addr::{ServiceId, Tsc, VmId};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
 use caisson_proto::memory::Reclaimed;
-use caisson_proto::notifier::{Settle, Want};
+use caisson_proto::notifier::{NoticesOf, Settle, VmNotices, Want};
 use caisson_proto::wire::{Request, Words};
 use caisson_rt::rings::Outward;
 use caisson_rt::{Server, info, ring_doorbell, slot_of, time};
@@ -51,6 +51,11 @@ impl Kernel for OnKernel {
         if let Some(notifier) = self.notifier {
             let _ = caisson_rt::call(notifier, &Want { frames });
         }
+    }
+
+    fn notices(&mut self, vm: VmId) -> Result<VmNotices, Status> {
+        let answer = caisson_rt::call(self.notifier.ok_or(Status::Unsupported)?, &NoticesOf { vm });
+        answer.map_err(|_| Status::Unsupported)
     }
 
     fn firmware<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {

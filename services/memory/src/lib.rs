@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod balloon;
+mod counts;
 mod make;
 mod platform;
 pub mod pool;
@@ -20,9 +21,11 @@ mod reclaim;
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
 use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
-use caisson_proto::memory::{MemoryCall, MemoryReport, Reclaimed};
+use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, NoticesOf, Reclaimed};
+use caisson_proto::notifier::VmNotices;
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
+use counts::Counts;
 use platform::Platform;
 use pool::Pool;
 use promise::Promises;
@@ -44,6 +47,13 @@ pub trait Kernel {
     fn settle(&mut self);
     /// Calls notifier: so many frames are wanted soon.
     fn want(&mut self, frames: u64);
+    /// Calls notifier: what it did for a VM.
+    ///
+    /// # Errors
+    /// [`Status::Unsupported`] if it doesn't answer.
+    fn notices(&mut self, _: VmId) -> Result<VmNotices, Status> {
+        Err(Status::Unsupported)
+    }
     /// Calls sev-firmware.
     ///
     /// # Errors
@@ -69,6 +79,7 @@ pub struct Memory {
     pool: Pool,
     promises: Promises,
     platform: Platform,
+    counts: Counts,
     /// Where the enumeration of frames goes on; `None` if it is complete.
     scan: Option<Frame>,
     /// Frames have left a VM since the last enumeration.
@@ -85,6 +96,7 @@ impl Memory {
             pool: Pool::new(),
             promises: Promises::new(),
             platform: Platform::new(),
+            counts: Counts::new(),
             scan: None,
             stale: false,
             owes_settled: false,
@@ -120,6 +132,10 @@ impl Memory {
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
+            Ok(MemoryCall::FramesOf(FramesOf { vm })) => answer(self.vm_frames(sender, vm, kernel)),
+            Ok(MemoryCall::NoticesOf(NoticesOf { vm })) => {
+                answer(own(vm, sender, kernel).and_then(|_| kernel.notices(vm)))
+            }
             Err(_) => (Status::Malformed, [0; 8]),
         }
     }

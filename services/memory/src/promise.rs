@@ -61,14 +61,18 @@ impl Promises {
         }
     }
 
+    /// Frames promised to this VM, which has so many, and not its yet; 0 if no promise is known.
+    pub(crate) fn owed(&self, vm: VmId, has: u64) -> u64 {
+        self.of(vm).map_or(0, |promise| promise.frames.saturating_sub(promise.given).saturating_sub(has))
+    }
+
     /// Frames promised to living VMs and not theirs yet.
     pub(crate) fn outstanding(&self, kernel: &mut impl Kernel) -> u64 {
         vms(kernel)
             .filter(|report| report.state == VmState::Alive)
-            .filter_map(|report| {
+            .map(|report| {
                 let has = report.pages.saturating_add(report.kernel_frames);
-                let promise = self.of(report.vm)?;
-                Some(promise.frames.saturating_sub(promise.given).saturating_sub(has))
+                self.owed(report.vm, has)
             })
             .fold(0, u64::saturating_add)
     }

@@ -12,13 +12,17 @@
 #![forbid(unsafe_code)]
 
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{BatchId, Ticket};
+use caisson_proto::addr::{BatchId, Ticket, VmId};
 use caisson_proto::kernel::{BatchInfo, BatchReport, TicketCheck, VmKind, WriteBack};
 use caisson_proto::memory::Reclaimed;
-use caisson_proto::notifier::{NotifierCall, NotifierReport, Want};
+use caisson_proto::notifier::{NoticesOf, NotifierCall, NotifierReport, Want};
 use caisson_proto::wire::{Done, Reply, Request, Words};
 use heapless::Vec;
 use zerocopy::FromBytes;
+
+mod counts;
+
+use counts::Counts;
 
 /// Tickets that are waited for at the most; what exceeds them is found again by enumeration.
 pub const TICKETS: usize = 64;
@@ -38,18 +42,20 @@ pub trait Kernel {
 #[derive(Debug)]
 pub struct Notifier {
     /// Write-backs under way.
-    waiting: Vec<(BatchId, Ticket), TICKETS>,
+    waiting: Vec<(BatchId, Ticket, VmId), TICKETS>,
     /// A write-back was refused because too many are under way.
     refused: bool,
     notices: u64,
     settled: u64,
     owed_nothing: u64,
+    counts: Counts,
 }
 
 impl Notifier {
     /// Nothing pending.
     pub const fn new() -> Self {
-        Self { waiting: Vec::new(), refused: false, notices: 0, settled: 0, owed_nothing: 0 }
+        let counts = Counts::new();
+        Self { waiting: Vec::new(), refused: false, notices: 0, settled: 0, owed_nothing: 0, counts }
     }
 
     /// Settles every batch that is open.
@@ -102,7 +108,7 @@ impl Notifier {
     }
 
     fn waits_for(&self, batch: BatchId) -> bool {
-        self.waiting.iter().any(|(waiting, _)| *waiting == batch)
+        self.waiting.iter().any(|(waiting, ..)| *waiting == batch)
     }
 
     /// A message of memory's ring. False if it is none.
@@ -110,6 +116,8 @@ impl Notifier {
         let Ok(reclaimed) = Reclaimed::read_from_bytes(message) else { return false };
         self.notices += 1;
         let batch = BatchId(reclaimed.batch);
+        let vm = VmId::from_bits(reclaimed.vm);
+        self.counts.count(vm, |counts| counts.notices += 1);
         // One batch serves many reclaims; whoever settled it first settled all.
         if let Ok(report) = kernel.ask(&BatchInfo { slot: (batch.0 & 0xffff) as u16 })
             && report.batch == batch
@@ -120,6 +128,8 @@ impl Notifier {
             } else if let Some((report, _)) = self.cheapest(kernel).filter(|(_, count)| *count > HELD) {
                 self.write_back(&report, kernel);
             }
+        } else {
+            self.counts.count(vm, |counts| counts.spurious += 1);
         }
         true
     }
@@ -152,6 +162,10 @@ impl Notifier {
                 };
                 (Status::Ok, report.encode())
             }
+            Ok(NotifierCall::NoticesOf(NoticesOf { vm })) => {
+                self.check_tickets(kernel);
+                (Status::Ok, self.counts.of(vm).encode())
+            }
             Err(_) => (Status::Malformed, [0; 8]),
         }
     }
@@ -164,11 +178,15 @@ impl Notifier {
             Ok(accepted) if accepted.ticket == Ticket(0) => {
                 self.settled += 1;
                 self.owed_nothing += u64::from(report.kind == VmKind::Plain);
+                self.counts.count(report.vm, |counts| counts.owed_nothing += 1);
             }
-            Ok(accepted) => match self.waiting.iter_mut().find(|(waiting, _)| *waiting == batch) {
-                Some((_, ticket)) => *ticket = accepted.ticket,
-                // A place too few only means that it isn't counted when it is settled.
-                None => drop(self.waiting.push((batch, accepted.ticket))),
+            Ok(accepted) => match self.waiting.iter_mut().find(|(waiting, ..)| *waiting == batch) {
+                Some((_, ticket, _)) => *ticket = accepted.ticket,
+                None => {
+                    self.counts.count(report.vm, |counts| counts.asked += 1);
+                    // A place too few only means that it isn't counted when it is settled.
+                    let _ = self.waiting.push((batch, accepted.ticket, report.vm));
+                }
             },
             Err(Status::Busy) => {
                 self.refused = true;
@@ -182,9 +200,13 @@ impl Notifier {
 
     fn check_tickets(&mut self, kernel: &mut impl Kernel) {
         let mut done = 0;
-        self.waiting.retain(|&(_, ticket)| {
+        let counts = &mut self.counts;
+        self.waiting.retain(|&(_, ticket, vm)| {
             let open = kernel.ask(&TicketCheck { ticket }).is_ok_and(|state| !state.done);
-            done += u64::from(!open);
+            if !open {
+                done += 1;
+                counts.count(vm, |counts| counts.done += 1);
+            }
             open
         });
         self.settled += done;

@@ -2,7 +2,7 @@
 
 use caisson_proto::addr::{CpuId, VmId};
 use caisson_proto::kernel::{Accepted, BatchReport, KernelCall, TicketState};
-use caisson_proto::notifier::{Report, Settle, Want};
+use caisson_proto::notifier::{NoticesOf, Report, Settle, VmNotices, Want};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
@@ -186,6 +186,42 @@ fn notices_that_are_none_are_refused() {
     assert!(notifier.reclaimed(notice(BatchId(0xffff_ffff)).as_bytes(), &mut kernel));
     assert_eq!(notifier.handle(&[9; 8], &mut kernel).0, Status::Malformed);
     assert_eq!(kernel.asked, 0);
+}
+
+fn of_vm(notifier: &mut Notifier, kernel: &mut Fake, vm: VmId) -> [u64; 5] {
+    let (status, words) = notifier.handle(&NoticesOf { vm }.encode(), kernel);
+    assert_eq!(status, Status::Ok);
+    let VmNotices { notices, spurious, asked, done, owed_nothing } = VmNotices::decode(&words).unwrap();
+    [notices, spurious, asked, done, owed_nothing]
+}
+
+#[test]
+fn what_is_done_for_a_vm_is_counted_for_it_alone() {
+    let (mut notifier, mut kernel) = (Notifier::new(), Fake::default());
+    let (vm, next) = (VmId::new(0, 0), VmId::new(0, 1));
+    let batch = kernel.open(0, VmKind::Plain);
+    notifier.reclaimed(notice(batch).as_bytes(), &mut kernel);
+    // It is settled: this one finds nothing.
+    notifier.reclaimed(notice(batch).as_bytes(), &mut kernel);
+    assert_eq!(of_vm(&mut notifier, &mut kernel, vm), [2, 1, 0, 0, 1]);
+    let batch = kernel.open(1, VmKind::Sev);
+    notifier.reclaimed(notice(batch).as_bytes(), &mut kernel);
+    want(&mut notifier, &mut kernel, 1);
+    // Asked for once more, as it may owe for more by now: that is the same write-back.
+    notifier.settle(&mut kernel);
+    assert_eq!(of_vm(&mut notifier, &mut kernel, vm), [3, 1, 1, 0, 1]);
+    kernel.acknowledge();
+    assert_eq!(of_vm(&mut notifier, &mut kernel, vm), [3, 1, 1, 1, 1]);
+    assert_eq!(of_vm(&mut notifier, &mut kernel, VmId::new(7, 0)), [0; 5]);
+    assert_eq!(of_vm(&mut notifier, &mut kernel, VmId::new(u16::MAX, 0)), [0; 5]);
+    // The next VM in the slot begins at 0, and the one before is forgotten.
+    assert_eq!(of_vm(&mut notifier, &mut kernel, next), [0; 5]);
+    let late = Reclaimed { vm: next.bits(), ..notice(batch) };
+    notifier.reclaimed(late.as_bytes(), &mut kernel);
+    assert_eq!(of_vm(&mut notifier, &mut kernel, next), [1, 1, 0, 0, 0]);
+    assert_eq!(of_vm(&mut notifier, &mut kernel, vm), [0; 5]);
+    // A notice of a VM that can't be counts for nobody.
+    assert!(notifier.reclaimed(Reclaimed { vm: u32::MAX, ..notice(batch) }.as_bytes(), &mut kernel));
 }
 
 proptest! {

@@ -31,6 +31,8 @@ pub mod rings;
 #[cfg(target_os = "none")]
 mod server;
 #[cfg(target_os = "none")]
+pub mod share;
+#[cfg(target_os = "none")]
 mod sys;
 #[cfg(target_os = "none")]
 pub mod time;

@@ -1,6 +1,7 @@
 //! The way of an interrupt: from a line or a message to a local APIC, and from there into the guest.
 
 use caisson_proto::exits::code;
+use caisson_proto::stats::VcpuStat;
 use caisson_proto::supervisor::CrashKind;
 use caisson_proto::vcpu::{Action, Exit, ExitFlags, Resume, VcpuState};
 
@@ -164,13 +165,12 @@ impl<P: Platform> Vmm<P> {
         if at == self.current {
             return;
         }
-        if let Some(vcpu) = self.vcpus.get_mut(at)
-            && !vcpu.kicked
-            && vcpu.life != Life::Waiting
-        {
-            vcpu.kicked = true;
-            self.platform.kick(at as u8);
+        let Some(vcpu) = self.vcpus.get_mut(at).filter(|vcpu| vcpu.life != Life::Waiting) else { return };
+        if core::mem::replace(&mut vcpu.kicked, true) {
+            return self.count(at, VcpuStat::KicksMerged);
         }
+        self.count(at, VcpuStat::KicksSent);
+        self.platform.kick(at as u8);
     }
 
     /// Sends a message to the local APICs that it addresses. `wide`: the destination has 32 bits.

@@ -18,6 +18,7 @@ mod aside;
 pub mod boot;
 mod console;
 mod control;
+mod counts;
 pub mod cpuid;
 pub mod dev;
 mod device_strings;

@@ -57,7 +57,10 @@ impl<P: Platform> Vmm<P> {
         if repeats > MAX_REPEATS {
             return self.unemulated(at, exit, state);
         }
-        match self.ram.back(&mut self.platform, gpa) {
+        let start = self.platform.now();
+        let backed = self.ram.back(&mut self.platform, gpa);
+        self.count_populate(at, start, backed.is_ok());
+        match backed {
             Ok(()) => again(exit),
             // memory is being started again: the guest faults until it is there.
             Err(NoMemory { refused: Some(Status::Dead | Status::Died | Status::Busy), .. }) => {

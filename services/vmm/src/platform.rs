@@ -65,6 +65,14 @@ pub trait Platform {
     /// Put bytes on the VM's console; how many were taken.
     fn console_out(&mut self, bytes: &[u8]) -> usize;
 
+    /// Set a word of a page of the VM's [statistics](caisson_proto::stats), by one store.
+    fn publish(&mut self, _page: usize, _word: usize, _value: u64) {}
+
+    /// How often a vCPU executed WBINVD, as the kernel has counted.
+    fn wbinvds(&self, _vcpu: u8) -> u64 {
+        0
+    }
+
     /// The VM is over, for the reason and with the words of [`ExitKind`]. Doesn't return in the image; where it
     /// does, no vCPU runs any more.
     fn end(&mut self, kind: ExitKind, words: [u64; 4]);

@@ -10,6 +10,7 @@ use caisson_proto::vmm::VmConfig;
 use crate::aside::Aside;
 use crate::boot;
 use crate::console::Output;
+use crate::counts::Counts;
 use crate::cpuid;
 use crate::dev::ioapic::IoApic;
 use crate::dev::pic::Pics;
@@ -73,6 +74,7 @@ pub struct Vmm<P> {
     pub(crate) born: u64,
     pub(crate) wall_version: u32,
     pub(crate) ended: bool,
+    pub(crate) counts: Counts,
     log_budget: u32,
 }
 
@@ -129,6 +131,7 @@ impl<P: Platform> Vmm<P> {
             born,
             wall_version: 0,
             ended: false,
+            counts: Counts::begin(&mut platform, config),
             log_budget: LOG_BUDGET,
             platform,
         })
@@ -155,6 +158,14 @@ impl<P: Platform> Vmm<P> {
         if self.ended || at >= self.vcpus.len() {
             return self.stop();
         }
+        let start = self.platform.now();
+        self.count_exit(at, exit);
+        let resume = self.handle(at, exit, state);
+        self.count_time(at, start);
+        resume
+    }
+
+    fn handle(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         self.current = at;
         let lost = self.begin(at, exit);
         let mut resume = self.dispatch(at, exit, state);
@@ -170,6 +181,7 @@ impl<P: Platform> Vmm<P> {
         }
         let resume = self.finish(at, exit, state, resume);
         self.current = MAX_VCPUS;
+        self.count_reply(at, exit, &resume, lost);
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }

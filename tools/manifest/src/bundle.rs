@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use crate::image::Image;
 use crate::plan::{Plan, PlannedRing, RingEnds};
-use crate::{Error, wrong};
+use crate::{Error, share, wrong};
 
 const PAGE: usize = 4096;
 
@@ -36,14 +36,14 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
     if contents.len() != plan.services.len() {
         return Err(wrong!("{} services, but contents for {}", plan.services.len(), contents.len()));
     }
-    let rings = rings(plan);
+    let (rings, shares) = (rings(plan), share::maps(&plan.shares, plan.rings.len() as u64));
     let each = contents.iter().map(|contents| OTHER_MAPS + contents.image.segments.len() + contents.files.len());
     let head = size_of::<Header>()
         + plan.services.iter().map(|service| size_of_val(&service.record)).sum::<usize>()
-        + size_of::<MapRecord>() * (each.sum::<usize>() + rings.len());
+        + size_of::<MapRecord>() * (each.sum::<usize>() + rings.len() + shares.len());
     let mut pages = Pages { first: head.div_ceil(PAGE), data: Vec::new(), places: HashMap::new() };
     let mut records = Vec::new();
-    let mut maps = rings;
+    let mut maps = [rings, shares].concat();
     for (slot, (service, contents)) in (0..).zip(plan.services.iter().zip(contents)) {
         for from in &contents.image.segments {
             maps.push(MapRecord {
@@ -104,7 +104,7 @@ pub fn write(plan: &Plan, contents: &[Contents]) -> Result<Vec<u8>, Error> {
         records.push(record);
     }
     let total = pages.first + pages.data.len() / PAGE;
-    let (services, shared) = (count(records.len())?, plan.rings.len() as u64);
+    let (services, shared) = (count(records.len())?, plan.rings.len() as u64 + share::pages(&plan.shares));
     let header = Header { magic: MAGIC, services, maps: count(maps.len())?, pages: total as u64, shared };
     let mut bundle = header.as_bytes().to_vec();
     records.iter().for_each(|record| bundle.extend_from_slice(record.as_bytes()));

@@ -9,7 +9,7 @@ use caisson_proto::kernel::Caps;
 use caisson_proto::layout;
 
 use crate::parse::suggestion;
-use crate::system::{Carries, KERNEL, Ring, Service, System};
+use crate::system::{Carries, KERNEL, Ring, Service, Share, System};
 use crate::vm::MAX_NAME;
 use crate::{Error, wrong};
 
@@ -30,6 +30,9 @@ pub fn system(system: &System) -> Result<(), Error> {
     owners(system)?;
     for ring in &system.rings {
         ring_ends(system, ring)?;
+    }
+    for (at, share) in system.shares.iter().enumerate() {
+        share_ends(system, share, &system.shares[..at])?;
     }
     roles(system)
 }
@@ -230,6 +233,25 @@ fn ring_ends(system: &System, ring: &Ring) -> Result<(), Error> {
         if from.per_vm && to.per_vm {
             return Err(wrong!("{what} joins \"{}\" and \"{}\", but VMs share no ring", from.name, to.name));
         }
+    }
+    Ok(())
+}
+
+fn share_ends(system: &System, share: &Share, before: &[Share]) -> Result<(), Error> {
+    let what = format!("a share of {:?}", share.carries.share_use());
+    let holder = find(system, &share.holder, &what)?;
+    let reader = find(system, &share.reader, &what)?;
+    if holder.name == reader.name {
+        return Err(wrong!("{what} has \"{}\" at both ends; name another `reader`", holder.name));
+    }
+    if !holder.per_vm {
+        return Err(wrong!("{what} belongs to a VM, but its holder \"{}\" isn't `per-vm`", holder.name));
+    }
+    if reader.per_vm {
+        return Err(wrong!("{what} would be read by \"{}\", but VMs share no pages", reader.name));
+    }
+    if before.iter().any(|other| other.carries == share.carries) {
+        return Err(wrong!("{what} is there twice; each VM's have one reader. Remove one"));
     }
     Ok(())
 }

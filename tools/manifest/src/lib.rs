@@ -2,7 +2,7 @@
 //!
 //! Authority in Caisson is what the manifest says and nothing else. This crate reads it ([`system`]), checks it
 //! ([`check`]), lays services and rings out as the kernel's records ([`plan`]), turns linked programs into images
-//! ([`image`]) and writes the [`bundle`] that the machine boots with.
+//! ([`image`]) and writes the [`bundle`] that the machine boots with. [`share`] are pages that services share for good.
 #![forbid(unsafe_code)]
 
 pub mod bundle;
@@ -10,6 +10,7 @@ pub mod check;
 pub mod image;
 pub mod parse;
 pub mod plan;
+pub mod share;
 pub mod system;
 pub mod vm;
 

@@ -9,6 +9,7 @@ use caisson_proto::kernel::Caps;
 use caisson_proto::layout;
 use zerocopy::FromZeros;
 
+use crate::share::{self, PlannedShare};
 use crate::system::{Ring, Service, System};
 use crate::{Error, check, vm, wrong};
 
@@ -22,6 +23,8 @@ pub struct Plan {
     pub services: Vec<Planned>,
     /// The rings.
     pub rings: Vec<PlannedRing>,
+    /// Pages that are shared for good.
+    pub shares: Vec<PlannedShare>,
 }
 
 /// Who is at the ends of a ring.
@@ -88,12 +91,14 @@ pub fn plan(system: &System, vms: &[&str]) -> Result<Plan, Error> {
         return Err(wrong!("{} services with one for each VM; at most {MAX_SERVICES} fit", slots.len()));
     }
     let rings = rings(system, &slots)?;
+    let shares = share::plan(system, &slots)?;
     let mut services = slots
         .iter()
         .enumerate()
         .map(|(slot, &(service, vm))| {
             let name = vm.map_or_else(|| service.name.clone(), |vm| format!("{}-{}", service.name, vms[vm]));
-            let record = record(service, slot, &slots, &rings)?;
+            let mut record = record(service, slot, &slots, &rings)?;
+            record.may_ring |= share::may_ring(&shares, slot);
             let (package, bin) = (service.package.clone(), service.bin().to_owned());
             let (stack_pages, heap_pages) = (pages(service.stack.0), pages(service.heap.0));
             let info = ServiceInfo::new_zeroed();
@@ -101,7 +106,8 @@ pub fn plan(system: &System, vms: &[&str]) -> Result<Plan, Error> {
         })
         .collect::<Result<Vec<_>, Error>>()?;
     fill_info(&mut services, &rings);
-    Ok(Plan { services, rings })
+    share::fill_info(&mut services, &shares);
+    Ok(Plan { services, rings, shares })
 }
 
 impl Plan {
@@ -162,10 +168,10 @@ fn check_vms(vms: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
-type Slots<'a> = [(&'a Service, Option<usize>)];
+pub(crate) type Slots<'a> = [(&'a Service, Option<usize>)];
 
 /// The slots that a name stands for: several for a template.
-fn slots_of<'a>(slots: &'a Slots<'_>, name: &'a str) -> impl Iterator<Item = usize> + 'a {
+pub(crate) fn slots_of<'a>(slots: &'a Slots<'_>, name: &'a str) -> impl Iterator<Item = usize> + 'a {
     slots.iter().enumerate().filter(move |(_, (service, _))| service.name == name).map(|(slot, _)| slot)
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use caisson_proto::info::RingUse;
+use caisson_proto::info::{RingUse, ShareUse};
 use serde::Deserialize;
 
 use crate::{Error, Size, check, parse};
@@ -27,6 +27,9 @@ pub struct System {
     /// The rings between them.
     #[serde(rename = "ring", default)]
     pub rings: Vec<Ring>,
+    /// Pages that they share.
+    #[serde(rename = "share", default)]
+    pub shares: Vec<Share>,
 }
 
 /// A program of the workspace.
@@ -124,6 +127,42 @@ impl Carries {
             Self::ConsoleIn => RingUse::ConsoleIn,
             Self::Reclaimed => RingUse::Reclaimed,
             Self::Notices => RingUse::Notices,
+        }
+    }
+}
+
+/// Pages that one service writes and another reads, for good; or as many for each VM where the holder is `per-vm`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Share {
+    /// What is in them. How many there are follows from it.
+    pub carries: Shares,
+    /// Who writes them.
+    pub holder: String,
+    /// Who reads them; it may ring the holder.
+    pub reader: String,
+}
+
+/// What shared pages carry: [`ShareUse`] by name.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shares {
+    /// A VM's statistics.
+    Stats,
+}
+
+impl Shares {
+    /// As the records say it.
+    pub const fn share_use(self) -> ShareUse {
+        match self {
+            Self::Stats => ShareUse::Stats,
+        }
+    }
+
+    /// Pages that it needs.
+    pub const fn pages(self) -> u16 {
+        match self {
+            Self::Stats => caisson_proto::stats::PAGES as u16,
         }
     }
 }

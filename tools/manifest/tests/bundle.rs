@@ -11,6 +11,7 @@ use caisson_proto::bundle::{Header, MAGIC, MapRecord, ServiceRecord};
 use caisson_proto::info::{ServiceInfo, name};
 use caisson_proto::kernel::Access;
 use caisson_proto::layout::{FILE_STRIDE, FILES, IMAGE, INFO, MAILBOX, RINGS, STACK_TOP};
+use caisson_proto::stats::{PAGES, SHARES};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -107,7 +108,7 @@ fn a_reader_finds_what_was_written() {
     assert_eq!((header.magic, header.services, header.pages), (MAGIC, 8, (bundle.len() / PAGE) as u64));
     let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 8).unwrap();
     let (maps, _) = <[MapRecord]>::ref_from_prefix_with_elems(rest, header.maps as usize).unwrap();
-    assert_eq!(header.shared, plan.rings.len() as u64);
+    assert_eq!(header.shared, plan.rings.len() as u64 + 2 * PAGES as u64);
     let at = |page: u64, bytes: usize| &bundle[page as usize * PAGE..][..bytes];
     let map = |slot: usize, address: u64| {
         *maps.iter().find(|map| usize::from(map.service) == slot && map.page == address >> 12).expect("a mapping")
@@ -147,7 +148,20 @@ fn a_reader_finds_what_was_written() {
             }
         }
     }
-    assert_eq!(maps.iter().filter(|map| map.kind == MapRecord::SHARED).count(), 2 * plan.rings.len());
+    // Each vmm writes pages that nobody else has but the console, which only reads them.
+    let mut next = plan.rings.len() as u64;
+    for (at, holder) in (0..).zip([2, 3]) {
+        let (held, read) = (map(holder, SHARES), map(1, SHARES + at * (PAGES * PAGE) as u64));
+        assert_eq!((held.first, held.pages, held.access), (next, PAGES as u32, 3));
+        assert_eq!((read.first, read.pages, read.access), (next, PAGES as u32, 1));
+        let (told, reads) = (info(holder).share, info(1).share[at as usize]);
+        assert_eq!((told[0].role, told[0].channel, told[0].peer, told[0].first), (1, at as u16 + 1, 1, 0));
+        assert_eq!((reads.role, reads.channel, reads.peer), (2, at as u16 + 1, holder as u16));
+        assert_eq!((told[1].role, reads.first, reads.pages), (0, at as u32 * PAGES as u32, PAGES as u16));
+        next += PAGES as u64;
+    }
+    let shared = maps.iter().filter(|map| map.kind == MapRecord::SHARED).count();
+    assert_eq!(shared, 2 * (plan.rings.len() + plan.shares.len()));
     for slot in 0..8 {
         for (number, ring) in info(slot).ring.iter().enumerate().take(info(slot).rings as usize) {
             let ends = |record: &RingEnds| match ring.role {

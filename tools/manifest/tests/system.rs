@@ -120,6 +120,23 @@ fn rings() {
 }
 
 #[test]
+fn shares() {
+    let last = "holder = \"vmm\"\nreader = \"console\"";
+    says(
+        &broken(last, "holder = \"vm\"\nreader = \"console\""),
+        &["share of Stats", "\"vm\"", "did you mean \"vmm\"?"],
+    );
+    says(&broken(last, "holder = \"memory\"\nreader = \"console\""), &["holder \"memory\" isn't `per-vm`"]);
+    says(&broken(last, "holder = \"vmm\"\nreader = \"vmm\""), &["at both ends"]);
+    says(&broken(last, &format!("{last}\n[[share]]\ncarries = \"stats\"\n{last}")), &["there twice"]);
+    says(&broken("carries = \"stats\"", "carries = \"stat\""), &["did you mean \"stats\"?"]);
+    says(&broken("reader = \"console\"", "to = \"console\""), &["unknown key \"to\""]);
+    assert!(parse(QEMU.split("[[share]]").next().unwrap()).is_ok(), "a board without statistics");
+    let plan = qemu(&["a", "b"]);
+    assert_eq!(plan.services[1].record.may_ring & 0b1100, 0b1100, "who reads may ring the holders");
+}
+
+#[test]
 fn too_many() {
     let mut many = QEMU.to_owned();
     for at in 0..60 {

@@ -7,6 +7,7 @@ mod judges;
 mod kill;
 mod machines;
 mod recycle;
+mod statistics;
 mod steps;
 mod terminal;
 mod tiny;
@@ -104,6 +105,11 @@ const STEPS: &[Step] = &[
         name: "virtio",
         about: "Linux's virtio drivers: a disk is what its file is, what is written is read again, free memory is given back",
         run: virtio::run,
+    },
+    Step {
+        name: "statistics",
+        about: "two guests' statistics, read while they work: accepted by the rules of Linux's own test, and they add up",
+        run: statistics::run,
     },
     Step { name: "exits", about: "exits, calls and messages cost the same in every run", run: exits },
     Step { name: "qemu", about: "machines in QEMU: boots, guests, crashes, every exit status", run: machines::run },

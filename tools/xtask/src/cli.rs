@@ -30,6 +30,8 @@ pub enum Command {
     Setup,
     /// Boot Caisson in QEMU and give the terminal to the guest's shell
     Run(RunArgs),
+    /// Show what a running machine counts: exits, faults, interrupts, frames, write-backs
+    Stats(StatsArgs),
     /// Build kernel and bundle, and say how to start them
     Image(MachineArgs),
     /// Check everything that must hold; the last line says how many checks passed and failed
@@ -54,6 +56,39 @@ pub enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+}
+
+/// What to show of a running machine.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The machine is one that `cargo xtask run` runs in another terminal. Statistics are in KVM's binary format; the book says what each counts.
+
+Exit status: 0 shown, 1 the machine doesn't answer or not as it should, 5 no such machine, VM or vCPU.
+
+Examples:
+  cargo xtask stats
+  cargo xtask stats --watch --vm web
+  cargo xtask stats --json --vcpu 0
+  cargo xtask stats --vm 1 --vcpu 0 --raw vcpu0.bin")]
+pub struct StatsArgs {
+    /// Only this VM, by number from 1 or by name
+    #[arg(long, value_name = "VM")]
+    pub vm: Option<String>,
+    /// Only this vCPU of each, from 0
+    #[arg(long, value_name = "N")]
+    pub vcpu: Option<usize>,
+    /// Show again each second, with how fast values grow, until the machine ends
+    #[arg(long, conflicts_with = "raw")]
+    pub watch: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write the blocks as they are to this file, one after the other, and no table
+    #[arg(long, value_name = "FILE")]
+    pub raw: Option<PathBuf>,
+    /// The process id of `cargo xtask run`, if several run
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
 }
 
 /// What to check.

@@ -29,6 +29,7 @@ mod script;
 mod setup;
 mod signals;
 mod sim;
+mod stats;
 mod tcb;
 mod terminal;
 mod verdict;
@@ -75,6 +76,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         },
         Command::Kut(args) => kut::kut(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(args) => fuzz::fuzz(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Stats(args) => stats::stats(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Sim(args) => sim::sim(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Book => book::build(&paths).map(|place| {
             println!("{}", place.join("index.html").display());

@@ -36,6 +36,11 @@ impl Paths {
         self.target.join("guest")
     }
 
+    /// Where running machines have their sockets.
+    pub fn sockets(&self) -> PathBuf {
+        self.target.join("run")
+    }
+
     /// What `image` leaves.
     pub fn image(&self) -> PathBuf {
         self.target.join("image")

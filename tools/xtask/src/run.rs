@@ -15,6 +15,8 @@ use crate::paths::Paths;
 use crate::qemu::Qemu;
 use crate::screen::Screen;
 use crate::script::{self, Script};
+use crate::stats::collect::Asked;
+use crate::stats::serve::{Ask, Server};
 use crate::terminal::{HELP, Keys, Raw, Typed};
 use crate::verdict::Notices;
 use crate::{channels, gdb, setup, signals};
@@ -31,6 +33,8 @@ enum Event {
     KernelLog(Vec<u8>),
     Keys(Vec<u8>),
     Signal(Failure),
+    /// Somebody reads statistics.
+    Stats(Ask),
     Closed,
 }
 
@@ -57,7 +61,7 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<Failure, Failure> {
     }
     announce(&machine, lines.is_some());
     let mut session = Session::new(&machine, &built, args, lines)?;
-    let end = session.watch(&mut qemu);
+    let end = session.watch(paths, &mut qemu);
     drop(session);
     qemu.end();
     end
@@ -87,6 +91,8 @@ struct Session<'a> {
     mux: channels::Mux,
     keys: Keys,
     scripts: Vec<Script>,
+    names: Vec<String>,
+    asked: Asked,
 }
 
 impl<'a> Session<'a> {
@@ -102,6 +108,8 @@ impl<'a> Session<'a> {
         let raw = if lines.is_some() { None } else { Raw::enter()? };
         Ok(Self {
             args,
+            names: names.clone(),
+            asked: Asked::default(),
             screen: Screen::new(names, lines.is_some() || !std::io::stdout().is_terminal()),
             logs: Logs::new(built, args.machine.log)?,
             last_error: None,
@@ -115,8 +123,8 @@ impl<'a> Session<'a> {
     }
 
     /// Moves everything that comes until QEMU ends, the time is over or the user leaves.
-    fn watch(&mut self, qemu: &mut Qemu) -> Result<Failure, Failure> {
-        let events = self.sources(qemu)?;
+    fn watch(&mut self, paths: &Paths, qemu: &mut Qemu) -> Result<Failure, Failure> {
+        let (events, _server) = self.sources(paths, qemu)?;
         let deadline = self.args.timeout.map(|seconds| qemu.started + Duration::from_secs(seconds));
         let mut ended = None;
         let mut open = 2;
@@ -133,6 +141,10 @@ impl<'a> Session<'a> {
                     let _ = self.screen.finish();
                     return Ok(end);
                 }
+                Ok(Event::Stats(ask)) => {
+                    let bytes = self.asked.ask(ask, Instant::now());
+                    self.request(qemu, &bytes);
+                }
                 Ok(Event::Console(bytes)) => self.console(&bytes)?,
                 Ok(Event::Log(bytes)) => {
                     let lines = self.logs.feed(&bytes);
@@ -146,6 +158,8 @@ impl<'a> Session<'a> {
             }
             self.type_scripts(qemu);
             let now = Instant::now();
+            let again = self.asked.tick(now);
+            self.request(qemu, &again);
             match ended {
                 None => ended = qemu.ended().map(|status| (status, now)),
                 Some((status, since)) if open == 0 || now - since > DRAIN => {
@@ -180,8 +194,14 @@ impl<'a> Session<'a> {
     }
 
     /// Starts a thread for each thing that can happen.
-    fn sources(&self, qemu: &Qemu) -> Result<Receiver<Event>, Failure> {
+    fn sources(&self, paths: &Paths, qemu: &Qemu) -> Result<(Receiver<Event>, Option<Server>), Failure> {
         let (sender, events) = channel();
+        let asks = sender.clone();
+        let server = Server::start(paths, self.names.clone(), move |ask| asks.send(Event::Stats(ask)).is_ok());
+        if let Err(failure) = &server {
+            // A guest can do without being watched.
+            self.say(&format!("no statistics: {}", failure.text));
+        }
         let console = qemu.console.try_clone().context("console")?;
         listen(sender.clone(), console, Event::Console);
         if let Some(log) = &qemu.log {
@@ -197,7 +217,7 @@ impl<'a> Session<'a> {
         signals::give(move |end| {
             let _ = sender.send(Event::Signal(end));
         });
-        Ok(events)
+        Ok((events, server.ok()))
     }
 
     fn console(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -208,6 +228,7 @@ impl<'a> Session<'a> {
             if channel == 0 {
                 let words = self.notices.feed(&bytes);
                 words.iter().for_each(|words| self.say(words));
+                self.asked.feed(&bytes, now);
                 continue;
             }
             if let Some(script) = self.scripts.get_mut(channel - 1) {
@@ -262,6 +283,14 @@ impl<'a> Session<'a> {
             if let Some(line) = self.scripts[guest].next(now) {
                 self.send(qemu, guest, line.as_bytes());
             }
+        }
+    }
+
+    /// Bytes for the line that name their own channel, after which the guest's has to be named anew.
+    fn request(&mut self, qemu: &mut Qemu, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.mux = channels::Mux::default();
+            let _ = qemu.console.write_all(bytes);
         }
     }
 

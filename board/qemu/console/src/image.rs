@@ -3,15 +3,18 @@
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::bundle::MAX_RINGS;
-use caisson_proto::info::RingUse;
+use caisson_proto::info::{MAX_SHARES, RingUse, ShareUse};
 use caisson_proto::kernel::TimerSet;
 use caisson_proto::ring::SLOT_BYTES;
+use caisson_proto::stats;
 use caisson_proto::wire::Words;
+use caisson_qemu_console::report::Report;
 use caisson_qemu_console::uart::Received;
 use caisson_qemu_console::{Console, Port, log_frame};
 use caisson_rt::ring::Received as Taken;
 use caisson_rt::rings::{self, Inward, Outward};
-use caisson_rt::{Server, info, name_of, time};
+use caisson_rt::share::ShareWindow;
+use caisson_rt::{Server, info, name_of, ring_doorbell, time};
 use heapless::Vec;
 use static_cell::ConstStaticCell;
 
@@ -21,6 +24,8 @@ const ROUNDS: usize = 16;
 const MESSAGES: usize = 64;
 /// Milliseconds until the console looks again when the line is slow or a round limit was reached.
 const AGAIN_MS: u64 = 2;
+/// Milliseconds that a vmm has to bring its statistics up to date before they are read.
+const REFRESH_MS: u64 = 10;
 /// Longest log frame.
 const FRAME: usize = 512;
 
@@ -46,11 +51,22 @@ struct Image {
     notices: Option<Inward>,
     outputs: Vec<Inward, MAX_RINGS>,
     inputs: Vec<Outward, MAX_RINGS>,
+    stats: Vec<ShareWindow, MAX_SHARES>,
+    /// An answer to whoever reads statistics: whose they are, and when it may begin.
+    report: Option<(Report, Option<ShareWindow>, Tsc)>,
 }
 
 impl Image {
     const fn new() -> Self {
-        Self { console: Console::new(), logs: Vec::new(), notices: None, outputs: Vec::new(), inputs: Vec::new() }
+        Self {
+            console: Console::new(),
+            logs: Vec::new(),
+            notices: None,
+            outputs: Vec::new(),
+            inputs: Vec::new(),
+            stats: Vec::new(),
+            report: None,
+        }
     }
 
     fn take_rings(&mut self) {
@@ -78,6 +94,30 @@ impl Image {
         }
     }
 
+    /// Goes on with what was asked for of statistics. True if more of it can be sent now, once there is room.
+    fn answer(&mut self) -> bool {
+        if self.report.is_none()
+            && let Some(channel) = self.console.input().take_request()
+        {
+            let share = self.stats.iter().find(|share| usize::from(share.info().channel) == channel).copied();
+            if let Some(share) = share {
+                // A vmm that is dead has its statistics all the same.
+                let _ = ring_doorbell(share.info().peer, stats::READ);
+            }
+            let due = Tsc(time::now().0 + if share.is_some() { time::ticks(REFRESH_MS) } else { 0 });
+            self.report = Some((Report::new(channel, share.as_ref().map(ShareWindow::words)), share, due));
+        }
+        let Some((report, share, due)) = &mut self.report else { return false };
+        if time::now() < *due {
+            return false;
+        }
+        let load = |word| share.as_ref().map_or(0, |share| share.load(word));
+        if self.console.report(report, load) {
+            self.report = None;
+        }
+        true
+    }
+
     /// Does what there is to do, a bounded amount of it, and arranges to be rung for the rest.
     fn work(&mut self) {
         let mut again = true;
@@ -86,6 +126,7 @@ impl Image {
             self.pass_input_on();
             self.drain_logs();
             self.drain_notices();
+            let answers = self.answer();
             self.drain_outputs();
             let sent = self.console.transmit(&mut Ports);
             again = !sent || received == Received::More;
@@ -93,10 +134,12 @@ impl Image {
                 // The line is slow: whatever came in the meantime waits for the next round, soon.
                 break;
             }
-            if self.sleep() {
+            again = true;
+            if !answers && self.sleep() {
+                // What isn't due yet is so at the timer.
+                again = self.report.is_some();
                 break;
             }
-            again = true;
         }
         let lost = self.console.input().take_lost();
         if lost > 0 {
@@ -218,6 +261,8 @@ fn start() -> ! {
     let generation = ServiceId::from_bits(info().head.id).generation();
     image.console.start(&mut Ports, generation > 0);
     image.take_rings();
+    // There is room for as many as a service can have.
+    image.stats.extend(ShareWindow::read(ShareUse::Stats).take(MAX_SHARES));
     defmt::info!(
         "console: {=usize} logs, {=usize} guests, generation {=u16}",
         image.logs.len(),

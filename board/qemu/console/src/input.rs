@@ -3,6 +3,8 @@
 use caisson_proto::console::{CHANNEL_0, ESCAPE, MAX_CHANNELS};
 use heapless::Deque;
 
+use crate::report::Requests;
+
 /// Bytes of input that a channel keeps while its guest doesn't read.
 pub const BACKLOG: usize = 1024;
 
@@ -14,12 +16,14 @@ pub struct Input {
     current: Option<usize>,
     escaped: bool,
     lost: u32,
+    requests: Requests,
 }
 
 impl Input {
     /// Empty; until a channel is named, input is the first guest's.
     pub const fn new() -> Self {
-        Self { backlog: [const { Deque::new() }; MAX_CHANNELS], current: Some(1), escaped: false, lost: 0 }
+        let backlog = [const { Deque::new() }; MAX_CHANNELS];
+        Self { backlog, current: Some(1), escaped: false, lost: 0, requests: Requests::new() }
     }
 
     /// Discards input until a channel is named.
@@ -47,8 +51,13 @@ impl Input {
     }
 
     fn keep(&mut self, byte: u8) {
-        // Nobody reads channel 0.
-        let backlog = self.current.filter(|&channel| channel != 0).and_then(|c| self.backlog.get_mut(c));
+        if self.current == Some(0) {
+            if !self.requests.feed(byte) {
+                self.lose();
+            }
+            return;
+        }
+        let backlog = self.current.and_then(|channel| self.backlog.get_mut(channel));
         if backlog.is_none_or(|backlog| backlog.push_back(byte).is_err()) {
             self.lose();
         }
@@ -61,6 +70,11 @@ impl Input {
     /// Bytes discarded since this was last asked.
     pub fn take_lost(&mut self) -> u32 {
         core::mem::take(&mut self.lost)
+    }
+
+    /// The channel of a VM whose statistics were asked for.
+    pub fn take_request(&mut self) -> Option<usize> {
+        self.requests.take()
     }
 
     /// Copies the beginning of a channel's input to `buffer` and says how many bytes; they stay.

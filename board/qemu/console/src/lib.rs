@@ -8,6 +8,7 @@
 
 pub mod input;
 pub mod mux;
+pub mod report;
 pub mod uart;
 
 use caisson_proto::console::LOG_MAGIC;
@@ -17,6 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use input::Input;
 use mux::Mux;
+use report::Report;
 use uart::{Received, Uart};
 
 /// I/O ports.
@@ -78,6 +80,15 @@ impl Console {
             pair.copy_from_slice(&[hex(byte >> 4), hex(byte & 15)]);
         }
         self.takes_notice() && self.mux.put(0, &line) == 0
+    }
+
+    /// Goes on with an answer to whoever reads statistics, as far as there is room. True if it is complete.
+    pub fn report(&mut self, report: &mut Report, load: impl Fn(usize) -> u64) -> bool {
+        while self.mux.room(0) >= report::LINE {
+            let Some(line) = report.next(&load) else { return true };
+            self.mux.put(0, &line);
+        }
+        false
     }
 
     /// Sends what the UART takes now. True if nothing is left.

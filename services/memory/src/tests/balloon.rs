@@ -1,6 +1,6 @@
 //! Memory that is given back and taken again.
 
-use caisson_proto::memory::GiveBack;
+use caisson_proto::memory::{FramesOf, GiveBack, NoticesOf, VmFrames};
 
 use super::*;
 
@@ -84,4 +84,32 @@ fn giving_back_what_isnt_there_changes_nothing() {
     assert!(fake.posted.is_empty());
     die(&mut memory, &mut fake, 5);
     assert_eq!(give(&mut memory, &mut fake, 5, vm, 0, 512), Status::State);
+}
+
+fn frames(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId) -> Result<VmFrames, Status> {
+    let (status, words) = memory.handle(vmm(slot), &FramesOf { vm }.encode(), fake);
+    if status == Status::Ok { Ok(VmFrames::decode(&words).unwrap()) } else { Err(status) }
+}
+
+#[test]
+fn a_vm_is_told_how_its_own_frames_stand() {
+    let (mut memory, mut fake, vm) = large();
+    let before = frames(&mut memory, &mut fake, 5, vm).unwrap();
+    let all = 10_240 + overhead(10_240, 2);
+    assert_eq!((before.mapped, before.mapped + before.kernel + before.promised), (10_240, all));
+    assert_eq!((before.reclaimed, before.flush_requests, before.flushes, before.quarantined), (0, 0, 0, 0));
+    assert_eq!(give(&mut memory, &mut fake, 5, vm, 512, 512), Status::Ok);
+    // Nothing is there any more: no flush.
+    assert_eq!(give(&mut memory, &mut fake, 5, vm, 512, 512), Status::Ok);
+    let after = frames(&mut memory, &mut fake, 5, vm).unwrap();
+    assert_eq!((after.mapped, after.reclaimed, after.flush_requests, after.flushes), (9728, 512, 2, 1));
+    assert_eq!((after.quarantined, after.mapped + after.kernel + after.promised), (512, all - 512));
+    fake.pay();
+    assert_eq!(frames(&mut memory, &mut fake, 5, vm).unwrap().quarantined, 0);
+    // Nobody else's.
+    assert_eq!(frames(&mut memory, &mut fake, 6, vm), Err(Status::Denied));
+    assert_eq!(frames(&mut memory, &mut fake, 5, VmId::new(3, 9)), Err(Status::NotFound));
+    let notices = NoticesOf { vm }.encode();
+    assert_eq!(memory.handle(vmm(6), &notices, &mut fake).0, Status::Denied);
+    assert_eq!(memory.handle(vmm(5), &notices, &mut fake).0, Status::Unsupported, "there is no notifier here");
 }

@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use caisson_proto::abi::{MAX_VCPUS, Status};
 use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VcpuId, VmId};
+use caisson_proto::info::ShareUse;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
 use caisson_proto::memory::{GiveBack, Populate};
@@ -11,6 +12,7 @@ use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_proto::wire::Request;
 use caisson_rt::rings::Outward;
+use caisson_rt::share::{PAGE_WORDS, ShareWindow};
 use caisson_rt::time;
 use caisson_rt::window::{GuestWindow, StatePage};
 use caisson_rt::{LeasePage, kernel, kernel_lend};
@@ -50,6 +52,8 @@ pub struct OnKernel {
     guest: GuestWindow,
     states: [Option<StatePage>; MAX_VCPUS],
     output: Option<Outward>,
+    /// Where the VM's statistics are read, if anybody does.
+    share: Option<ShareWindow>,
     /// The window is empty, and a fault in it would end this service.
     sealed: bool,
 }
@@ -58,7 +62,15 @@ impl OnKernel {
     /// Those of VM `vm`, whose memory the service in slot `memory` has.
     pub fn new(vm: VmId, memory: u16, output: Option<Outward>) -> Self {
         let states = core::array::from_fn(|index| StatePage::new(index as u8));
-        Self { vm, memory, guest: GuestWindow::new(layout::USER_END - layout::GUEST), states, output, sealed: false }
+        Self {
+            vm,
+            memory,
+            guest: GuestWindow::new(layout::USER_END - layout::GUEST),
+            states,
+            output,
+            share: ShareWindow::held(ShareUse::Stats),
+            sealed: false,
+        }
     }
 
     /// The doorbell that tells of room on the console.
@@ -212,6 +224,17 @@ impl Platform for OnKernel {
             sent += ring.write(rest);
         }
         sent
+    }
+
+    #[inline]
+    fn publish(&mut self, page: usize, word: usize, value: u64) {
+        if let Some(share) = &self.share {
+            share.store(page * PAGE_WORDS + word, value);
+        }
+    }
+
+    fn wbinvds(&self, vcpu: u8) -> u64 {
+        self.page(vcpu).and_then(|page| page.get(offset_of!(VcpuState, wbinvds)).ok()).unwrap_or(0)
     }
 
     fn end(&mut self, kind: ExitKind, [a, b, c, d]: [u64; 4]) {

@@ -3,12 +3,14 @@
 mod events;
 mod firmware;
 mod kernel;
+mod known;
 
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, ServiceId};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::VmKind;
 use caisson_proto::memory::VmMake;
+use caisson_proto::stats::READ;
 use caisson_proto::supervisor::{ExitKind, SetupError};
 use caisson_proto::vcpu::{Exit, Resume, VcpuState};
 use caisson_proto::vmm::{Encryption, VmConfig, file};
@@ -21,6 +23,7 @@ use caisson_vmm::virtio::Virtio;
 use caisson_vmm::{Facts, Vmm};
 use firmware::OnFirmware;
 use kernel::{OnKernel, call_memory};
+use known::Known;
 
 /// The bit of a guest's policy that asks for SEV-ES (55766 chapter 3).
 const POLICY_ES: u32 = 1 << 2;
@@ -36,6 +39,7 @@ struct Image {
     /// A slot of input that the guest's port didn't take yet.
     waiting: ([u8; 64], usize, usize),
     scratch: VcpuState,
+    known: Known,
 }
 
 impl Image {
@@ -88,6 +92,9 @@ impl Server for Image {
     fn doorbell(&mut self, bits: u64) {
         if bits & doorbell::TICKET != 0 {
             self.go_on();
+        }
+        if bits & READ != 0 {
+            self.known.refresh(&mut self.vmm);
         }
         if bits & self.vmm.platform.room_bit() != 0 {
             self.vmm.console_room();
@@ -146,7 +153,14 @@ fn start() -> ! {
         Err(why) => give_up(why, Status::Ok),
     }
     let (waiting, scratch) = (([0; 64], 0, 0), VcpuState::default());
-    let mut image = Image { vmm, input: Inward::find(RingUse::ConsoleIn), launch: None, waiting, scratch };
+    let mut image = Image {
+        vmm,
+        input: Inward::find(RingUse::ConsoleIn),
+        launch: None,
+        waiting,
+        scratch,
+        known: Known::new(vm, memory),
+    };
     if kind == VmKind::Plain {
         image.vmm.start();
         image.feed();

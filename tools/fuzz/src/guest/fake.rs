@@ -1,6 +1,7 @@
 //! A platform made of plain memory. It fails the test if it is asked for what the kernel would refuse.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa};
@@ -37,6 +38,10 @@ pub struct Fake {
     pub console: Vec<u8>,
     /// How much the console takes.
     pub console_limit: Option<usize>,
+    /// What was published of statistics.
+    pub published: BTreeMap<usize, Vec<u64>>,
+    /// WBINVDs that the kernel counted.
+    pub wbinvds: u64,
     /// How the VM ended.
     pub ended: Option<(ExitKind, [u64; 4])>,
     /// What was logged.
@@ -156,6 +161,13 @@ impl Platform for Fake {
         let taken = bytes.len().min(room);
         self.console.extend_from_slice(&bytes[..taken]);
         taken
+    }
+    fn publish(&mut self, page: usize, word: usize, value: u64) {
+        assert!(page <= self.states.len());
+        self.published.entry(page).or_insert_with(|| vec![0; 512])[word] = value;
+    }
+    fn wbinvds(&self, _: u8) -> u64 {
+        self.wbinvds
     }
     fn end(&mut self, kind: ExitKind, words: [u64; 4]) {
         assert!(self.ended.is_none());

@@ -1,0 +1,59 @@
+//! What memory and notifier know of the VM, asked for when somebody reads its statistics.
+
+use caisson_proto::addr::VmId;
+use caisson_proto::memory::{FramesOf, NoticesOf, VmFrames};
+use caisson_proto::notifier::VmNotices;
+use caisson_proto::stats::VmStat;
+use caisson_rt::{call, time};
+use caisson_vmm::Vmm;
+
+use super::kernel::OnKernel;
+
+/// Milliseconds for which an answer is new enough: who reads faster than that costs the guest no more.
+const NEW_MS: u64 = 50;
+
+/// Whom to ask, and since when.
+pub struct Known {
+    vm: VmId,
+    memory: u16,
+    /// The TSC when they were last asked; 0 for never.
+    asked: u64,
+}
+
+impl Known {
+    /// Nothing was asked yet of the service in slot `memory`.
+    pub fn new(vm: VmId, memory: u16) -> Self {
+        Self { vm, memory, asked: 0 }
+    }
+
+    /// Asks, unless that was done just now. Who doesn't answer leaves its part as it was.
+    pub fn refresh(&mut self, vmm: &mut Vmm<OnKernel>) {
+        let now = time::now().0;
+        if self.asked != 0 && now.wrapping_sub(self.asked) < time::ticks(NEW_MS) {
+            return;
+        }
+        self.asked = now;
+        let vm = self.vm;
+        if let Ok(frames) = call(self.memory, &FramesOf { vm }) {
+            let VmFrames { mapped, kernel, quarantined, promised, reclaimed, flush_requests, flushes } = frames;
+            vmm.refresh(&[
+                (VmStat::Mapped, mapped),
+                (VmStat::Kernel, kernel),
+                (VmStat::Quarantined, quarantined),
+                (VmStat::Promised, promised),
+                (VmStat::Reclaimed, reclaimed),
+                (VmStat::FlushRequests, flush_requests),
+                (VmStat::Flushes, flushes),
+            ]);
+        }
+        if let Ok(VmNotices { notices, spurious, asked, done, owed_nothing }) = call(self.memory, &NoticesOf { vm }) {
+            vmm.refresh(&[
+                (VmStat::Notices, notices),
+                (VmStat::Spurious, spurious),
+                (VmStat::WriteBacks, asked),
+                (VmStat::WriteBacksDone, done),
+                (VmStat::OwedNothing, owed_nothing),
+            ]);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! From who asks to the console service and back: requests on the system channel, and the lines that answer them.
+
+use std::time::{Duration, Instant};
+
+use caisson_proto::console::{CHANNEL_0, ESCAPE};
+use caisson_stats::lines::{Answer, Collector};
+
+use super::serve::Ask;
+
+/// How long until it is asked again: the console may have been restarted in between.
+const AGAIN: Duration = Duration::from_secs(3);
+/// The same where the answer was incomplete: another may be on its way.
+const SOON: Duration = Duration::from_millis(300);
+/// How long until it is given up.
+const LONGEST: Duration = Duration::from_secs(20);
+/// Longest line.
+const LINE: usize = 4096;
+
+struct Waiting {
+    ask: Ask,
+    collector: Collector,
+    since: Instant,
+    asked: Instant,
+}
+
+/// Those who wait for an answer.
+#[derive(Default)]
+pub struct Asked {
+    waiting: Vec<Waiting>,
+    line: Vec<u8>,
+}
+
+/// The bytes for the line that ask: on the system channel, named in any case.
+fn request(collector: &Collector) -> Vec<u8> {
+    [&[ESCAPE, CHANNEL_0][..], &collector.request()].concat()
+}
+
+impl Asked {
+    /// Somebody asks. The bytes for the line, after which the other end's channel is another.
+    pub fn ask(&mut self, ask: Ask, now: Instant) -> Vec<u8> {
+        let collector = Collector::new(ask.channel);
+        let bytes = request(&collector);
+        self.waiting.push(Waiting { ask, collector, since: now, asked: now });
+        bytes
+    }
+
+    /// Bytes of the system channel. What is to be asked again is asked at a later [`tick`](Self::tick).
+    pub fn feed(&mut self, bytes: &[u8], now: Instant) {
+        for &byte in bytes {
+            if byte != b'\n' {
+                if self.line.len() < LINE {
+                    self.line.push(byte);
+                }
+                continue;
+            }
+            let line = std::mem::take(&mut self.line);
+            for mut one in std::mem::take(&mut self.waiting) {
+                match one.collector.feed(&line) {
+                    Some(Answer::Pages(pages)) => one.ask.answer(Ok(pages.as_flattened())),
+                    Some(Answer::NoSuchVm) => one.ask.answer(Err("this machine publishes no statistics of that VM")),
+                    Some(Answer::Torn) => {
+                        // Another's answer was under way, or something was lost.
+                        one.collector = Collector::new(one.ask.channel);
+                        one.asked = now.checked_sub(AGAIN - SOON).unwrap_or(now);
+                        self.waiting.push(one);
+                    }
+                    None => self.waiting.push(one),
+                }
+            }
+        }
+    }
+
+    /// What has to be asked again; who waited too long is told so.
+    pub fn tick(&mut self, now: Instant) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for mut one in std::mem::take(&mut self.waiting) {
+            if now.saturating_duration_since(one.since) >= LONGEST {
+                one.ask.answer(Err("the console service doesn't answer"));
+                continue;
+            }
+            if now.saturating_duration_since(one.asked) >= AGAIN {
+                one.asked = now;
+                bytes.extend(request(&one.collector));
+            }
+            self.waiting.push(one);
+        }
+        bytes
+    }
+}

@@ -1,0 +1,129 @@
+//! A running machine's socket, at which others ask for its statistics: a request is a line, the answer is `ok` in a line and then
+//! what was asked for, or a line that says why not.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::failure::{Context, Failure};
+use crate::paths::{Paths, make_folder};
+
+/// Asks for the VMs' names, a line each.
+pub const VMS: &str = "vms";
+/// Asks, with a VM's number, for its pages.
+pub const STATS: &str = "stats";
+/// Longest request in bytes.
+const LONGEST: u64 = 64;
+/// How long a request may take to arrive, or an answer to be taken.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// Somebody asks for a VM's statistics.
+#[derive(Debug)]
+pub struct Ask {
+    /// The VM's channel on the console: its number.
+    pub channel: u8,
+    stream: UnixStream,
+}
+
+impl Ask {
+    /// Answers. Who went away needs none.
+    pub fn answer(mut self, result: Result<&[u8], &str>) {
+        let _ = match result {
+            Ok(bytes) => self.stream.write_all(b"ok\n").and_then(|()| self.stream.write_all(bytes)),
+            Err(why) => writeln!(self.stream, "{why}"),
+        };
+    }
+}
+
+/// The socket; it goes away with this.
+#[derive(Debug)]
+pub struct Server(PathBuf);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Server {
+    /// Serves requests about VMs with these names. `ask` gets those that the machine itself has to answer; false: it is over.
+    pub fn start(
+        paths: &Paths, vms: Vec<String>, ask: impl Fn(Ask) -> bool + Clone + Send + 'static,
+    ) -> Result<Self, Failure> {
+        make_folder(&paths.sockets())?;
+        let path = paths.sockets().join(format!("{}.sock", std::process::id()));
+        // Of a process that had this number before.
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).about("make socket", &path)?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (vms, ask) = (vms.clone(), ask.clone());
+                std::thread::spawn(move || serve(stream, &vms, &ask));
+            }
+        });
+        Ok(Self(path))
+    }
+}
+
+fn serve(stream: UnixStream, vms: &[String], ask: &impl Fn(Ask) -> bool) {
+    let prepared = stream.set_read_timeout(Some(SLOW)).and_then(|()| stream.set_write_timeout(Some(SLOW)));
+    let Ok(reading) = prepared.and_then(|()| stream.try_clone()) else { return };
+    let mut line = String::new();
+    let heard = BufReader::new(reading.take(LONGEST)).read_line(&mut line);
+    if heard.is_err() || line.is_empty() {
+        return;
+    }
+    let mut ask_for = Ask { channel: 0, stream };
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words.as_slice() {
+        [VMS] => ask_for.answer(Ok(vms.iter().map(|name| format!("{name}\n")).collect::<String>().as_bytes())),
+        [STATS, number] => match number.parse::<u8>() {
+            Ok(number) if (1..=vms.len()).contains(&usize::from(number)) => {
+                ask_for.channel = number;
+                ask(ask_for);
+            }
+            _ => ask_for.answer(Err(&format!("no VM has number {number}; there are {}", vms.len()))),
+        },
+        _ => ask_for.answer(Err("no such request")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(path: &std::path::Path, line: &[u8]) -> String {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.write_all(line).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn requests_are_answered_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths { root: folder.path().into(), target: folder.path().into() };
+        let names = vec!["web".to_owned(), "db".to_owned()];
+        let server = Server::start(&paths, names, |ask| {
+            ask.answer(Ok(b"pages"));
+            true
+        });
+        let server = server.unwrap();
+        let path = server.0.clone();
+        assert_eq!(asks(&path, b"vms\n"), "ok\nweb\ndb\n");
+        assert_eq!(asks(&path, b"stats 2\n"), "ok\npages");
+        for number in ["0", "3", "-1", "x"] {
+            let answer = asks(&path, format!("stats {number}\n").as_bytes());
+            assert!(answer.starts_with("no VM has number"), "{answer}");
+        }
+        for bad in [&b"stats\n"[..], b"stats 1 2\n", b"STATS 1\n", &[b'x'; 60]] {
+            assert_eq!(asks(&path, bad), "no such request\n");
+        }
+        assert_eq!(asks(&path, b"\xff\n"), "");
+        drop(server);
+        assert!(!path.exists());
+    }
+}
