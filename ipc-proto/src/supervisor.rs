@@ -49,6 +49,8 @@ wire_enum! {
         Panic = 3,
         /// Every vCPU is halted with interrupts off: nothing can wake it.
         Hung = 4,
+        /// It wanted more memory than it was promised, and none was left. Detail: the address.
+        NoMemory = 5,
     }
 }
 

@@ -73,6 +73,8 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Guest memory in bytes, a multiple of 2 MiB.
     pub memory: u64,
+    /// How much of it the VM is sure to get; the rest as far as there is some.
+    pub promised: u64,
     /// The kernel's command line.
     pub cmdline: String,
     /// What a reset does.

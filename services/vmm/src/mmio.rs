@@ -1,6 +1,7 @@
 //! Nested page faults: memory that isn't backed yet, and devices in memory.
 
 use caisson_proto::abi::Status;
+use caisson_proto::supervisor::CrashKind;
 use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -71,7 +72,12 @@ impl<P: Platform> Vmm<P> {
                 if let Some(status) = refused.refused {
                     self.note(Event::NoMemory(gpa, status));
                 }
-                self.unemulated(at, exit, state)
+                if refused.refused != Some(Status::Exhausted) {
+                    return self.unemulated(at, exit, state);
+                }
+                self.epitaph(exit, state);
+                self.crash(CrashKind::NoMemory, at, exit.rip, gpa);
+                self.stop()
             }
         }
     }

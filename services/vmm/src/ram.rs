@@ -37,7 +37,7 @@ pub struct Ram {
     low_end: u64,
     high_end: u64,
     backed: Pages,
-    /// Given back one by one: they come back one by one, so that a balloon keeps what it holds.
+    /// Given back one by one, or refused with their chunk: they come one by one, so that a balloon keeps what it holds.
     given: Pages,
     /// The guest's alone: the vmm can't reach it.
     private: bool,
@@ -75,7 +75,8 @@ impl Ram {
         self.backed.has(gpa / PAGE_SIZE)
     }
 
-    /// Backs the page of an address: with its whole chunk, unless the guest gave back single pages of that.
+    /// Backs the page of an address: with its whole chunk, unless the guest gave back single pages of that or there aren't so
+    /// many.
     ///
     /// # Errors
     /// [`NoMemory`] outside guest memory, or if memory refuses.
@@ -85,10 +86,24 @@ impl Ram {
         }
         let page = gpa / PAGE_SIZE;
         let chunk = page & !(LARGE_PAGES - 1);
-        let (first, pages) = if self.given.any(chunk, LARGE_PAGES) { (page, 1) } else { (chunk, LARGE_PAGES) };
-        platform.populate(Gfn(first), pages).map_err(|status| NoMemory { gpa, refused: Some(status) })?;
-        self.backed.set(first, pages, true);
-        self.given.set(first, pages, false);
+        let refused = |status| NoMemory { gpa, refused: Some(status) };
+        if !self.given.any(chunk, LARGE_PAGES) {
+            match platform.populate(Gfn(chunk), LARGE_PAGES) {
+                Ok(()) => {
+                    self.backed.set(chunk, LARGE_PAGES, true);
+                    return Ok(());
+                }
+                // There may be a page, or it came before there were no more.
+                Err(Status::Exhausted) => {}
+                Err(status) => return Err(refused(status)),
+            }
+        }
+        platform.populate(Gfn(page), 1).map_err(refused)?;
+        if !self.given.any(chunk, LARGE_PAGES) {
+            self.given.set(chunk, LARGE_PAGES, true);
+        }
+        self.backed.set(page, 1, true);
+        self.given.set(page, 1, false);
         Ok(())
     }
 

@@ -131,7 +131,7 @@ fn memory_comes_when_it_is_touched() {
     machine.fake().refuse_memory = true;
     machine.exit(0, code::NPF, 4, 0xc0_0000);
     let (kind, words) = machine.fake().ended.unwrap();
-    assert_eq!((kind, words[0]), (ExitKind::Crashed, CrashKind::Unemulated as u64));
+    assert_eq!((kind, words[0]), (ExitKind::Crashed, CrashKind::NoMemory as u64));
 }
 
 #[test]

@@ -72,6 +72,23 @@ fn a_memory_that_dies_meanwhile_is_not_touched() {
     ram.read(&mut fake, 0, &mut [0]).unwrap();
 }
 
+#[test]
+fn the_last_pages_come_one_by_one() {
+    let (mut ram, mut fake) = machine(2 * CHUNK);
+    fake.refuse_chunks = true;
+    ram.back(&mut fake, 5 * PAGE).unwrap();
+    assert!(ram.is_backed(5 * PAGE) && !ram.is_backed(6 * PAGE));
+    // What comes later comes so, too: some of the chunk may be there.
+    fake.refuse_chunks = false;
+    ram.back(&mut fake, 6 * PAGE).unwrap();
+    assert!(ram.is_backed(6 * PAGE) && !ram.is_backed(7 * PAGE));
+    ram.back(&mut fake, CHUNK).unwrap();
+    assert!(ram.is_backed(2 * CHUNK - PAGE));
+    fake.refuse_memory = true;
+    assert_eq!(ram.back(&mut fake, 9 * PAGE), Err(NoMemory { gpa: 9 * PAGE, refused: Some(Status::Exhausted) }));
+    assert!(!ram.is_backed(9 * PAGE));
+}
+
 proptest! {
     /// [`Fake`] fails the test if anything is accessed that isn't there.
     #[test]

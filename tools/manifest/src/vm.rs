@@ -26,6 +26,8 @@ pub struct VmFile {
     pub vcpus: Option<u8>,
     /// Guest memory.
     pub memory: Option<Size>,
+    /// How much of the memory it is sure to get; all of it if absent.
+    pub promised: Option<Size>,
     /// The kernel, a bzImage or a Multiboot image, relative to this file; or `debian:` and a package.
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk; relative to this file.
@@ -121,6 +123,26 @@ pub fn check_memory(name: &str, memory: Size) -> Result<u64, Error> {
     Ok(memory.0)
 }
 
+/// Checks how much of a VM's memory it is sure to get; all of it if its file doesn't say.
+///
+/// # Errors
+/// [`Error`] if that is more than it has, isn't in steps of 2 MiB, or is less for a VM that has all its memory from the start.
+pub fn check_promised(name: &str, memory: u64, promised: Option<Size>, encrypted: bool) -> Result<u64, Error> {
+    let promised = promised.unwrap_or(Size(memory));
+    if promised.0 > memory || !promised.0.is_multiple_of(MEMORY_STEP) {
+        let (step, most) = (Size(MEMORY_STEP), Size(memory));
+        return Err(wrong!(
+            "`promised` of VM \"{name}\" is {promised}: give a multiple of {step} up to its memory, {most}"
+        ));
+    }
+    if encrypted && promised.0 < memory {
+        return Err(wrong!(
+            "`promised` of VM \"{name}\": it is encrypted and has all its memory from the start; leave it out"
+        ));
+    }
+    Ok(promised.0)
+}
+
 /// Bytes in which a disk is counted.
 pub const SECTOR: u64 = 512;
 /// Bytes of a disk at the most: what a file of the bundle can have.
@@ -189,6 +211,25 @@ mod tests {
         assert_eq!(file.on_reset, Some(OnReset::Restart));
         assert_eq!(file.memory, Some(Size(1 << 30)));
         assert_eq!(file.test_devices, Some(true));
+    }
+
+    #[test]
+    fn no_more_is_promised_than_there_is() {
+        const MIB: u64 = 1 << 20;
+        let check = |promised, encrypted| check_promised("a", 128 * MIB, promised, encrypted);
+        assert_eq!(check(None, true), Ok(128 * MIB));
+        assert_eq!(check(Some(Size(0)), false), Ok(0));
+        assert_eq!(check(Some(Size(64 * MIB)), false), Ok(64 * MIB));
+        assert_eq!(check(Some(Size(128 * MIB)), true), Ok(128 * MIB));
+        for (promised, encrypted, says) in [
+            (130 * MIB, false, "up to its memory, 128M"),
+            (MIB, false, "multiple of 2M"),
+            (64 * MIB, true, "encrypted"),
+        ] {
+            assert!(check(Some(Size(promised)), encrypted).unwrap_err().0.contains(says), "{promised}");
+        }
+        let file = VmFile::parse(Path::new("d/a.toml"), "promised = \"64M\"").unwrap();
+        assert_eq!(file.promised, Some(Size(64 * MIB)));
     }
 
     #[test]

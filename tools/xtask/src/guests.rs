@@ -31,6 +31,8 @@ pub struct Guest {
     pub vcpus: u8,
     /// Memory in bytes.
     pub memory: u64,
+    /// Of that, what it is sure to get.
+    pub promised: u64,
     /// The kernel.
     pub kernel: PathBuf,
     /// The initial RAM disk. A Multiboot kernel needs none.
@@ -155,6 +157,8 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
     vm::check_name(&name)?;
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
     let memory = vm::check_memory(&name, file.memory.unwrap_or(args.memory))?;
+    let encrypted = file.encryption.is_some_and(|kind| kind != Encryption::None);
+    let promised = vm::check_promised(&name, memory, file.promised, encrypted)?;
     let named = file.kernel.clone().or(args.kernel.clone());
     let named = match named.as_deref().and_then(|kernel| example(paths, kernel)) {
         Some(built) => Some(built?),
@@ -183,6 +187,7 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         name,
         vcpus,
         memory,
+        promised,
         kernel,
         initrd,
         cmdline: file.cmdline.unwrap_or_else(|| args.cmdline.clone()),
@@ -209,7 +214,7 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
     let mut needed = RESERVE;
     for guest in guests {
         // One 512th for nested tables, as much again for the vmm's own.
-        needed += guest.memory + guest.memory / 256 + length(&guest.kernel)?;
+        needed += guest.promised + guest.memory / 256 + length(&guest.kernel)?;
         needed += guest.initrd.as_deref().map_or(Ok(0), length)?;
         needed += guest.disk.as_deref().map_or(Ok(0), length)? + guest.own_memory();
     }
@@ -220,8 +225,8 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
         Some(given) => Err(Failure::setup(format!(
             "the machine's memory of {given} can't hold {}: give --machine-memory {} or more, or smaller guests",
             match guests {
-                [guest] => format!("VM \"{}\" with {}", guest.name, Size(guest.memory)),
-                _ => format!("{} VMs with {} in all", guests.len(), Size(guests.iter().map(|g| g.memory).sum())),
+                [guest] => format!("VM \"{}\" with {}", guest.name, Size(guest.promised)),
+                _ => format!("{} VMs with {} in all", guests.len(), Size(guests.iter().map(|g| g.promised).sum())),
             },
             Size(needed)
         ))),

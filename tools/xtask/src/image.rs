@@ -219,6 +219,7 @@ fn config(machine: &Machine, guest: &Guest) -> Result<Vec<u8>, Failure> {
         name: guest.name.clone(),
         vcpus: guest.vcpus,
         memory: guest.memory,
+        promised: guest.promised,
         cmdline: guest.cmdline.clone(),
         on_reset: guest.on_reset,
         test_devices: guest.test_devices,

@@ -154,6 +154,7 @@ fn crash(notice: &Notice) -> String {
         Some(CrashKind::InvalidState) => "the processor refused its state",
         Some(CrashKind::Unemulated) => "it used what can't be emulated",
         Some(CrashKind::Panic) => "kernel panic",
+        Some(CrashKind::NoMemory) => "it wanted more memory than it was promised, and none is left",
         Some(CrashKind::Hung) => "all vCPUs are halted with interrupts off",
         None => "for an unknown reason",
     };

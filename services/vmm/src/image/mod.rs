@@ -135,7 +135,7 @@ fn start() -> ! {
         kind,
         vcpus: config.vcpus,
         pages,
-        promised: pages,
+        promised: (config.promised >> 12) + caisson_vmm::ASIDE_PAGES,
         first_cpu: CpuId(config.first_cpu),
         lowest_cpu: CpuId(config.lowest_cpu),
     };

@@ -22,6 +22,8 @@ pub struct Fake {
     pub aside: Vec<u8>,
     /// No more memory is given.
     pub refuse_memory: bool,
+    /// No more than a page at a time is given.
+    pub refuse_chunks: bool,
     /// The vCPUs' state pages.
     pub states: Vec<VcpuState>,
     /// Groups that were asked for.
@@ -80,7 +82,7 @@ impl Platform for Fake {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         let is_aside = gfn.0 << 12 == ASIDE && pages == caisson_vmm::ASIDE_PAGES && self.aside.is_empty();
         assert!(is_aside || pages <= 512 && (gfn.0 + pages) << 12 <= self.memory.len() as u64);
-        if self.refuse_memory {
+        if self.refuse_memory || self.refuse_chunks && pages > 1 && !is_aside {
             return Err(Status::Exhausted);
         }
         if is_aside {

@@ -40,6 +40,7 @@ pub fn config(vcpus: u8) -> VmConfig {
         name: "test".into(),
         vcpus,
         memory: 32 * MIB,
+        promised: 32 * MIB,
         cmdline: "console=ttyS0".into(),
         on_reset: OnReset::Restart,
         test_devices: false,
