@@ -162,6 +162,7 @@ impl<P: Platform> Vmm<P> {
         resume
     }
 
+    #[inline(always)]
     fn handle(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         self.current = at;
         let lost = self.begin(at, exit);
