@@ -164,7 +164,7 @@ macro_rules! statistics {
 statistics! {
     /// What is counted of a vCPU. Names that KVM has, too, mean what they mean there.
     VcpuStat, VCPU {
-        /// Exits that the vmm handled.
+        /// Exits that the vmm handled: the sum of their reasons when they were last asked for.
         Exits "exits" CUMULATIVE NONE 1;
         /// Of these: IN, OUT and their string forms.
         Ports "io_exits" CUMULATIVE NONE 1;

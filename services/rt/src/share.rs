@@ -27,55 +27,68 @@ pub fn all(wanted: ShareUse) -> impl Iterator<Item = &'static ShareInfo> {
 /// A window onto them.
 #[derive(Clone, Copy, Debug)]
 pub struct ShareWindow {
-    info: &'static ShareInfo,
-    /// Whether stores are possible.
-    writes: bool,
+    /// The first word.
+    base: u64,
+    /// How many words can be read, and how many can be set: all or none.
+    readable: usize,
+    writable: usize,
 }
 
 impl ShareWindow {
+    /// A window onto nothing.
+    pub const NONE: Self = Self { base: SHARES, readable: 0, writable: 0 };
+
+    const fn of(info: &ShareInfo, writes: bool) -> Self {
+        let words = info.pages as usize * PAGE_WORDS;
+        let base = SHARES + info.first as u64 * PAGE_SIZE;
+        Self { base, readable: words, writable: if writes { words } else { 0 } }
+    }
+
     /// The share of this use that this service writes.
     pub fn held(wanted: ShareUse) -> Option<Self> {
-        all(wanted).find(|info| info.role == HOLDER).map(|info| Self { info, writes: true })
+        all(wanted).find(|info| info.role == HOLDER).map(|info| Self::of(info, true))
     }
 
-    /// Those of this use that it reads.
-    pub fn read(wanted: ShareUse) -> impl Iterator<Item = Self> {
-        all(wanted).filter(|info| info.role == READER).map(|info| Self { info, writes: false })
-    }
-
-    /// What the build tells of it.
-    pub fn info(&self) -> &'static ShareInfo {
-        self.info
+    /// Those of this use that it reads, with what the build tells of them.
+    pub fn read(wanted: ShareUse) -> impl Iterator<Item = (&'static ShareInfo, Self)> {
+        all(wanted).filter(|info| info.role == READER).map(|info| (info, Self::of(info, false)))
     }
 
     /// How many words it has.
-    pub fn words(&self) -> usize {
-        usize::from(self.info.pages) * PAGE_WORDS
+    pub const fn words(&self) -> usize {
+        self.readable
     }
 
-    #[inline]
-    fn at(&self, word: usize) -> Option<&'static AtomicU64> {
-        if word >= self.words() {
+    #[inline(always)]
+    fn at(&self, word: usize, words: usize) -> Option<&'static AtomicU64> {
+        if word >= words {
             return None;
         }
-        let address = SHARES + u64::from(self.info.first) * PAGE_SIZE + word as u64 * 8;
         // SAFETY: the kernel maps the pages of every share of the info page for the life of this service; `all` lets pass
-        // those only that lie in the range for them, and the word was found to be inside. It is aligned. All parties use
-        // atomics on it; who only reads has no way to a store.
-        Some(unsafe { AtomicU64::from_ptr(address as *mut u64) })
+        // those only that lie in the range for them, a window is made of nothing else, and the word was found to be inside. It
+        // is aligned. All parties use atomics on it; who only reads has no way to a store.
+        Some(unsafe { AtomicU64::from_ptr((self.base + word as u64 * 8) as *mut u64) })
     }
 
     /// A word; 0 past the end.
     #[inline]
     pub fn load(&self, word: usize) -> u64 {
-        self.at(word).map_or(0, |word| word.load(Ordering::Relaxed))
+        self.at(word, self.readable).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Sets a word. Past the end, or where this service only reads, nothing happens.
     #[inline]
     pub fn store(&self, word: usize, value: u64) {
-        if let Some(word) = self.at(word).filter(|_| self.writes) {
+        if let Some(word) = self.at(word, self.writable) {
             word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds to a word, as [`store`](Self::store) does: nobody else writes it, so this is no locked operation.
+    #[inline(always)]
+    pub fn add(&self, word: usize, more: u64) {
+        if let Some(word) = self.at(word, self.writable) {
+            word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What is counted of the VM and of its vCPUs, for whoever reads its statistics ([`caisson_proto::stats`]).
 //!
-//! A value is kept here and stored where it is read at the moment it changes: one store, no lock, and no question to anybody.
-//! What only others know is asked for when somebody reads ([`Vmm::refresh`]), never at an exit.
+//! A value is kept only where it is read, and changes there by one store: no lock, and no question to anybody. An exit is dear
+//! enough, so it costs two such counts, one by its reason and one by its time. What follows from these, and what only others
+//! know, is put in when somebody reads ([`Vmm::refresh`]).
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -19,11 +20,13 @@ const TYPE: u64 = 7 << 8;
 const NMI: u64 = 2 << 8;
 const EXCEPTION: u64 = 3 << 8;
 
-/// The values.
+/// Where a vCPU's values begin in its page, and the VM's in its own, in words.
+const VCPU_DATA: usize = data_word(VCPU);
+const VM_DATA: usize = data_word(VM);
+
+/// What has to be remembered.
 #[derive(Debug)]
 pub struct Counts {
-    vm: [u64; VmStat::WORDS],
-    vcpus: Vec<[u64; VcpuStat::WORDS]>,
     /// WBINVDs of each vCPU that the kernel had counted when it was last looked at.
     wbinvds: Vec<u64>,
 }
@@ -38,40 +41,36 @@ impl Counts {
         for index in 0..config.vcpus {
             publish(vcpu_page(index.into()), block(VCPU, &id(&config.name, Some(index))));
         }
-        let vcpus = usize::from(config.vcpus);
-        let mut counts =
-            Self { vm: [0; VmStat::WORDS], vcpus: vec![[0; VcpuStat::WORDS]; vcpus], wbinvds: vec![0; vcpus] };
-        counts.set(platform, VmStat::Vcpus, config.vcpus.into());
-        counts.set(platform, VmStat::Memory, config.memory);
-        counts
-    }
-
-    #[inline]
-    fn add_vcpu(&mut self, platform: &mut impl Platform, at: usize, word: usize, more: u64) {
-        if let Some(value) = self.vcpus.get_mut(at).and_then(|values| values.get_mut(word)) {
-            *value = value.wrapping_add(more);
-            platform.publish(vcpu_page(at), const { data_word(VCPU) } + word, *value);
+        for (stat, value) in [(VmStat::Vcpus, config.vcpus.into()), (VmStat::Memory, config.memory)] {
+            platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
         }
-    }
-
-    fn add_vm(&mut self, platform: &mut impl Platform, word: usize, more: u64) {
-        if let Some(value) = self.vm.get_mut(word) {
-            *value = value.wrapping_add(more);
-            platform.publish(VM_PAGE, const { data_word(VM) } + word, *value);
-        }
-    }
-
-    fn set(&mut self, platform: &mut impl Platform, stat: VmStat, value: u64) {
-        let old = self.vm.get(stat.word()).copied().unwrap_or_default();
-        self.add_vm(platform, stat.word(), value.wrapping_sub(old));
+        Self { wbinvds: vec![0; config.vcpus.into()] }
     }
 }
 
-/// Why the guest was left.
-fn reason(exit: &Exit, on_memory: bool) -> VcpuStat {
-    match exit.code {
+/// Every reason. An exit is counted by one of them.
+const REASONS: [VcpuStat; 15] = [
+    VcpuStat::Ports,
+    VcpuStat::Mmio,
+    VcpuStat::Faults,
+    VcpuStat::Msrs,
+    VcpuStat::Halts,
+    VcpuStat::Windows,
+    VcpuStat::NmiWindows,
+    VcpuStat::Hypercalls,
+    VcpuStat::Cpuid,
+    VcpuStat::Controls,
+    VcpuStat::Exceptions,
+    VcpuStat::Timers,
+    VcpuStat::Kicks,
+    VcpuStat::WriteBacks,
+    VcpuStat::Others,
+];
+
+/// Why the guest was left; of nested faults, those on devices.
+const fn reason(code: u16) -> VcpuStat {
+    match code {
         code::IOIO => VcpuStat::Ports,
-        code::NPF if on_memory => VcpuStat::Faults,
         code::NPF => VcpuStat::Mmio,
         code::MSR => VcpuStat::Msrs,
         code::HLT => VcpuStat::Halts,
@@ -88,49 +87,73 @@ fn reason(exit: &Exit, on_memory: bool) -> VcpuStat {
     }
 }
 
+/// Exit codes below this have the places of their counts in a table.
+const CODES: usize = 0x90;
+const PLACES: [u8; CODES] = {
+    let (mut table, mut code) = ([0; CODES], 0);
+    while code < CODES {
+        table[code] = (VCPU_DATA + reason(code as u16).word()) as u8;
+        // It must fit, and only histograms lie behind the reasons.
+        assert!(VCPU_DATA + reason(code as u16).word() <= u8::MAX as usize);
+        code += 1;
+    }
+    table
+};
+
 impl<P: Platform> Vmm<P> {
     /// Counts one more of a vCPU's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count(&mut self, at: usize, stat: VcpuStat) {
-        self.counts.add_vcpu(&mut self.platform, at, stat.word(), 1);
+        self.platform.count(vcpu_page(at), VCPU_DATA + stat.word(), 1);
     }
 
-    /// An exit begins to be handled.
-    #[inline]
+    /// An exit begins to be handled, of a vCPU that exists.
+    #[inline(always)]
     pub(crate) fn count_exit(&mut self, at: usize, exit: &Exit) {
-        self.count(at, VcpuStat::Exits);
+        let place = match PLACES.get(usize::from(exit.code)) {
+            Some(place) => usize::from(*place),
+            None => VCPU_DATA + self.rare(exit).word(),
+        };
+        self.platform.count(vcpu_page(at), place, 1);
+    }
+
+    fn rare(&self, exit: &Exit) -> VcpuStat {
         let on_memory = exit.code == code::NPF && self.ram.contains(exit.info2);
-        self.count(at, reason(exit, on_memory));
+        if on_memory { VcpuStat::Faults } else { reason(exit.code) }
     }
 
     /// It ends with this reply; `lost` is what the reply before should have injected, and was counted then.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count_reply(&mut self, at: usize, exit: &Exit, resume: &Resume, lost: u64) {
-        if resume.inject != 0 && resume.inject != lost {
-            self.count(
-                at,
-                match resume.inject & TYPE {
-                    NMI => VcpuStat::Nmis,
-                    EXCEPTION => VcpuStat::Injected,
-                    _ => VcpuStat::Interrupts,
-                },
-            );
-        } else if exit.code == code::KICK && resume.inject == 0 && !resume.window && resume.groups == Groups::empty() {
-            self.count(at, VcpuStat::SpuriousKicks);
+        if resume.inject != 0 || exit.code == code::KICK {
+            self.count_event(at, resume, lost);
+        }
+    }
+
+    fn count_event(&mut self, at: usize, resume: &Resume, lost: u64) {
+        match resume.inject {
+            0 if resume.window || resume.groups != Groups::empty() => {}
+            0 => self.count(at, VcpuStat::SpuriousKicks),
+            event if event == lost => {}
+            event => match event & TYPE {
+                NMI => self.count(at, VcpuStat::Nmis),
+                EXCEPTION => self.count(at, VcpuStat::Injected),
+                _ => self.count(at, VcpuStat::Interrupts),
+            },
         }
     }
 
     /// It took from this point of the TSC until now.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count_time(&mut self, at: usize, start: u64) {
         let ticks = self.platform.now().wrapping_sub(start);
-        self.counts.add_vcpu(&mut self.platform, at, VcpuStat::Latency.word() + bucket(ticks, BUCKETS), 1);
+        self.platform.count(vcpu_page(at), VCPU_DATA + VcpuStat::Latency.word() + bucket(ticks, BUCKETS), 1);
     }
 
     /// memory was asked for a page that the guest lacked, from this point of the TSC until now.
     pub(crate) fn count_populate(&mut self, at: usize, start: u64, fixed: bool) {
         let ticks = self.platform.now().wrapping_sub(start);
-        self.counts.add_vm(&mut self.platform, VmStat::Populate.word() + bucket(ticks, BUCKETS), 1);
+        self.platform.count(VM_PAGE, VM_DATA + VmStat::Populate.word() + bucket(ticks, BUCKETS), 1);
         if fixed {
             self.count(at, VcpuStat::FaultsFixed);
         }
@@ -139,15 +162,18 @@ impl<P: Platform> Vmm<P> {
     /// Somebody reads: these are what others know of the VM, and the kernel of its vCPUs.
     pub fn refresh(&mut self, known: &[(VmStat, u64)]) {
         for (stat, value) in known {
-            self.counts.set(&mut self.platform, *stat, *value);
+            self.platform.publish(VM_PAGE, VM_DATA + stat.word(), *value);
         }
-        for at in 0..self.vcpus.len() {
-            let now = self.platform.wbinvds(at as u8);
-            if let Some(before) = self.counts.wbinvds.get_mut(at) {
-                // A vCPU's page may be newer than what was seen of it: then it counts from 0.
-                let more = now.checked_sub(core::mem::replace(before, now)).unwrap_or(now);
-                self.counts.add_vcpu(&mut self.platform, at, VcpuStat::WriteBacks.word(), more);
-            }
+        for (at, before) in self.counts.wbinvds.iter_mut().enumerate() {
+            let (page, now) = (vcpu_page(at), self.platform.wbinvds(at as u8));
+            // A vCPU's page may be newer than what was seen of it: then it counts from 0.
+            let more = now.checked_sub(*before).unwrap_or(now);
+            *before = now;
+            self.platform.count(page, VCPU_DATA + VcpuStat::WriteBacks.word(), more);
+            let counted = REASONS.iter().map(|stat| self.platform.published(page, VCPU_DATA + stat.word()));
+            // Those that the kernel answered were no exits to here.
+            let exits = counted.fold(0, u64::wrapping_add).wrapping_sub(now);
+            self.platform.publish(page, VCPU_DATA + VcpuStat::Exits.word(), exits);
         }
     }
 }

@@ -68,6 +68,14 @@ pub trait Platform {
     /// Set a word of a page of the VM's [statistics](caisson_proto::stats), by one store.
     fn publish(&mut self, _page: usize, _word: usize, _value: u64) {}
 
+    /// What such a word is now: for whoever publishes, never to decide by.
+    fn published(&self, _page: usize, _word: usize) -> u64 {
+        0
+    }
+
+    /// Add to such a word. Nobody else writes it.
+    fn count(&mut self, _page: usize, _word: usize, _more: u64) {}
+
     /// How often a vCPU executed WBINVD, as the kernel has counted.
     fn wbinvds(&self, _vcpu: u8) -> u64 {
         0

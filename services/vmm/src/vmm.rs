@@ -160,12 +160,6 @@ impl<P: Platform> Vmm<P> {
         }
         let start = self.platform.now();
         self.count_exit(at, exit);
-        let resume = self.handle(at, exit, state);
-        self.count_time(at, start);
-        resume
-    }
-
-    fn handle(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         self.current = at;
         let lost = self.begin(at, exit);
         let mut resume = self.dispatch(at, exit, state);
@@ -182,6 +176,7 @@ impl<P: Platform> Vmm<P> {
         let resume = self.finish(at, exit, state, resume);
         self.current = MAX_VCPUS;
         self.count_reply(at, exit, &resume, lost);
+        self.count_time(at, start);
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }

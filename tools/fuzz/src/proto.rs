@@ -58,9 +58,10 @@ macro_rules! interface {
 }
 
 fn requests(words: &Words) {
-    interface!(words, MemoryCall: memory::VmMake memory::Populate memory::Report);
+    interface!(words, MemoryCall: memory::VmMake memory::Populate memory::Report memory::FramesOf
+        memory::NoticesOf);
     interface!(words, SupervisorCall: supervisor::End supervisor::Forgive);
-    interface!(words, NotifierCall: notifier::Settle notifier::Report);
+    interface!(words, NotifierCall: notifier::Settle notifier::Report notifier::NoticesOf);
     interface!(words, FirmwareCall: firmware::PlatformStatus firmware::JobResult firmware::PlatformDo
         firmware::PlatformRead firmware::Init firmware::InitEx firmware::PekCertImport firmware::SnpInit
         firmware::SnpShutdownEx firmware::SnpConfig firmware::LaunchStart firmware::LaunchUpdate firmware::LaunchVmsa
@@ -85,6 +86,8 @@ fn replies(words: &Words) {
     reply::<kernel::TicketState>(words);
     reply::<memory::MemoryReport>(words);
     reply::<memory::VmMade>(words);
+    reply::<memory::VmFrames>(words);
+    reply::<notifier::VmNotices>(words);
     reply::<firmware::Platform>(words);
     reply::<firmware::Queued>(words);
     reply::<firmware::JobReport>(words);

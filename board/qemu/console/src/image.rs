@@ -3,7 +3,7 @@
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::bundle::MAX_RINGS;
-use caisson_proto::info::{MAX_SHARES, RingUse, ShareUse};
+use caisson_proto::info::{MAX_SHARES, RingUse, ShareInfo, ShareUse};
 use caisson_proto::kernel::TimerSet;
 use caisson_proto::ring::SLOT_BYTES;
 use caisson_proto::stats;
@@ -51,7 +51,7 @@ struct Image {
     notices: Option<Inward>,
     outputs: Vec<Inward, MAX_RINGS>,
     inputs: Vec<Outward, MAX_RINGS>,
-    stats: Vec<ShareWindow, MAX_SHARES>,
+    stats: Vec<(&'static ShareInfo, ShareWindow), MAX_SHARES>,
     /// An answer to whoever reads statistics: whose they are, and when it may begin.
     report: Option<(Report, Option<ShareWindow>, Tsc)>,
 }
@@ -99,11 +99,12 @@ impl Image {
         if self.report.is_none()
             && let Some(channel) = self.console.input().take_request()
         {
-            let share = self.stats.iter().find(|share| usize::from(share.info().channel) == channel).copied();
-            if let Some(share) = share {
+            let share = self.stats.iter().find(|(info, _)| usize::from(info.channel) == channel);
+            if let Some((info, _)) = share {
                 // A vmm that is dead has its statistics all the same.
-                let _ = ring_doorbell(share.info().peer, stats::READ);
+                let _ = ring_doorbell(info.peer, stats::READ);
             }
+            let share = share.map(|(_, window)| *window);
             let due = Tsc(time::now().0 + if share.is_some() { time::ticks(REFRESH_MS) } else { 0 });
             self.report = Some((Report::new(channel, share.as_ref().map(ShareWindow::words)), share, due));
         }

@@ -305,10 +305,11 @@ impl Fake {
             KernelCall::BatchInfo(BatchInfo { slot: 0 }) => {
                 let (&batch, &vm) = self.batches.first_key_value().ok_or(Status::NotFound)?;
                 let (kind, owed) = if self.encrypted { (VmKind::Sev, 2) } else { (VmKind::Plain, 0) };
-                BatchReport { batch: BatchId(batch), vm, kind, frames: 0, owed, next: 1 }.encode()
+                let frames = self.count(|state| state == State::Quarantined(batch));
+                BatchReport { batch: BatchId(batch), vm, kind, frames, owed, next: 1 }.encode()
             }
             KernelCall::MachineInfo(_) => return Err(Status::Unsupported),
-            KernelCall::BatchInfo(_) if self.encrypted => return Err(Status::NotFound),
+            KernelCall::BatchInfo(_) => return Err(Status::NotFound),
             other => panic!("{other:?} isn't memory's"),
         })
     }

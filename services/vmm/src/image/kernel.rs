@@ -53,7 +53,7 @@ pub struct OnKernel {
     states: [Option<StatePage>; MAX_VCPUS],
     output: Option<Outward>,
     /// Where the VM's statistics are read, if anybody does.
-    share: Option<ShareWindow>,
+    share: ShareWindow,
     /// The window is empty, and a fault in it would end this service.
     sealed: bool,
 }
@@ -68,7 +68,7 @@ impl OnKernel {
             guest: GuestWindow::new(layout::USER_END - layout::GUEST),
             states,
             output,
-            share: ShareWindow::held(ShareUse::Stats),
+            share: ShareWindow::held(ShareUse::Stats).unwrap_or(ShareWindow::NONE),
             sealed: false,
         }
     }
@@ -226,11 +226,17 @@ impl Platform for OnKernel {
         sent
     }
 
-    #[inline]
     fn publish(&mut self, page: usize, word: usize, value: u64) {
-        if let Some(share) = &self.share {
-            share.store(page * PAGE_WORDS + word, value);
-        }
+        self.share.store(page * PAGE_WORDS + word, value);
+    }
+
+    fn published(&self, page: usize, word: usize) -> u64 {
+        self.share.load(page * PAGE_WORDS + word)
+    }
+
+    #[inline(always)]
+    fn count(&mut self, page: usize, word: usize, more: u64) {
+        self.share.add(page * PAGE_WORDS + word, more);
     }
 
     fn wbinvds(&self, vcpu: u8) -> u64 {

@@ -132,8 +132,8 @@ fn frames_add_up(vm: &Vm, vcpus: u8) -> Option<bool> {
     Some(mapped && sum == pages + overhead(pages, vcpus) && block.value("memory")? == PAGES << 12)
 }
 
-/// The exits of a reading are those by their reasons and those in the histogram: these are read later, and what is handled
-/// just now isn't in all of them yet. So they lie between the exits of this reading and those of one after it.
+/// The exits of a reading are those by their reasons and those in the histogram. These are read later, and what is handled
+/// just now isn't in all of them yet: so they lie between the exits of this reading and those of one after it.
 fn exits_add_up(before: &Vm, after: &Vm) -> Result<(), String> {
     for (block, after) in before.vcpus().zip(after.vcpus()) {
         let sum = |so: &dyn Fn(&str) -> bool| -> u64 {
