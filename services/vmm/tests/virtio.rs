@@ -7,7 +7,6 @@ use caisson_fuzz::virtio::{balloon, contents, disk};
 use caisson_proto::abi::Status;
 use caisson_vmm::virtio::Trouble;
 use caisson_vmm::virtio::blk::Blk;
-use caisson_vmm::virtio::console::Console;
 use caisson_vmm::virtio::memory::Broken;
 use caisson_vmm::virtio::mmio::Transport;
 use caisson_vmm::virtio::overlay::Overlay;
@@ -352,58 +351,4 @@ fn much_at_once_is_done_in_pieces() {
     }
     assert_eq!(done, SIZE);
     assert!(rounds > 1, "{rounds}");
-}
-
-fn console() -> Driver {
-    let mut driver = Driver::new(Transport::new(Box::new(Console::default())), MEMORY);
-    assert!(driver.start(USUAL));
-    driver
-}
-
-#[test]
-fn a_console_carries_bytes_both_ways() {
-    let mut driver = console();
-    driver.memory.put(DATA, b"hello, world");
-    driver.chain(1, 0, &[(DATA, 7), (DATA + 7, 5)], &[]);
-    driver.offer(1, 0);
-    driver.notify(1);
-    assert_eq!((driver.used(1), driver.device.console().unwrap().fetch()), (Some((0, 0)), b"hello, world".to_vec()));
-    // Input waits for buffers, and buffers wait for input.
-    driver.chain(0, 0, &[], &[(DATA, 4)]);
-    driver.offer(0, 0);
-    driver.notify(0);
-    assert_eq!(driver.used(0), None);
-    assert_eq!(driver.device.console().unwrap().receive(b"abcdef"), 6);
-    driver.device.poke(0, &mut driver.memory);
-    assert_eq!((driver.used(0), driver.memory.get(DATA)), (Some((0, 4)), *b"abcd"));
-    driver.offer(0, 0);
-    driver.notify(0);
-    assert_eq!((driver.used(0), driver.memory.get(DATA)), (Some((0, 2)), *b"efcd"));
-    let console = driver.device.console().unwrap();
-    assert_eq!((console.receive(&[7; 5000]), console.room()), (4096, 0), "more doesn't wait");
-}
-
-#[test]
-fn a_console_that_is_full_lets_the_guest_wait() {
-    let mut driver = console();
-    driver.device.console().unwrap().block(true);
-    driver.chain(1, 0, &[(DATA, 16 << 10)], &[]);
-    driver.offer(1, 0);
-    driver.notify(1);
-    assert_eq!(driver.used(1), None);
-    driver.device.console().unwrap().block(false);
-    for _ in 1..5 {
-        driver.offer(1, 0);
-    }
-    driver.device.poke(1, &mut driver.memory);
-    assert_eq!(driver.device.console().unwrap().fetch().len(), 32 << 10, "as much as waits at the most");
-    driver.device.poke(1, &mut driver.memory);
-    driver.device.poke(1, &mut driver.memory);
-    assert_eq!(std::iter::from_fn(|| driver.used(1)).count(), 4);
-    // More at once than any driver sends.
-    driver.chain(1, 0, &[(DATA, (16 << 10) + 1)], &[]);
-    driver.device.console().unwrap().fetch();
-    driver.device.poke(1, &mut driver.memory);
-    assert_eq!(driver.told, []);
-    assert!(driver.device.is_broken());
 }
