@@ -62,6 +62,8 @@ pub struct Virtio {
     pub disk: Option<Disk>,
     /// The balloon, if it has one.
     pub balloon: Option<Balloon>,
+    /// Whether it has a console.
+    pub console: bool,
 }
 
 /// A VM as its owner configured it, checked and completed by the build.

@@ -186,16 +186,19 @@ impl<P: Platform> Vmm<P> {
         resume
     }
 
-    /// Bytes for the guest's serial port; how many it took.
+    /// Bytes for the guest's console: the virtio one if it is in use, else the serial port; how many it took.
     pub fn console_input(&mut self, bytes: &[u8]) -> usize {
+        if let Some(taken) = self.virtio_input(bytes) {
+            return taken;
+        }
         let taken = self.uart.receive(bytes);
         self.update_uart();
         taken
     }
 
     /// How many bytes [`console_input`](Self::console_input) would take.
-    pub fn console_space(&self) -> usize {
-        self.uart.room()
+    pub fn console_space(&mut self) -> usize {
+        self.virtio_space().unwrap_or_else(|| self.uart.room())
     }
 
     /// The console has room again.
@@ -206,6 +209,7 @@ impl<P: Platform> Vmm<P> {
     pub(crate) fn flush_console(&mut self) {
         self.output.flush(&mut self.platform);
         self.update_uart();
+        self.update_virtio_console();
     }
 
     /// The reply that runs a vCPU no more.

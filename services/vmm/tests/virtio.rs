@@ -6,7 +6,10 @@ use caisson_fuzz::virtio::driver::{Driver, EVENT_IDX, NEXT, SIZE, USUAL, WRITE, 
 use caisson_fuzz::virtio::{balloon, contents, disk};
 use caisson_proto::abi::Status;
 use caisson_vmm::virtio::Trouble;
+use caisson_vmm::virtio::blk::Blk;
 use caisson_vmm::virtio::memory::Broken;
+use caisson_vmm::virtio::mmio::Transport;
+use caisson_vmm::virtio::overlay::Overlay;
 
 /// Where a request's head, its data and its status lie.
 const HEAD: u64 = 0x2_0000;
@@ -91,6 +94,7 @@ fn requests_beyond_the_disk_fail() {
     let sectors = contents().len() as u64 / 512;
     assert_ne!(driver.offered() & 1 << 5, 0, "it can only be read");
     assert_eq!(request(&mut driver, 1, 0, &[(DATA, 512)]).0, 1, "so it isn't written");
+    assert_eq!(driver.told, [], "and it isn't full");
     for (sector, bytes) in [(sectors, 512), (sectors - 1, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 511)] {
         assert_eq!(request(&mut driver, 0, sector, &[(DATA, bytes)]).0, 1, "{sector} {bytes}");
     }
@@ -98,6 +102,16 @@ fn requests_beyond_the_disk_fail() {
     assert_eq!(request(&mut driver, 8, 0, &[(DATA, 20)]), (0, 21));
     assert_eq!(driver.memory.get::<13>(DATA), *b"caisson-disk\0");
     assert!(!driver.device.is_broken());
+}
+
+#[test]
+fn a_request_has_a_largest_length() {
+    let disk = Overlay::new(vec![7; 8 << 20].leak(), 0).unwrap();
+    let mut driver = Driver::new(Transport::new(Box::new(Blk::new(disk))), 16 << 20);
+    assert!(driver.start(USUAL));
+    let most = 126 * (32 << 10);
+    assert_eq!(request(&mut driver, 0, 0, &[(0x10_0000, most)]).0, 0);
+    assert_eq!(request(&mut driver, 0, 0, &[(0x10_0000, most + 512)]).0, 1);
 }
 
 #[test]
@@ -111,9 +125,11 @@ fn features_are_agreed_before_anything_else() {
     }
     assert!(driver.start(1 << 32));
     driver.write(0x24, 0);
-    driver.write(0x20, u32::MAX);
-    driver.write(0x70, 15);
-    assert_eq!(driver.read(0x70), 15, "what was agreed stays");
+    driver.write(0x20, EVENT_IDX as u32);
+    driver.write(0x44, 0);
+    driver.queue(SIZE.into(), areas(0));
+    request(&mut driver, 0, 0, &[(DATA, 512)]);
+    assert_eq!(driver.memory.get(areas(0)[2] + 4 + 128), [0, 0], "what was agreed stays");
 }
 
 /// Each thing that a driver may get wrong in a chain; the device says what, once, and does nothing until a reset.
@@ -164,6 +180,11 @@ fn broken_chains_leave_the_device_broken() {
         assert_eq!(driver.told, [Trouble::Broken(what)]);
         assert_eq!((driver.read(0x70), driver.read(0x60)), (79, 2), "it needs a reset, and says so");
         assert_eq!(driver.used(0), None);
+        head(&mut driver, 0, 0);
+        driver.chain(0, 0, &[(HEAD, 16)], &[(STATUS, 1)]);
+        driver.offer(0, 0);
+        driver.notify(0);
+        assert_eq!((driver.used(0), driver.told.len()), (None, 1), "a good one comes too late");
         driver.write(0x70, 15);
         assert!(driver.device.is_broken(), "only a reset helps");
         assert!(driver.start(USUAL));

@@ -18,17 +18,16 @@ const BUFFER: u64 = 0x60_0000;
 const VECTOR: u8 = 0x51;
 
 fn asked() -> VmConfig {
-    let virtio = Wanted { disk: Some(Disk { overlay: 0x2000 }), balloon: Some(Balloon { target: MIB }) };
+    let virtio = Wanted { disk: Some(Disk { overlay: 0x2000 }), balloon: Some(Balloon { target: MIB }), console: true };
     VmConfig { virtio, ..config(1) }
 }
 
 fn machine() -> Machine {
     let config = asked();
     let mut machine = Machine::of(&config);
-    machine.vmm.attach(Virtio::new(&config, contents()).unwrap());
     machine.x2apic(0);
-    // mov [rbx], eax and mov eax, [rbx] at the I/O APIC: both pins, level-triggered, to this vCPU.
-    for device in 0..2 {
+    // Their pins of the I/O APIC: level-triggered, to this vCPU.
+    for device in 0..3 {
         let entry = 0x10 + 2 * u64::from(FIRST_PIN + device);
         for (register, value) in [(entry, u64::from(VECTOR + device) | 1 << 15), (entry + 1, 0)] {
             write(&mut machine, 0xfec0_0000, register);
@@ -82,15 +81,15 @@ fn offer(machine: &mut Machine, device: u64, queue: u64, number: u16, span: (u64
 fn they_are_where_the_tables_say() {
     let mut machine = machine();
     let memory = machine.fake().memory[0xe_0000..0x10_0000].to_vec();
-    assert_eq!(memory.windows(8).filter(|bytes| *bytes == b"LNRO0005").count(), 2);
-    for (device, id) in [(0, 2), (1, 5)] {
+    assert_eq!(memory.windows(8).filter(|bytes| *bytes == b"LNRO0005").count(), 3);
+    for (device, id) in [(0, 2), (1, 5), (2, 3)] {
         assert_eq!(
             (read(&mut machine, registers(device)), read(&mut machine, registers(device) + 8)),
             (0x7472_6976, id)
         );
     }
-    assert_eq!(read(&mut machine, registers(2)), u32::MAX, "no third one");
-    assert_eq!(machine.fake().events.last(), Some(&Event::NoDevice(registers(2))));
+    assert_eq!(read(&mut machine, registers(3)), u32::MAX, "no fourth one");
+    assert_eq!(machine.fake().events.last(), Some(&Event::NoDevice(registers(3))));
     let mut without = Machine::new(1);
     assert_eq!(read(&mut without, registers(0)), u32::MAX);
     let memory = without.fake().memory[0xe_0000..0x10_0000].to_vec();
@@ -126,6 +125,16 @@ fn a_buffer_that_was_given_back_can_be_a_buffer_again() {
 }
 
 #[test]
+fn buffers_end_where_memory_ends() {
+    for (start_at, is_memory) in [(32 * MIB - 16, true), (32 * MIB - 15, false), (u64::MAX - 7, false)] {
+        let mut machine = machine();
+        start(&mut machine, 1, 1);
+        offer(&mut machine, 1, 1, 0, (start_at, 16), 0);
+        assert_eq!(read(&mut machine, registers(1) + 0x70) & 64 == 0, is_memory, "{start_at:x}");
+    }
+}
+
+#[test]
 fn what_a_guest_breaks_is_logged_once() {
     let mut machine = machine();
     start(&mut machine, 0, 0);
@@ -139,8 +148,50 @@ fn what_a_guest_breaks_is_logged_once() {
 
 #[test]
 fn a_disk_that_is_none_or_has_no_room_is_refused() {
-    let with = |overlay| VmConfig { virtio: Wanted { disk: Some(Disk { overlay }), balloon: None }, ..config(1) };
+    let with = |overlay| VmConfig { virtio: Wanted { disk: Some(Disk { overlay }), ..Wanted::default() }, ..config(1) };
     assert_eq!(Virtio::new(&with(0), &[]).err(), Some(SetupError::Config));
     assert_eq!(Virtio::new(&with(0), &contents()[..513]).err(), Some(SetupError::Config));
     assert!(Virtio::new(&with(u64::MAX), contents()).is_ok(), "no more is taken than the disk has");
+}
+
+#[test]
+fn the_console_is_the_virtio_one_while_that_is_in_use() {
+    let mut machine = machine();
+    assert_eq!(machine.vmm.console_input(b"a"), 1);
+    assert_eq!(machine.inb(0x3f8), b'a', "the serial port has it before");
+    start(&mut machine, 2, 1);
+    put(&mut machine, BUFFER, b"out\n");
+    assert_eq!(offer(&mut machine, 2, 1, 0, (BUFFER, 4), 0), interrupt(VECTOR + 2));
+    assert_eq!(machine.fake().console, b"out\n");
+    machine.vmm.console_input(b"b");
+    assert_eq!((machine.inb(0x3fd) & 1, machine.vmm.console_space()), (0, 4095), "it waits for a buffer");
+    write(&mut machine, registers(2) + 0x70, 0);
+    machine.vmm.console_input(b"c");
+    assert_eq!(machine.inb(0x3f8), b'c', "and after");
+}
+
+/// All that is written arrives, however little the console takes at a time.
+#[test]
+fn a_slow_console_loses_nothing() {
+    let mut machine = machine();
+    start(&mut machine, 2, 1);
+    machine.fake().console_limit = Some(100);
+    let text: Vec<u8> = (0..16_384).map(|n| b'a' + (n % 26) as u8).collect();
+    for page in 0..4 {
+        put(&mut machine, BUFFER + page * 4096, &text[page as usize * 4096..][..4096]);
+    }
+    let sent = 6;
+    for number in 0..sent {
+        offer(&mut machine, 2, 1, number, (BUFFER, 16_384), 0);
+    }
+    assert_eq!(machine.fake().console.len(), 100);
+    let used = |machine: &mut Machine| machine.fake().memory[USED as usize + 2];
+    assert!(u16::from(used(&mut machine)) < sent, "the guest waits");
+    for _ in 0..2000 {
+        *machine.fake().console_limit.as_mut().unwrap() += 100;
+        machine.vmm.console_room();
+    }
+    assert_eq!(u16::from(used(&mut machine)), sent);
+    let expected: Vec<u8> = text.iter().copied().cycle().take(16_384 * usize::from(sent)).collect();
+    assert!(machine.fake().console == expected);
 }

@@ -50,6 +50,8 @@ pub struct VmFile {
     pub balloon: Option<bool>,
     /// How much of the guest's memory the balloon wants.
     pub balloon_target: Option<Size>,
+    /// A console by virtio, beside the serial port.
+    pub virtio_console: Option<bool>,
 }
 
 /// In the place of a kernel's file: what follows is the name of a Debian package.

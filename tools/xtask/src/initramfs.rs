@@ -19,7 +19,7 @@ insmod /lib/pvpanic.ko 2>/dev/null && insmod /lib/pvpanic-mmio.ko 2>/dev/null
 [ -e /sys/bus/acpi/devices/LNRO0005:00 ] && sh /lib/virtio.sh
 export PATH=/bin HOME=/root TERM=vt100 PS1='guest:\w# '
 cd /root
-setsid cttyhack sh
+if [ -e /dev/hvc0 ]; then setsid sh -c 'exec sh < /dev/hvc0 > /dev/hvc0 2>&1'; else setsid cttyhack sh; fi
 poweroff -f
 "#;
 
@@ -30,12 +30,13 @@ const CONSOLE: u32 = 0o020_600;
 
 /// Modules of the guest's kernel for virtio's devices: file, and where it is among the kernel's modules. In this order, since
 /// each needs those before it. What a kernel has built in is no file.
-const VIRTIO: [(&str, &str); 5] = [
+const VIRTIO: [(&str, &str); 6] = [
     ("virtio", "kernel/drivers/virtio"),
     ("virtio_ring", "kernel/drivers/virtio"),
     ("virtio_mmio", "kernel/drivers/virtio"),
     ("virtio_blk", "kernel/drivers/block"),
     ("virtio_balloon", "kernel/drivers/virtio"),
+    ("virtio_console", "kernel/drivers/char"),
 ];
 
 /// Modules of the guest's kernel by which it reports a panic: pvpanic's core and its ACPI device.

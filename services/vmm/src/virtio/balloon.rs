@@ -17,7 +17,7 @@ const DEFLATE: u16 = 1;
 /// Pages that a request of the inflate queue may name: four times what Linux does.
 const MAX_PAGES: usize = 1024;
 /// Bytes of a page's number.
-const NUMBER: u64 = 4;
+const NUMBER: usize = 4;
 /// What giving a run of pages back costs, in bytes that could be copied meanwhile.
 const CALL: u64 = 64 << 10;
 /// Pages of a call to memory.
@@ -60,9 +60,10 @@ impl Balloon {
     /// Pages by their numbers, in runs as long as can be.
     fn inflate(&mut self, chain: &Chain, memory: &mut dyn Reach, served: &mut Served) -> Result<(), Broken> {
         let bytes = chain::length(&chain.readable);
-        let count = usize::try_from(bytes / NUMBER).ok().filter(|count| *count <= MAX_PAGES).ok_or(Broken::Request)?;
-        let mut buffer = [0; MAX_PAGES * NUMBER as usize];
-        let buffer = buffer.get_mut(..count * NUMBER as usize).ok_or(Broken::Request)?;
+        let mut buffer = [0; MAX_PAGES * NUMBER];
+        // More than there is room for is refused.
+        let whole = usize::try_from(bytes).map_err(|_| Broken::Request)? / NUMBER * NUMBER;
+        let buffer = buffer.get_mut(..whole).ok_or(Broken::Request)?;
         chain.read(memory, 0, buffer)?;
         let (numbers, _) = buffer.as_chunks();
         let mut pages: Vec<u64> = numbers.iter().map(|number| u32::from_le_bytes(*number).into()).collect();

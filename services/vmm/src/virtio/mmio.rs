@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use super::console::Console;
 use super::memory::{Broken, Reach};
 use super::queue::Queue;
 use super::{Device, Served, Trouble};
@@ -83,6 +84,21 @@ impl Transport {
     /// Whether it waits for its driver to reset it.
     pub fn is_broken(&self) -> bool {
         self.status & NEEDS_RESET != 0
+    }
+
+    /// Whether its driver uses it.
+    pub fn is_live(&self) -> bool {
+        self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// The console, if the device is one.
+    pub fn console(&mut self) -> Option<&mut Console> {
+        self.device.console()
+    }
+
+    /// Does what waits in a queue, of its own accord.
+    pub fn poke(&mut self, queue: u16, memory: &mut dyn Reach) -> Option<Trouble> {
+        self.run(queue.into(), memory)
     }
 
     fn offered(&self) -> u64 {
@@ -219,11 +235,8 @@ impl Transport {
         self.status |= added;
     }
 
-    /// The device is of no use until it is reset. It is told once.
+    /// The device is of no use until it is reset. That it does nothing meanwhile is also why this is told once.
     fn fail(&mut self, broken: Broken) -> Option<Trouble> {
-        if self.is_broken() {
-            return None;
-        }
         self.status |= NEEDS_RESET;
         self.more = 0;
         if self.status & DRIVER_OK != 0 {
@@ -235,7 +248,7 @@ impl Transport {
 
     /// Does what waits in a queue.
     fn run(&mut self, index: u32, memory: &mut dyn Reach) -> Option<Trouble> {
-        if self.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
+        if !self.is_live() {
             return None;
         }
         match self.drain(index, memory) {
@@ -250,6 +263,9 @@ impl Transport {
         };
         let (mut left, mut told) = (BUDGET, None);
         let goes_on = loop {
+            if !self.device.wants(number) {
+                break false;
+            }
             let Some(chain) = queue.pop(memory)? else {
                 // The index may change at any time, to and fro: each look costs, too.
                 left = left.saturating_sub(LEAST);

@@ -6,6 +6,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod chain;
+pub mod console;
 pub mod memory;
 pub mod mmio;
 pub mod overlay;
@@ -81,6 +82,16 @@ pub trait Device: Debug {
     /// The driver begins anew.
     fn reset(&mut self) {}
 
+    /// Whether it takes requests of this queue now. If not, it is asked again when that may have changed.
+    fn wants(&self, _queue: u16) -> bool {
+        true
+    }
+
+    /// The console, if it is one.
+    fn console(&mut self) -> Option<&mut console::Console> {
+        None
+    }
+
     /// Carries out a request of queue `queue`.
     ///
     /// # Errors
@@ -103,7 +114,9 @@ pub struct Virtio {
 
 /// How many devices a VM has.
 pub fn count(config: &VmConfig) -> usize {
-    usize::from(config.virtio.disk.is_some()) + usize::from(config.virtio.balloon.is_some())
+    usize::from(config.virtio.disk.is_some())
+        + usize::from(config.virtio.balloon.is_some())
+        + usize::from(config.virtio.console)
 }
 
 impl Virtio {
@@ -124,13 +137,26 @@ impl Virtio {
             let target = u32::try_from(wanted.target / PAGE).map_err(|_| SetupError::Config)?;
             devices.push(Transport::new(Box::new(balloon::Balloon::new(target))));
         }
+        if config.virtio.console {
+            devices.push(Transport::new(Box::new(console::Console::default())));
+        }
         Ok(Self { devices })
     }
 
-    /// The device whose registers lie at an address, its number, and how far into them it is.
-    fn at(&mut self, gpa: u64) -> Option<(u8, &mut Transport, u64)> {
+    /// Number of the device whose registers lie at an address, and how far into them it is.
+    fn at(&self, gpa: u64) -> Option<(u8, u64)> {
         let offset = gpa.checked_sub(PLACE.start)?;
-        let number = usize::try_from(offset / PAGE).ok()?;
-        Some((number as u8, self.devices.get_mut(number)?, offset % PAGE))
+        let number = usize::try_from(offset / PAGE).ok().filter(|number| *number < self.devices.len())?;
+        Some((number as u8, offset % PAGE))
+    }
+
+    fn device(&mut self, number: u8) -> Option<&mut Transport> {
+        self.devices.get_mut(usize::from(number))
+    }
+
+    /// Number of the console, if there is one and its driver is there.
+    fn console(&mut self) -> Option<u8> {
+        let live = self.devices.iter_mut().position(|device| device.is_live() && device.console().is_some())?;
+        u8::try_from(live).ok()
     }
 }

@@ -1,9 +1,14 @@
-//! The devices among the others of their VM: addresses, interrupts, the log.
+//! The devices among the others of their VM: addresses, interrupts, the console, the log.
 
-use super::memory::Guest;
+use super::console::{RECEIVE, TRANSMIT};
+use super::memory::{Guest, Reach};
+use super::mmio::Transport;
 use super::{FIRST_PIN, Trouble, Virtio};
 use crate::platform::{Event, Platform};
 use crate::vmm::Vmm;
+
+/// How often the guest's output is fetched before other things have their turn.
+const ROUNDS: usize = 16;
 
 impl<P: Platform> Vmm<P> {
     /// The VM's virtio devices. They are part of it before it starts.
@@ -13,15 +18,23 @@ impl<P: Platform> Vmm<P> {
 
     /// Reads a register; `None` where there is no device.
     pub(crate) fn virtio_read(&mut self, gpa: u64, bytes: usize) -> Option<u64> {
-        self.virtio.at(gpa).map(|(_, device, offset)| device.read(offset, bytes))
+        let (number, offset) = self.virtio.at(gpa)?;
+        self.virtio.device(number).map(|device| device.read(offset, bytes))
     }
 
     /// Writes a register; `None` where there is no device.
     pub(crate) fn virtio_write(&mut self, gpa: u64, bytes: usize, value: u64) -> Option<()> {
-        let (number, device, offset) = self.virtio.at(gpa)?;
+        let (number, offset) = self.virtio.at(gpa)?;
+        self.with_virtio(number, |device, memory| device.write(offset, bytes, value, memory));
+        self.update_virtio_console();
+        Some(())
+    }
+
+    /// Lets a device act, and carries out what comes of it.
+    fn with_virtio(&mut self, number: u8, act: impl FnOnce(&mut Transport, &mut dyn Reach) -> Option<Trouble>) {
+        let Some(device) = self.virtio.device(number) else { return };
         let before = device.line();
-        let mut memory = Guest { ram: &mut self.ram, platform: &mut self.platform };
-        let told = device.write(offset, bytes, value, &mut memory);
+        let told = act(device, &mut Guest { ram: &mut self.ram, platform: &mut self.platform });
         let after = device.line();
         if before != after {
             self.set_line(FIRST_PIN + number, after);
@@ -29,7 +42,39 @@ impl<P: Platform> Vmm<P> {
         if let Some(trouble) = told {
             self.note(Event::Virtio(number, trouble));
         }
-        Some(())
+    }
+
+    /// Gives bytes to the virtio console; how many it took. `None` if there is none in use.
+    pub(crate) fn virtio_input(&mut self, bytes: &[u8]) -> Option<usize> {
+        let number = self.virtio.console()?;
+        let mut taken = 0;
+        self.with_virtio(number, |device, memory| {
+            taken = device.console().map_or(0, |console| console.receive(bytes));
+            device.poke(RECEIVE, memory)
+        });
+        Some(taken)
+    }
+
+    /// Bytes that it would take. `None` if there is none in use.
+    pub(crate) fn virtio_space(&mut self) -> Option<usize> {
+        let number = self.virtio.console()?;
+        self.virtio.device(number)?.console().map(|console| console.room())
+    }
+
+    /// Sends what the guest wrote to its virtio console, and has it wait if that isn't taken.
+    pub(crate) fn update_virtio_console(&mut self) {
+        let Some(number) = self.virtio.console() else { return };
+        for _ in 0..ROUNDS {
+            let is_blocked = self.output.is_blocked();
+            self.with_virtio(number, |device, memory| {
+                device.console()?.block(is_blocked);
+                device.poke(TRANSMIT, memory)
+            });
+            let fetched = self.virtio.device(number).and_then(Transport::console).map(|console| console.fetch());
+            let Some(bytes) = fetched.filter(|bytes| !bytes.is_empty()) else { return };
+            bytes.into_iter().for_each(|byte| self.output.push(&mut self.platform, byte));
+            self.output.flush(&mut self.platform);
+        }
     }
 }
 

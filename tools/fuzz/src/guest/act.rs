@@ -204,7 +204,8 @@ fn msr(u: &mut Unstructured) -> Result<u32> {
 
 /// Devices, the end of memory, and anything.
 fn address(u: &mut Unstructured) -> Result<u64> {
-    Ok(match u.int_in_range(0..=7)? {
+    Ok(match u.int_in_range(0..=8)? {
+        8 => 0xd000_0000 + (u.int_in_range(0..=3)? << 12) + u.int_in_range(0..=0x110)?,
         0..=2 => u.int_in_range(0xfee0_0000..=0xfee0_0fff)?,
         3 => u.int_in_range(0xfec0_0000..=0xfec0_0043)?,
         4 => 0xff00_0000 + (u.int_in_range(0..=0xffff)? & !7) + u.int_in_range(0..=7)?,

@@ -74,7 +74,10 @@ impl Machine {
     pub fn of(config: &VmConfig) -> Self {
         let kernel = bzimage(&[0x90; 4096]);
         let vmm = Vmm::new(Fake::new(config.memory, config.vcpus), config, &kernel, b"initrd", FACTS);
-        let vmm = vmm.expect("its own kernel can be booted");
+        let mut vmm = vmm.expect("its own kernel can be booted");
+        if config.virtio != Virtio::default() {
+            vmm.attach(caisson_vmm::virtio::Virtio::new(config, crate::virtio::contents()).expect("its disk is one"));
+        }
         // What scratch space holds means nothing.
         Self { vmm, scratch: VcpuState { rip: 0xbad, cr3: 0xbad, ..VcpuState::default() } }
     }

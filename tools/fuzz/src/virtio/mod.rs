@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use arbitrary::{Arbitrary, Unstructured};
 use caisson_vmm::virtio::balloon::Balloon;
 use caisson_vmm::virtio::blk::Blk;
+use caisson_vmm::virtio::console::Console;
 use caisson_vmm::virtio::mmio::Transport;
 use caisson_vmm::virtio::overlay::Overlay;
 use caisson_vmm::virtio::{Device, Trouble};
@@ -46,6 +47,8 @@ enum Act {
     Offer(bool, u8),
     Notify(u8),
     Acknowledge,
+    /// Of a console: somebody types, and what was written is fetched.
+    Type(u8),
 }
 
 fn register(u: &mut Unstructured) -> arbitrary::Result<u64> {
@@ -122,6 +125,16 @@ fn perform(driver: &mut Driver, act: Act) {
         }
         Act::Offer(queue, head) => driver.offer(queue.into(), (head % 18).into()),
         Act::Notify(queue) => driver.notify((queue % 6).into()),
+        Act::Type(bytes) => {
+            let Some(console) = driver.device.console() else { return };
+            console.fetch();
+            console.block(bytes % 8 == 0);
+            console.receive(&[b'x'; 256][..bytes.into()]);
+            for queue in 0..2 {
+                let told = driver.device.poke(queue, &mut driver.memory);
+                driver.told.extend(told);
+            }
+        }
         Act::Acknowledge => {
             let reasons = driver.read(0x60);
             driver.write(0x64, reasons);
@@ -133,8 +146,9 @@ fn perform(driver: &mut Driver, act: Act) {
 pub fn anything(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let device = match input.arbitrary::<u8>() {
-        Ok(kind) if kind % 3 == 0 => balloon(kind.into()),
-        Ok(kind) => disk(u64::from(kind % 4) * 4096),
+        Ok(kind) if kind % 4 == 0 => balloon(kind.into()),
+        Ok(kind) if kind % 4 == 1 => Transport::new(Box::new(Console::default())),
+        Ok(kind) => disk(u64::from(kind / 64) * 4096),
         Err(_) => return,
     };
     let mut driver = Driver::new(device, MEMORY);

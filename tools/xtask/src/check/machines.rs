@@ -232,6 +232,8 @@ const MACHINES: &[Machine] = &[
         &["--vm", "@/key.toml"],
         &["key.toml:2:1: unknown key \"memry\"", "\"memory\""],
     ),
+    refused("no-disk", "a disk that isn't there", &["--disk", "@/nothing"], &["No such file"]),
+    refused("bad-disk", "a disk that is no whole sectors", &["--disk", "@/text"], &["whole sectors of 512 bytes"]),
     refused("bad-option", "an unknown option", &["--nonsense"], &["--nonsense"]),
 ];
 

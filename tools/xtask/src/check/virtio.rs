@@ -1,4 +1,4 @@
-//! Linux's own virtio drivers on a guest's disk and balloon: what the disk has is what its file has, what is written is
+//! Linux's own virtio drivers on a guest's disk, balloon and console: what the disk has is what its file has, what is written is
 //! read again, the file stays as it is, and memory that the guest doesn't need leaves it while it lives on.
 
 use std::fs;
@@ -20,8 +20,12 @@ const TARGET: u64 = 48 << 8;
 /// Seconds for one guest.
 const SECONDS: &str = "240";
 
-/// Kernels and vCPUs. One has its modules packed, the other not.
-const GUESTS: [(&str, u8); 2] = [("debian:linux-image-cloud-amd64", 1), ("debian:linux-image-6.12.*-cloud-amd64", 2)];
+/// Kernels, vCPUs, and whether the shell is on a virtio console. One kernel has its modules packed, the other not.
+const GUESTS: [(&str, u8, bool); 3] = [
+    ("debian:linux-image-cloud-amd64", 1, false),
+    ("debian:linux-image-cloud-amd64", 2, true),
+    ("debian:linux-image-6.12.*-cloud-amd64", 2, true),
+];
 
 /// What is typed. The answers are told from it by what is computed.
 const SCRIPT: &str = "\
@@ -29,6 +33,8 @@ const SCRIPT: &str = "\
     yes caisson | dd of=/dev/vda bs=4096 count=256 seek=100 iflag=fullblock conv=fsync 2>/dev/null\n\
     echo 3 > /proc/sys/vm/drop_caches\n\
     echo changed=$(sha256sum < /dev/vda)\n\
+    tty\n\
+    seq 1 2000\n\
     echo 3 > /proc/sys/vm/drop_caches\n\
     head -c 64000000 /dev/zero > /tmp/big && sync && rm /tmp/big\n\
     sleep 4\n\
@@ -37,8 +43,8 @@ const SCRIPT: &str = "\
 /// A check for each guest.
 pub fn run(paths: &Paths) -> Outcome {
     let mut outcome = Outcome::default();
-    for (kernel, vcpus) in GUESTS {
-        match lived(paths, kernel, vcpus) {
+    for (kernel, vcpus, console) in GUESTS {
+        match lived(paths, kernel, vcpus, console) {
             Ok(()) => outcome.passed += 1,
             Err(why) => outcome.failed.push(format!("{kernel}: {why}")),
         }
@@ -82,23 +88,26 @@ fn guest(paths: &Paths, folder: &Path, file: &str, script: &str) -> Result<(Stri
     Err(format!("{} ({})", output.status, stderr.lines().last().unwrap_or_default()))
 }
 
-fn lived(paths: &Paths, kernel: &str, vcpus: u8) -> Result<(), String> {
+fn lived(paths: &Paths, kernel: &str, vcpus: u8, has_console: bool) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let (disk, before) = (folder.path().join("disk"), contents());
     fs::write(&disk, &before).map_err(|error| error.to_string())?;
     let target = TARGET >> 8;
     let file = format!(
         "name = \"virtio\"\nkernel = \"{kernel}\"\nvcpus = {vcpus}\nmemory = \"256M\"\ndisk = \"disk\"\nballoon = true\n\
-         balloon-target = \"{target}M\"\n"
+         balloon-target = \"{target}M\"\nvirtio-console = {has_console}\n"
     );
     let (console, log) = guest(paths, folder.path(), &file, SCRIPT)?;
     let mut after = before.clone();
     let written = b"caisson\n".iter().copied().cycle().take(WRITTEN);
     after.iter_mut().skip(FROM * 4096).zip(written).for_each(|(to, from)| *to = from);
     let given = given_back(&log);
+    let counted: String = (1..=2000).map(|number| format!("{number}\n")).collect();
     let checks = [
         (console.contains(&format!("kept={}", sum(&before))), "the disk isn't what its file is"),
         (console.contains(&format!("changed={}", sum(&after))), "the disk doesn't have what was written"),
+        (console.contains("/dev/hvc0") == has_console, "the shell is on another console"),
+        (console.replace('\r', "").contains(&counted), "the console lost something"),
         (console.contains("alive=64000000"), "the guest has no use of its memory"),
         (fs::read(&disk).is_ok_and(|now| now == before), "the disk's file was written to"),
         // The balloon, and as free what the big file had: less than that stays with the guest.

@@ -23,9 +23,12 @@ pub fn virtio(name: &str, memory: u64, file: &VmFile, disk: Option<&Path>) -> Re
             Some(true) => Some(vm::check_balloon(name, memory, file.balloon_target)?),
             _ => None,
         },
+        console: file.virtio_console.unwrap_or(false),
     };
     if virtio != Virtio::default() && file.encryption.unwrap_or_default() != Encryption::None {
-        return wrong("it is encrypted, so devices can't reach its memory: leave out `disk` and `balloon`");
+        return wrong(
+            "it is encrypted, so devices can't reach its memory: leave out `disk`, `balloon` and `virtio-console`",
+        );
     }
     Ok(virtio)
 }
