@@ -96,7 +96,7 @@ const _: () = assert!(size_of::<Header>() == 24);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Desc {
-    /// One of [`kind`], one of [`unit`], one of [`base`].
+    /// One of [`kind`], one of [`mod@unit`], one of [`base`].
     pub flags: u32,
     /// A value is in units of the base to the power of this.
     pub exponent: i16,

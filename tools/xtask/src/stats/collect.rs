@@ -87,3 +87,55 @@ impl Asked {
         bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const ASKS: &[u8] = b"\x010s1";
+
+    fn ask(asked: &mut Asked, now: Instant) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert_eq!(asked.ask(Ask::new(1, theirs), now), ASKS);
+        ours
+    }
+
+    /// What was answered. The other end is closed by then.
+    fn answer(stream: &mut UnixStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn an_answer_goes_to_all_who_heard_its_beginning_and_others_ask_again() {
+        let (mut asked, now) = (Asked::default(), Instant::now());
+        let mut first = ask(&mut asked, now);
+        asked.feed(b"s1  5\ns1 200 ", now);
+        let mut second = ask(&mut asked, now);
+        asked.feed(b"7\n00ff\ns1 300 8\ns1 end 3\n", now);
+        let pages = std::thread::spawn(move || answer(&mut first)).join().unwrap();
+        assert_eq!((&pages[..4], pages.len()), (&b"ok\n\x05"[..], 3 + 9 * 4096));
+        assert_eq!(pages[3 + 4096], 7);
+        // The second one missed a line: not at once, as another answer may be under way, but soon.
+        assert_eq!(asked.tick(now), b"");
+        assert_eq!(asked.tick(now + SOON), ASKS);
+        assert_eq!(asked.tick(now + SOON), b"");
+        asked.feed(b"s1 none\n", now + SOON);
+        assert_eq!(answer(&mut second), b"this machine publishes no statistics of that VM\n");
+    }
+
+    #[test]
+    fn a_console_that_is_silent_is_asked_again_and_then_given_up() {
+        let (mut asked, now) = (Asked::default(), Instant::now());
+        let mut one = ask(&mut asked, now);
+        assert_eq!(asked.tick(now + AGAIN / 2), b"");
+        assert_eq!(asked.tick(now + AGAIN), ASKS);
+        assert_eq!(asked.tick(now + LONGEST), b"");
+        assert_eq!(answer(&mut one), b"the console service doesn't answer\n");
+        assert_eq!(asked.tick(now + LONGEST + AGAIN), b"", "nobody waits");
+    }
+}

@@ -27,6 +27,11 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// Somebody at the other end of `stream` asks for the VM with this channel.
+    pub fn new(channel: u8, stream: UnixStream) -> Self {
+        Self { channel, stream }
+    }
+
     /// Answers. Who went away needs none.
     pub fn answer(mut self, result: Result<&[u8], &str>) {
         let _ = match result {
@@ -74,7 +79,7 @@ fn serve(stream: UnixStream, vms: &[String], ask: &impl Fn(Ask) -> bool) {
     if heard.is_err() || line.is_empty() {
         return;
     }
-    let mut ask_for = Ask { channel: 0, stream };
+    let mut ask_for = Ask::new(0, stream);
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [VMS] => ask_for.answer(Ok(vms.iter().map(|name| format!("{name}\n")).collect::<String>().as_bytes())),
