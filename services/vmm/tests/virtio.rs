@@ -126,6 +126,7 @@ fn features_are_agreed_before_anything_else() {
     assert!(driver.start(1 << 32));
     driver.write(0x24, 0);
     driver.write(0x20, EVENT_IDX as u32);
+    driver.write(0x30, 0);
     driver.write(0x44, 0);
     driver.queue(SIZE.into(), areas(0));
     request(&mut driver, 0, 0, &[(DATA, 512)]);

@@ -170,6 +170,17 @@ fn the_console_is_the_virtio_one_while_that_is_in_use() {
     assert_eq!(machine.inb(0x3f8), b'c', "and after");
 }
 
+#[test]
+fn input_finds_a_buffer_that_waits() {
+    let mut machine = machine();
+    start(&mut machine, 2, 0);
+    put(&mut machine, BUFFER, b"....");
+    assert_eq!(offer(&mut machine, 2, 0, 0, (BUFFER, 4), 2), 0, "nothing to say yet");
+    assert_eq!(machine.vmm.console_input(b"abc"), 3);
+    assert_eq!(machine.fake().memory[BUFFER as usize..][..4], *b"abc.");
+    assert_eq!(read(&mut machine, registers(2) + 0x60), 1);
+}
+
 /// All that is written arrives, however little the console takes at a time.
 #[test]
 fn a_slow_console_loses_nothing() {
