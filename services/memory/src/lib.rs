@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 mod balloon;
+pub mod keyed;
 mod make;
 mod platform;
 pub mod pool;
 mod promise;
 mod reclaim;
+pub mod slots;
 
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
@@ -120,6 +122,9 @@ impl Memory {
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
+            Ok(MemoryCall::SlotSet(_) | MemoryCall::SlotInfo(_) | MemoryCall::Discard(_)) => {
+                (Status::Unsupported, [0; 8])
+            }
             Err(_) => (Status::Malformed, [0; 8]),
         }
     }
