@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::layout::{EVENTS, Kind, LENGTH, STRIDE};
+use crate::layout::{self, EVENTS, Kind, LENGTH, REGION};
 use crate::locks;
 use crate::ways::Ways;
 
@@ -106,13 +106,13 @@ pub fn measure(kind: Kind, slots: u64, vcpus: usize, rounds: usize) -> Result<Co
 pub fn flushes(slots: u64) -> Result<[u64; 3], String> {
     let mut ways = Ways::new(slots, 8)?;
     // One page of each, so that a call of Caisson's is enough.
-    let pages = (0..slots).map(|slot| slot * STRIDE + LENGTH / 2);
+    let pages = (0..slots).map(|slot| layout::start(slot, slots) + LENGTH / 2);
     for page in pages {
         ways.caisson.kernel.vm.put(page);
         ways.linux.vm.put(page);
         ways.naive.vm.put(page);
     }
-    let all = 0..slots * STRIDE;
+    let all = 0..REGION;
     while ways.caisson.event(&all) {}
     ways.linux.event(&all);
     ways.naive.event(&all);

@@ -1,7 +1,8 @@
 //! Which slots there are, and which ranges change.
 //!
-//! Slots are 64 pages long and 64 pages apart, from the beginning of a region of 64 GiB on. Half of the region has none,
-//! however many there are.
+//! Slots are 128 pages long and 128 pages apart: half of them from the beginning of a region of 64 GiB on, the others before its
+//! end. The middle of the region has none, however many there are: as in a machine, where other things lie
+//! between what a VM has of memory.
 
 use std::ops::Range;
 
@@ -12,11 +13,18 @@ pub const VCPUS: [usize; 4] = [1, 8, 128, 1024];
 /// Pages of the region.
 pub const REGION: u64 = 1 << 24;
 /// Pages of a slot.
-pub const LENGTH: u64 = 64;
+pub const LENGTH: u64 = 128;
 /// From one slot's beginning to the next's.
-pub const STRIDE: u64 = 128;
+pub const STRIDE: u64 = 256;
+/// The middle of the region, without slots: it begins here and is as long as a quarter of the region.
+pub const MIDDLE: u64 = REGION / 8 * 3;
 /// Events of one turn.
 pub const EVENTS: usize = 2048;
+
+/// Where a slot begins, of so many.
+pub const fn start(slot: u64, slots: u64) -> u64 {
+    if slot < slots.div_ceil(2) { slot * STRIDE } else { REGION - (slots - slot) * STRIDE }
+}
 
 /// What the ranges are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +62,15 @@ impl Kind {
         };
         let mut range = || match self {
             Self::Elsewhere => {
-                let from = REGION / 2 + next(REGION / 2 - 8);
+                let from = MIDDLE + next(REGION / 4 - 8);
                 from..from + 1 + next(8)
             }
             Self::Beside => {
-                let from = next(slots) * STRIDE + LENGTH + next(LENGTH - 8);
+                let from = start(next(slots), slots) + LENGTH + next(LENGTH - 8);
                 from..from + 1 + next(8)
             }
             Self::Real => {
-                let page = next(slots) * STRIDE + next(LENGTH);
+                let page = start(next(slots), slots) + next(LENGTH);
                 page..page + 1
             }
         };

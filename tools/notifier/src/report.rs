@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::costs::{Cost, WAYS};
+use crate::costs::{Cost, WAYS, median};
 use crate::layout::{Kind, SLOTS};
 use crate::storm::Storm;
 use crate::unmap::Unmap;
@@ -40,15 +40,13 @@ impl Report {
 
     /// The aims.
     pub fn aims(&self) -> Vec<Aim> {
-        let worst = |values: &mut dyn Iterator<Item = f64>, worse: fn(f64, f64) -> f64| {
-            values.reduce(worse).unwrap_or(f64::NAN)
+        // How many vCPUs there are doesn't matter to a spurious event: more numbers for one median.
+        let over = |kind, slots, of: fn(&Cost) -> f64| {
+            let mut values: Vec<f64> = self.of(kind).filter(|cost| cost.slots == slots).map(of).collect();
+            median(&mut values)
         };
-        let cheaper = |kind| worst(&mut self.of(kind).filter(|cost| cost.slots == 1024).map(Cost::ratio), f64::min);
-        let flat = |kind| {
-            let at =
-                |slots| worst(&mut self.of(kind).filter(|cost| cost.slots == slots).map(|cost| cost.ns[0]), f64::max);
-            at(SLOTS[3]) / worst(&mut self.of(kind).filter(|cost| cost.slots == 1).map(|cost| cost.ns[0]), f64::min)
-        };
+        let cheaper = |kind| over(kind, 1024, Cost::ratio);
+        let flat = |kind| over(kind, SLOTS[3], |cost| cost.ns[0]) / over(kind, 1, |cost| cost.ns[0]);
         let own =
             |counts: fn(&Cost) -> [u64; 3]| self.costs.iter().map(|cost| counts(cost)[0]).max().unwrap_or(0) as f64;
         let aim = |aim, value: f64, met: bool| Aim { aim, value, met };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::costs::median;
-use crate::layout::{Kind, LENGTH, STRIDE};
+use crate::layout::{self, Kind, LENGTH};
 use crate::ways::Ways;
 
 /// Of so many events one is real.
@@ -37,7 +37,7 @@ fn both(time: Duration, mut event: impl FnMut(usize), fault: impl Fn(u64) -> boo
             let mut at = 0u64;
             while !over.load(Ordering::Relaxed) {
                 at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let done = fault((at >> 33) % slots * STRIDE + at % LENGTH);
+                let done = fault(layout::start((at >> 33) % slots, slots) + at % LENGTH);
                 faults.fetch_add(u64::from(done), Ordering::Relaxed);
             }
         });

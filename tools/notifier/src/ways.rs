@@ -9,7 +9,7 @@ use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, GmemAddress, HostAddress, Region, SlotId, VmId};
 use caisson_proto::memory::SlotFlags;
 
-use crate::layout::{LENGTH, REGION, STRIDE};
+use crate::layout::{LENGTH, REGION, start};
 use crate::locks::{Alone, Shared};
 use crate::tree::Tree;
 use crate::vm::Vm;
@@ -21,7 +21,7 @@ pub const MOST: u64 = 512;
 
 /// The ranges of so many slots.
 pub fn ranges(slots: u64) -> Vec<Range<u64>> {
-    (0..slots).map(|slot| slot * STRIDE..slot * STRIDE + LENGTH).collect()
+    (0..slots).map(|slot| start(slot, slots)..start(slot, slots) + LENGTH).collect()
 }
 
 /// Caisson's: memory's own slot table.

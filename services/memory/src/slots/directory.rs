@@ -8,7 +8,7 @@
 use core::ops::Range;
 
 /// Granules of any region at the most.
-pub const GRANULES: usize = 4096;
+pub const GRANULES: usize = 16_384;
 
 /// The directory of one region, with `G` granules at the most.
 #[derive(Clone, Debug)]
@@ -44,6 +44,9 @@ impl<const G: usize> Directory<G> {
     #[inline]
     pub fn may_overlap(&self, pages: &Range<u64>) -> bool {
         let (first, last) = self.granules(pages);
+        if first == last {
+            return self.touched.get(first / 64).is_some_and(|bits| bits >> (first % 64) & 1 == 1);
+        }
         words(first, last).any(|(word, mask)| self.touched.get(word).is_some_and(|bits| bits & mask != 0))
     }
 

@@ -8,6 +8,8 @@
 //! ends. One flush of the VM's TLBs covers everything that a call unmapped, in however many slots. Its VM hears of it at
 //! the very end, when nothing is held any more.
 
+use core::ops::Range;
+
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, VmId};
 
@@ -79,36 +81,55 @@ impl<const N: usize, const G: usize> Slots<N, G> {
     /// Whether no slot shows anything of a range.
     #[inline]
     pub fn is_spurious(&self, range: &HostRange) -> bool {
-        let Some(region) = self.regions.get(usize::from(range.region.0)) else { return true };
-        if range.is_empty() || range.pages.start >= region.pages || !region.directory.may_overlap(&range.pages) {
-            return true;
+        match self.near(range) {
+            Some((low, high)) => !self.hosts.any(&range.words(), low, high),
+            None => true,
         }
-        let end = range.pages.end.min(region.pages);
-        let (low, high) = region.directory.around(end);
-        !self.hosts.any_within(range.words(), region.first + low, region.first + high)
+    }
+
+    /// Between which places of the index the last slot is that begins before a range's end; `None` if the directory knows that
+    /// no slot shows any of it.
+    #[inline]
+    fn near(&self, range: &HostRange) -> Option<(usize, usize)> {
+        let region = self.regions.get(usize::from(range.region.0))?;
+        if range.is_empty() || range.pages.start >= region.pages || !region.directory.may_overlap(&range.pages) {
+            return None;
+        }
+        let (low, high) = region.directory.around(range.pages.end.min(region.pages));
+        Some((region.first + low, region.first + high))
     }
 
     /// Takes what a VM has behind a range, at most `most` pages a call; the same range goes on with it.
     ///
     /// # Errors
     /// [`Error::Busy`] while another range of the VM is under way; [`Error::Machine`] with what was done remembered: ask again.
+    #[inline]
     pub fn event(&mut self, range: &HostRange, most: u64, machine: &mut impl Machine) -> Result<Answer, Error> {
-        if self.is_spurious(range) {
+        let Some((low, high)) = self.near(range) else { return Ok(Answer::Spurious) };
+        let words = range.words();
+        if !self.hosts.any(&words, low, high) {
             return Ok(Answer::Spurious);
         }
+        self.take_behind(range, most, self.hosts.window(&words, low, high), machine)
+    }
+
+    /// The same of a range that slots show, which are in this window of the index.
+    fn take_behind(
+        &mut self, range: &HostRange, most: u64, window: Range<usize>, machine: &mut impl Machine,
+    ) -> Result<Answer, Error> {
         let vm = self.regions.get(usize::from(range.region.0)).and_then(|of| of.vm).ok_or(Error::NoRegion)?;
         let (mut slots, mut pages, hull) = match &self.vm(vm)?.open {
             Some(open) if open.range != *range => return Err(Error::Busy),
             Some(open) => (open.slots, open.pages, open.hull),
             None => {
-                let hull = self.hull(range);
+                let hull = self.hull(range, window.clone());
                 machine.begin(vm, hull.0, hull.1).map_err(Error::Machine)?;
                 self.vm_mut(vm)?.requests += 1;
                 (0, 0, hull)
             }
         };
         let (mut left, mut operations, mut failed, mut more) = (most, OPERATIONS, None, false);
-        for place in self.hosts.overlapping(range.words()).skip(slots) {
+        for place in self.hosts.overlapping(range.words().start, window).skip(slots) {
             let Some(slot) = self.pool.get(usize::from(place)) else { break };
             let (from, to) = (slot.host.page.max(range.pages.start), slot.host_pages().end.min(range.pages.end));
             while from + pages < to && failed.is_none() && left > 0 && operations > 0 {
@@ -148,8 +169,9 @@ impl<const N: usize, const G: usize> Slots<N, G> {
     }
 
     /// The guest frames in which everything lies that slots show of a range.
-    fn hull(&self, range: &HostRange) -> (Gfn, Gfn) {
-        let slots = self.hosts.overlapping(range.words()).filter_map(|place| self.pool.get(usize::from(place)));
+    fn hull(&self, range: &HostRange, window: Range<usize>) -> (Gfn, Gfn) {
+        let places = self.hosts.overlapping(range.words().start, window);
+        let slots = places.filter_map(|place| self.pool.get(usize::from(place)));
         slots.fold((Gfn(u64::MAX), Gfn(0)), |(low, high), slot| {
             let from = shown_at(slot, slot.host.page.max(range.pages.start));
             let to = shown_at(slot, slot.host_pages().end.min(range.pages.end));

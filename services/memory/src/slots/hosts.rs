@@ -11,29 +11,42 @@ use heapless::Vec;
 
 use crate::keyed::cut;
 
+/// So many are looked at one by one, and not by halves.
+const FEW: usize = 16;
+
+/// Where a range begins, and the highest end of all ranges up to it: what a search reads, side by side.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    start: u64,
+    reach: u64,
+}
+
 /// Ranges of host addresses, as words of [`HostAddress`](caisson_proto::addr::HostAddress).
 #[derive(Debug)]
 pub struct Hosts<const N: usize> {
-    starts: Vec<u64, N>,
+    marks: Vec<Mark, N>,
     ends: Vec<u64, N>,
-    reach: Vec<u64, N>,
     places: Vec<u16, N>,
 }
 
 impl<const N: usize> Hosts<N> {
     /// Without ranges.
     pub const fn new() -> Self {
-        Self { starts: Vec::new(), ends: Vec::new(), reach: Vec::new(), places: Vec::new() }
+        Self { marks: Vec::new(), ends: Vec::new(), places: Vec::new() }
+    }
+
+    /// How many ranges there are.
+    pub fn len(&self) -> usize {
+        self.marks.len()
     }
 
     /// Adds a range. False, and nothing is changed, if there is no room.
     #[must_use]
     pub fn insert(&mut self, range: Range<u64>, place: u16) -> bool {
-        let at = self.starts.partition_point(|start| *start <= range.start);
-        // All four are as long as each other, so there is room in all or in none.
-        let fits = self.starts.insert(at, range.start).is_ok()
+        let at = self.marks.partition_point(|mark| mark.start <= range.start);
+        // All are as long as each other, so there is room in all or in none.
+        let fits = self.marks.insert(at, Mark { start: range.start, reach: range.end }).is_ok()
             && self.ends.insert(at, range.end).is_ok()
-            && self.reach.insert(at, range.end).is_ok()
             && self.places.insert(at, place).is_ok();
         if fits {
             self.spread(at);
@@ -43,66 +56,81 @@ impl<const N: usize> Hosts<N> {
 
     /// Takes a range away that was added with this place.
     pub fn remove(&mut self, start: u64, place: u16) {
-        let from = self.starts.partition_point(|of| *of < start);
-        let same = self.starts.iter().zip(self.places.iter()).skip(from).take_while(|(of, _)| **of == start);
+        let from = self.before(start);
+        let same = self.marks.iter().zip(self.places.iter()).skip(from).take_while(|(mark, _)| mark.start == start);
         let Some(after) = same.into_iter().position(|(_, of)| *of == place) else { return };
         let at = from + after;
-        self.starts.remove(at);
+        self.marks.remove(at);
         self.ends.remove(at);
-        self.reach.remove(at);
         self.places.remove(at);
         self.spread(at);
     }
 
     /// Takes all ranges away that begin in these host addresses.
     pub fn remove_range(&mut self, starts: Range<u64>) {
-        let from = self.starts.partition_point(|of| *of < starts.start);
-        let to = self.starts.partition_point(|of| *of < starts.end);
-        cut(&mut self.starts, from..to);
+        let (from, to) = (self.before(starts.start), self.before(starts.end));
+        cut(&mut self.marks, from..to);
         cut(&mut self.ends, from..to);
-        cut(&mut self.reach, from..to);
         cut(&mut self.places, from..to);
         self.spread(from);
     }
 
-    /// The places of what overlaps a range, by their beginnings.
-    pub fn overlapping(&self, range: Range<u64>) -> impl Iterator<Item = u16> + '_ {
-        let to = self.starts.partition_point(|start| *start < range.end);
-        let from = self.reach.get(..to).map_or(0, |reach| reach.partition_point(|end| *end <= range.start));
-        let both = self.ends.iter().zip(self.places.iter()).take(to).skip(from);
-        both.filter(move |(end, _)| **end > range.start).map(|(_, place)| *place)
-    }
-
-    /// Whether anything overlaps a range.
-    #[inline]
-    pub fn any(&self, range: Range<u64>) -> bool {
-        self.any_within(range, 0, self.starts.len())
-    }
-
-    /// The same, where all before place `low` begin before the range's end and none from place `high` on does.
-    #[inline]
-    pub fn any_within(&self, range: Range<u64>, low: usize, high: usize) -> bool {
-        // Of what begins before the range's end, one reaches into the range, or none does.
-        let near = self.starts.get(low..high).unwrap_or_default();
-        let to = low + near.partition_point(|start| *start < range.end);
-        to.checked_sub(1).and_then(|last| self.reach.get(last)).is_some_and(|reach| *reach > range.start)
-    }
-
     /// How many begin before this.
     pub fn before(&self, start: u64) -> usize {
-        self.starts.partition_point(|of| *of < start)
+        self.marks.partition_point(|mark| mark.start < start)
+    }
+
+    /// How many begin before this, where all before place `low` do and none from place `high` on does.
+    #[inline]
+    fn before_within(&self, start: u64, low: usize, high: usize) -> usize {
+        let near = self.marks.get(low..high).unwrap_or_default();
+        if near.len() > FEW {
+            return low + near.partition_point(|mark| mark.start < start);
+        }
+        // Few are counted: their lines come side by side, and no step waits for the one before.
+        low + near.iter().map(|mark| usize::from(mark.start < start)).sum::<usize>()
+    }
+
+    /// Whether anything overlaps a range, where all before place `low` begin before the range's end and none from place `high`
+    /// on does.
+    #[inline]
+    pub fn any(&self, range: &Range<u64>, low: usize, high: usize) -> bool {
+        // Of what begins before the range's end, one reaches into the range, or none does.
+        let to = self.before_within(range.end, low, high);
+        to.checked_sub(1).and_then(|last| self.marks.get(last)).is_some_and(|mark| mark.reach > range.start)
+    }
+
+    /// The window in which everything lies that overlaps a range; `low` and `high` as for [`Hosts::any`].
+    pub fn window(&self, range: &Range<u64>, low: usize, high: usize) -> Range<usize> {
+        let to = self.before_within(range.end, low, high);
+        // Mostly few overlap, so the search for the first goes back from the last, in steps that double.
+        let reaches = |at: usize| self.marks.get(at).is_some_and(|mark| mark.reach > range.start);
+        let (mut from, mut step) = (to, 1);
+        while from > 0 && reaches(from - 1) {
+            from = from.saturating_sub(step);
+            step *= 2;
+        }
+        let rest = self.marks.get(from..to).unwrap_or_default();
+        from + rest.partition_point(|mark| mark.reach <= range.start)..to
+    }
+
+    /// The places of what overlaps a range with this beginning, in its window, by their beginnings.
+    pub fn overlapping(&self, start: u64, window: Range<usize>) -> impl Iterator<Item = u16> + '_ {
+        let ends = self.ends.get(window.clone()).unwrap_or_default();
+        let places = self.places.get(window).unwrap_or_default();
+        ends.iter().zip(places).filter(move |(end, _)| **end > start).map(|(_, place)| *place)
     }
 
     /// Mends `reach` from a place on, as far as it isn't right.
     fn spread(&mut self, at: usize) {
-        let mut reached = at.checked_sub(1).and_then(|before| self.reach.get(before)).copied().unwrap_or(0);
+        let mut reached = at.checked_sub(1).and_then(|before| self.marks.get(before)).map_or(0, |mark| mark.reach);
         let mut first = true;
-        for (reach, end) in self.reach.iter_mut().zip(self.ends.iter()).skip(at) {
+        for (mark, end) in self.marks.iter_mut().zip(self.ends.iter()).skip(at) {
             reached = reached.max(*end);
-            if *reach == reached && !first {
+            if mark.reach == reached && !first {
                 return;
             }
-            *reach = reached;
+            mark.reach = reached;
             first = false;
         }
     }
@@ -120,17 +148,25 @@ mod tests {
 
     use super::*;
 
+    fn hits<const N: usize>(hosts: &Hosts<N>, range: Range<u64>) -> bool {
+        hosts.any(&range, 0, hosts.len())
+    }
+
+    fn found<const N: usize>(hosts: &Hosts<N>, range: Range<u64>) -> std::vec::Vec<u16> {
+        hosts.overlapping(range.start, hosts.window(&range, 0, hosts.len())).collect()
+    }
+
     #[test]
     fn a_long_range_is_found_behind_short_ones() {
         let mut hosts = Hosts::<8>::new();
         for (start, end, place) in [(0, 100, 0), (10, 11, 1), (20, 21, 2), (200, 201, 3)] {
             assert!(hosts.insert(start..end, place));
         }
-        assert_eq!(hosts.overlapping(50..60).collect::<std::vec::Vec<_>>(), [0]);
-        assert!(!hosts.any(100..200), "the ends are not in their ranges");
+        assert_eq!(found(&hosts, 50..60), [0]);
+        assert!(!hits(&hosts, 100..200), "the ends are not in their ranges");
         hosts.remove(0, 0);
-        assert!(!hosts.any(50..60));
-        assert!(hosts.any(20..60));
+        assert!(!hits(&hosts, 50..60));
+        assert!(hits(&hosts, 20..60));
     }
 
     #[test]
@@ -138,7 +174,7 @@ mod tests {
         let mut hosts = Hosts::<1>::new();
         assert!(hosts.insert(0..1, 0));
         assert!(!hosts.insert(5..6, 1));
-        assert!(!hosts.any(5..6));
+        assert!(!hits(&hosts, 5..6));
     }
 
     proptest! {
@@ -164,12 +200,12 @@ mod tests {
                     hosts.remove(start, place);
                 }
                 for (start, pages) in &queries {
-                    let mut found: std::vec::Vec<_> = hosts.overlapping(*start..start + pages).collect();
+                    let mut found = found(&hosts, *start..start + pages);
                     let mut right: std::vec::Vec<_> =
                         all.iter().filter(|of| of.0 < start + pages && of.1 > *start).map(|of| of.2).collect();
                     found.sort_unstable();
                     right.sort_unstable();
-                    prop_assert_eq!(hosts.any(*start..start + pages), !right.is_empty());
+                    prop_assert_eq!(hits(&hosts, *start..start + pages), !right.is_empty());
                     prop_assert_eq!(found, right);
                 }
             }

@@ -195,7 +195,9 @@ impl<const N: usize, const G: usize> Slots<N, G> {
         let (hosts, base) = (&self.hosts, HostAddress { region: slot.host.region, page: 0 }.to_word());
         let mut regions = self.regions.iter_mut().skip(usize::from(slot.host.region.0));
         if let Some(region) = regions.next() {
-            region.directory.remove(&slot.host_pages(), |pages| hosts.any(base + pages.start..base + pages.end));
+            region
+                .directory
+                .remove(&slot.host_pages(), |pages| hosts.any(&(base + pages.start..base + pages.end), 0, hosts.len()));
         }
         regions.for_each(|region| region.first = region.first.saturating_sub(1));
     }
