@@ -82,7 +82,8 @@ requests! {
         /** No vCPU runs on a CPU below this. */ lowest_cpu: CpuId,
     } -> VmMade;
     /// Back a range of guest-physical memory with zeroed frames, as far as it isn't yet. Large pages where
-    /// the range covers them. `Exhausted` beyond what `VmMake` promised.
+    /// the range covers them. `Exhausted` beyond what `VmMake` promised. `NotFound`, and nothing is done, where no slot shows
+    /// all of it; `Busy` while a slot there is being deleted or moved, or a `Discard` covers it.
     Populate = 2 {
         /** A VM of the caller's. */ vm: VmId,
         /** First page. */ gfn: Gfn,

@@ -17,6 +17,7 @@ mod platform;
 pub mod pool;
 mod promise;
 mod reclaim;
+mod shown;
 pub mod slots;
 
 use caisson_proto::abi::{Status, doorbell};
@@ -29,9 +30,16 @@ use platform::Platform;
 use pool::Pool;
 use promise::Promises;
 pub use promise::overhead;
+pub use shown::REGION_PAGES;
+use slots::Slots;
 
 /// Frames that are to be free although encrypted ones wait: 16 MiB, which guests need some time to fill.
 pub const RESERVE: u64 = 4096;
+
+/// Slots of all VMs. Fewer on the host, where many memories live beside each other, some of them on a stack.
+pub const SLOTS: usize = if cfg!(target_os = "none") { slots::CAPACITY } else { 1024 };
+/// Granules in the directory of each region.
+const GRANULES: usize = if cfg!(target_os = "none") { slots::GRANULES } else { 64 };
 
 /// The kernel, and the neighbours that memory talks to.
 pub trait Kernel {
@@ -71,6 +79,7 @@ pub struct Memory {
     pool: Pool,
     promises: Promises,
     platform: Platform,
+    slots: Slots<SLOTS, GRANULES>,
     /// Where the enumeration of frames goes on; `None` if it is complete.
     scan: Option<Frame>,
     /// Frames have left a VM since the last enumeration.
@@ -87,6 +96,7 @@ impl Memory {
             pool: Pool::new(),
             promises: Promises::new(),
             platform: Platform::new(),
+            slots: Slots::new(),
             scan: None,
             stale: false,
             owes_settled: false,
@@ -122,9 +132,9 @@ impl Memory {
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
-            Ok(MemoryCall::SlotSet(_) | MemoryCall::SlotInfo(_) | MemoryCall::Discard(_)) => {
-                (Status::Unsupported, [0; 8])
-            }
+            Ok(MemoryCall::SlotSet(request)) => answer(self.slot_set(sender, &request, kernel)),
+            Ok(MemoryCall::SlotInfo(request)) => answer(self.slot_info(sender, &request, kernel)),
+            Ok(MemoryCall::Discard(request)) => answer(self.discard(sender, &request, kernel)),
             Err(_) => (Status::Malformed, [0; 8]),
         }
     }
