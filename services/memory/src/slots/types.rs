@@ -69,7 +69,7 @@ impl Wanted {
     pub fn bytes(
         id: SlotId, flags: SlotFlags, gpa: u64, length: u64, region: Region, offset: u64,
     ) -> Result<Self, Error> {
-        if (gpa | length | offset) % PAGE_SIZE != 0 {
+        if !(gpa | length | offset).is_multiple_of(PAGE_SIZE) {
             return Err(Error::Unaligned);
         }
         Ok(Self {
