@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod balloon;
+pub mod gmem;
 pub mod keyed;
 mod make;
 mod platform;
