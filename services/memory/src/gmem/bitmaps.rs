@@ -32,7 +32,7 @@ pub struct Bitmaps<const N: usize> {
 
 /// Of a plane of one gmem or VM, the key of a page's bitmap.
 fn key(plane: Plane, of: u16, page: u64) -> u64 {
-    (plane as u64) << 60 | u64::from(of) << 40 | page / PAGES
+    (plane as u64) << 60 | u64::from(of) << 40 | (page / PAGES)
 }
 
 /// The keys of a range's bitmaps.
