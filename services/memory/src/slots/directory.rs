@@ -24,9 +24,19 @@ impl<const G: usize> Directory<G> {
     /// Of a region of so many pages, without slots.
     pub const fn new(pages: u64) -> Self {
         const { assert!(G > 0 && G <= GRANULES) };
+        Self { touched: [0; GRANULES / 64], begun: [0; G], shift: Self::shift(pages) }
+    }
+
+    /// Becomes that of a region of so many pages, without slots.
+    pub fn reset(&mut self, pages: u64) {
+        self.touched.fill(0);
+        self.begun.fill(0);
+        self.shift = Self::shift(pages);
+    }
+
+    const fn shift(pages: u64) -> u32 {
         let granule = pages.div_ceil(G as u64);
-        let shift = if granule <= 1 { 0 } else { 64 - (granule - 1).leading_zeros() };
-        Self { touched: [0; GRANULES / 64], begun: [0; G], shift }
+        if granule <= 1 { 0 } else { 64 - (granule - 1).leading_zeros() }
     }
 
     /// Pages of a granule.
@@ -106,6 +116,14 @@ mod tests {
         assert_eq!(Directory::<4096>::new(4096).granule(), 1);
         assert_eq!(Directory::<4096>::new(4097).granule(), 2);
         assert_eq!(Directory::<4096>::new(1 << 28).granule(), 1 << 16);
+    }
+
+    #[test]
+    fn one_that_is_used_again_knows_nothing_of_before() {
+        let mut directory = Directory::<64>::new(6400);
+        directory.add(&(100..300));
+        directory.reset(64);
+        assert_eq!((directory.granule(), directory.may_overlap(&(0..64)), directory.around(64)), (1, false, (0, 0)));
     }
 
     proptest! {

@@ -75,7 +75,7 @@ pub struct Slots<const N: usize, const G: usize> {
     gfns: Keyed<N>,
     hosts: Hosts<N>,
     vms: Vec<Vm, MAX_VMS>,
-    regions: Vec<RegionOf<G>, MAX_VMS>,
+    regions: [RegionOf<G>; MAX_VMS],
 }
 
 fn id_key(vm: VmId, id: u64) -> u64 {
@@ -97,7 +97,7 @@ impl<const N: usize, const G: usize> Slots<N, G> {
             gfns: Keyed::new(),
             hosts: Hosts::new(),
             vms: Vec::new(),
-            regions: Vec::new(),
+            regions: [const { RegionOf::NONE }; MAX_VMS],
         }
     }
 
@@ -142,16 +142,13 @@ impl<const N: usize, const G: usize> Slots<N, G> {
             return Err(Error::Wraps);
         }
         let index = usize::from(region.0);
-        while self.regions.len() <= index.min(MAX_VMS) {
-            // Above all regions that have slots.
-            let none = RegionOf { first: self.len(), ..RegionOf::NONE };
-            self.regions.push(none).map_err(|_| Error::NoRegion)?;
-        }
         let place = self.regions.get_mut(index).ok_or(Error::NoRegion)?;
         if place.vm.is_some() {
             return Err(Error::RegionExists);
         }
-        *place = RegionOf { vm: Some(vm), pages, backing, directory: Directory::new(pages), first: place.first };
+        // In place: it is too large for a service's stack.
+        (place.vm, place.pages, place.backing) = (Some(vm), pages, backing);
+        place.directory.reset(pages);
         Ok(())
     }
 

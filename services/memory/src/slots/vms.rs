@@ -6,7 +6,7 @@ use caisson_proto::memory::MAX_SLOTS;
 use caisson_proto::wire::Field;
 
 use super::events::Open;
-use super::{END, Error, RESERVED, RegionOf, Slots, Wanted, gfn_key, id_key};
+use super::{END, Error, RESERVED, Slots, Wanted, gfn_key, id_key};
 
 /// A slot that is being emptied, to be deleted or moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,8 @@ impl<const N: usize, const G: usize> Slots<N, G> {
         for (index, region) in regions.iter_mut().enumerate().filter(|(_, region)| region.vm == Some(vm)) {
             let base = HostAddress { region: Region(index as u16), page: 0 }.to_word();
             hosts.remove_range(base..base + END);
-            *region = RegionOf::NONE;
+            (region.vm, region.pages) = (None, 0);
+            region.directory.reset(0);
         }
         for (index, region) in regions.iter_mut().enumerate() {
             region.first = hosts.before(HostAddress { region: Region(index as u16), page: 0 }.to_word());
