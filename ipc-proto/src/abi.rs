@@ -62,9 +62,14 @@ wire_enum! {
     /// | `BadLease` | the pages lent are not the lender's, or not there |
     /// | `Died` | the receiver died while it served this |
     /// | `TooWeak` | what was asked for is weaker than the rule demands |
+    /// | `Invalid` | the request contradicts itself, or what exists can't be changed so |
+    /// | `Exists` | something else is there already |
+    /// | `Poisoned` | the memory behind it is broken |
+    /// | `Unbound` | what it was bound to isn't there any more |
     pub enum Status {
         Ok = 0, Denied = 1, Downhill = 2, Dead = 3, Malformed = 4, Busy = 5, Exhausted = 6, NotFound = 7, State = 8, Range = 9,
         Unsupported = 10, Stale = 11, BadLease = 12, Died = 13, TooWeak = 14,
+        Invalid = 15, Exists = 16, Poisoned = 17, Unbound = 18,
     }
 }
 

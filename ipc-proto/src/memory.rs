@@ -1,7 +1,7 @@
 //! memory: owns all frames that the kernel doesn't use, and so makes VMs.
 
 use crate::abi::Status;
-use crate::addr::{CpuId, Gfn, VmId};
+use crate::addr::{CpuId, Gfn, GmemAddress, HostAddress, SlotId, VmId};
 use crate::kernel::VmKind;
 use crate::notifier::VmNotices;
 use crate::wire::Done;
@@ -9,7 +9,46 @@ use crate::wire::Done;
 /// Errors are [`Status`] values.
 pub type Error = Status;
 
+/// Slots of one VM at the most; their ids are below this.
+pub const MAX_SLOTS: u64 = 32_764;
+
+bitflags::bitflags! {
+    /// What a slot is.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct SlotFlags: u8 {
+        /// The guest can't write there.
+        const READ_ONLY = 1;
+        /// Which pages the guest writes is noted.
+        const LOG_DIRTY = 2;
+        /// Its private pages are a gmem's.
+        const GMEM = 4;
+    }
+}
+wire_flags!(SlotFlags);
+
 replies! {
+    /// Whether something is left to be done: the same request goes on with it.
+    pub struct Progress {
+        /// Ask again.
+        pub more: bool,
+    }
+    /// A slot.
+    pub struct SlotReport {
+        /// Its id.
+        pub slot: SlotId,
+        /// What it is.
+        pub flags: SlotFlags,
+        /// Its first guest frame.
+        pub gfn: Gfn,
+        /// Its length.
+        pub pages: u64,
+        /// What it shows there.
+        pub host: HostAddress,
+        /// And of private memory, if `flags` say so.
+        pub gmem: GmemAddress,
+        /// Not while it is being deleted or moved: nothing is mapped there then.
+        pub valid: bool,
+    }
     /// A VM of the caller's.
     pub struct VmMade {
         /// Its id.
@@ -63,7 +102,8 @@ requests! {
         /** No vCPU runs on a CPU below this. */ lowest_cpu: CpuId,
     } -> VmMade;
     /// Back a range of guest-physical memory with zeroed frames, as far as it isn't yet. Large pages where
-    /// the range covers them. `Exhausted` beyond what `VmMake` promised.
+    /// the range covers them. `Exhausted` beyond what `VmMake` promised. `NotFound`, and nothing is done, where no slot shows
+    /// all of it; `Busy` while a slot there is being deleted or moved, or a `Discard` covers it.
     Populate = 2 {
         /** A VM of the caller's. */ vm: VmId,
         /** First page. */ gfn: Gfn,
@@ -83,6 +123,37 @@ requests! {
     /// What notifier did for a VM: its [`NoticesOf`](crate::notifier::NoticesOf), which a vmm may not ask it itself.
     /// `Unsupported` where nobody answers.
     NoticesOf = 17 { /** A VM of the caller's. */ vm: VmId } -> VmNotices;
+    /// Make, change or delete a slot. A VM is made with slot 0, which shows the VM's own region, page by page, in all of its
+    /// guest memory. What was mapped in a slot that is deleted or moved is given back first, at most 512 pages a
+    /// call; the same request goes on with it.
+    ///
+    /// Without pages: deletes the slot (`Invalid` if there is none). Of a slot that exists, only the guest frame and
+    /// [`SlotFlags::LOG_DIRTY`] can be changed, and nothing of one with a gmem: `Invalid` otherwise. `Invalid` for guest frames or
+    /// pages of the region past its end, too; `Exists` where another slot is; `NotFound` for a region or gmem that isn't the VM's.
+    /// `Busy` while another slot of the VM is being deleted or moved, or a `Discard` goes on. `Unsupported` for
+    /// memory whose caches this machine can't flush. `Exhausted` if no slot is left.
+    SlotSet = 5 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** Which. */ slot: SlotId,
+        /** What it is to be. */ flags: SlotFlags,
+        /** Its first guest frame. */ gfn: Gfn,
+        /** Its length; 0 deletes it. */ pages: u64,
+        /** What it shows there. */ host: HostAddress,
+        /** And of private memory; the first page of gmem 0 without [`SlotFlags::GMEM`]. */ gmem: GmemAddress,
+    } -> Progress;
+    /// The slot with this id, or the next that exists. `NotFound` past the last.
+    SlotInfo = 6 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** Where to look from. */ slot: SlotId,
+    } -> SlotReport;
+    /// Take the memory behind host addresses, wherever slots show it, at most 512 pages a call; the same request goes on with
+    /// it. What the VM was promised becomes less by that. Nothing happens where no slot shows it. `Busy`
+    /// while another range of the VM's is under way; `NotFound` for a region that isn't the VM's.
+    Discard = 7 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** First page. */ start: HostAddress,
+        /** How many. */ pages: u64,
+    } -> Progress;
 }
 
 /// What memory posts to notifier when frames left a VM: a slot of their ring.

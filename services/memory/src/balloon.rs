@@ -1,8 +1,8 @@
 //! Memory that a living VM gives back, and takes again.
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
-use caisson_proto::addr::{ServiceId, VmId};
-use caisson_proto::kernel::GuestUnmap;
+use caisson_proto::addr::{Gfn, ServiceId, VmId};
+use caisson_proto::kernel::{GuestUnmap, Unmapped};
 use caisson_proto::memory::GiveBack;
 
 use crate::{Kernel, Memory, own, reclaim, unpromised, vm_report};
@@ -16,6 +16,13 @@ impl Memory {
             return Err(Status::Range);
         }
         own(vm, sender, kernel)?;
+        self.unmap(vm, gfn, pages, kernel).map(|_| ())
+    }
+
+    /// Takes pages from a living VM, as many as the kernel takes in one go, which it may populate again.
+    pub(crate) fn unmap(
+        &mut self, vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel,
+    ) -> Result<Unmapped, Status> {
         let unmap = GuestUnmap { vm, view: 0, gfn, pages };
         let unmapped = match kernel.ask(&unmap) {
             // Large pages are split.
@@ -25,11 +32,16 @@ impl Memory {
             }
             answer => answer?,
         };
-        self.counts.took(vm, &unmapped);
-        self.stale |= unmapped.pages > 0;
-        self.promises.set_given(vm, self.promises.given(vm).saturating_add(unmapped.pages));
+        self.took(vm, unmapped.pages, 1, u64::from(unmapped.pages > 0));
         reclaim::tell(vm, gfn, &unmapped, kernel);
-        Ok(())
+        Ok(unmapped)
+    }
+
+    /// So many pages left a living VM, for which the kernel was asked so often and had to shoot so many times.
+    pub(crate) fn took(&mut self, vm: VmId, pages: u64, requests: u64, flushes: u64) {
+        self.counts.took(vm, pages, requests, flushes);
+        self.stale |= pages > 0;
+        self.promises.set_given(vm, self.promises.given(vm).saturating_add(pages));
     }
 
     /// Pages that a VM which has so many may have more: what it was promised, and of what it gave back as much as nobody else was

@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::{MAX_VMS, Status};
 use caisson_proto::addr::{ServiceId, VmId};
-use caisson_proto::kernel::{BatchInfo, Unmapped};
+use caisson_proto::kernel::BatchInfo;
 use caisson_proto::memory::VmFrames;
 
 use crate::{Kernel, Memory, own};
@@ -30,11 +30,11 @@ impl Counts {
     }
 
     /// The kernel was asked to take pages from a VM, and did.
-    pub(crate) fn took(&mut self, vm: VmId, unmapped: &Unmapped) {
-        let Taken { reclaimed, requests, flushes, .. } = self.of(vm);
+    pub(crate) fn took(&mut self, vm: VmId, pages: u64, requests: u64, flushes: u64) {
+        let before = self.of(vm);
         if let Some(place) = self.0.get_mut(vm.index()) {
-            let flushes = flushes + u64::from(unmapped.pages > 0);
-            *place = Some(Taken { vm, reclaimed: reclaimed + unmapped.pages, requests: requests + 1, flushes });
+            let (reclaimed, requests) = (before.reclaimed + pages, before.requests + requests);
+            *place = Some(Taken { vm, reclaimed, requests, flushes: before.flushes + flushes });
         }
     }
 }

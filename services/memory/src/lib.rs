@@ -12,11 +12,15 @@
 
 mod balloon;
 mod counts;
+pub mod gmem;
+pub mod keyed;
 mod make;
 mod platform;
 pub mod pool;
 mod promise;
 mod reclaim;
+mod shown;
+pub mod slots;
 
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
@@ -30,9 +34,16 @@ use platform::Platform;
 use pool::Pool;
 use promise::Promises;
 pub use promise::overhead;
+pub use shown::REGION_PAGES;
+use slots::Slots;
 
 /// Frames that are to be free although encrypted ones wait: 16 MiB, which guests need some time to fill.
 pub const RESERVE: u64 = 4096;
+
+/// Slots of all VMs. Fewer on the host, where many memories live beside each other, some of them on a stack.
+pub const SLOTS: usize = if cfg!(target_os = "none") { slots::CAPACITY } else { 1024 };
+/// Granules in the directory of each region.
+const GRANULES: usize = if cfg!(target_os = "none") { slots::GRANULES } else { 64 };
 
 /// The kernel, and the neighbours that memory talks to.
 pub trait Kernel {
@@ -80,6 +91,7 @@ pub struct Memory {
     promises: Promises,
     platform: Platform,
     counts: Counts,
+    slots: Slots<SLOTS, GRANULES>,
     /// Where the enumeration of frames goes on; `None` if it is complete.
     scan: Option<Frame>,
     /// Frames have left a VM since the last enumeration.
@@ -97,6 +109,7 @@ impl Memory {
             promises: Promises::new(),
             platform: Platform::new(),
             counts: Counts::new(),
+            slots: Slots::new(),
             scan: None,
             stale: false,
             owes_settled: false,
@@ -136,6 +149,9 @@ impl Memory {
             Ok(MemoryCall::NoticesOf(NoticesOf { vm })) => {
                 answer(own(vm, sender, kernel).and_then(|_| kernel.notices(vm)))
             }
+            Ok(MemoryCall::SlotSet(request)) => answer(self.slot_set(sender, &request, kernel)),
+            Ok(MemoryCall::SlotInfo(request)) => answer(self.slot_info(sender, &request, kernel)),
+            Ok(MemoryCall::Discard(request)) => answer(self.discard(sender, &request, kernel)),
             Err(_) => (Status::Malformed, [0; 8]),
         }
     }

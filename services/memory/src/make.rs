@@ -4,7 +4,7 @@ use caisson_proto::abi::{MAX_PAGES_PER_CALL, MAX_VCPUS, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, LARGE_PAGES, ServiceId, VcpuId, VmId};
 use caisson_proto::kernel::{
     Access, FrameRuns, FrameState, GuestMap, GuestUnmap, TablesDonate, VCPU_FRAMES, VcpuCreate, VmCreate, VmDestroy,
-    VmKind, VmState,
+    VmKind, VmReport, VmState,
 };
 use caisson_proto::memory::{Populate, VmMade, VmMake};
 use heapless::Vec;
@@ -59,13 +59,15 @@ impl Memory {
         };
         self.promises.make(vm, pages, promised, vcpus);
         let before = usize::from(first_cpu.0 - lowest_cpu.0);
-        for (index, cpu) in (0..vcpus).zip(cpus.cycle().skip(before)) {
-            if let Err(status) = self.vcpu(VcpuId { vm, index }, CpuId(cpu), kernel) {
-                // What was given to it comes back as from any dead VM.
-                let _ = kernel.ask(&VmDestroy { vm });
-                self.reclaim(kernel);
-                return Err(status);
-            }
+        let mut vcpus = (0..vcpus).zip(cpus.cycle().skip(before));
+        let shown = self.show(vm);
+        let made =
+            shown.and_then(|()| vcpus.try_for_each(|(index, cpu)| self.vcpu(VcpuId { vm, index }, CpuId(cpu), kernel)));
+        if let Err(status) = made {
+            // What was given to it comes back as from any dead VM.
+            let _ = kernel.ask(&VmDestroy { vm });
+            self.reclaim(kernel);
+            return Err(status);
         }
         Ok(VmMade { vm })
     }
@@ -115,7 +117,28 @@ impl Memory {
             return Err(Status::Range);
         }
         let report = own(vm, sender, kernel)?;
+        // All of it has to be shown before anything is mapped.
+        let (mut at, end) = (gfn.0, gfn.0 + pages);
+        while at < end {
+            at += self.shown(vm, Gfn(at))?.1;
+        }
         let mut budget = self.budget(vm, report.pages, kernel)?;
+        let mut at = gfn.0;
+        while at < end {
+            let (access, shown) = self.shown(vm, Gfn(at))?;
+            let pages = shown.min(end - at);
+            self.fill(&report, Gfn(at), pages, access, &mut budget, kernel)?;
+            at += pages;
+        }
+        self.keep_reserve(kernel);
+        Ok(())
+    }
+
+    /// Backs a range that one slot shows, as far as it isn't yet, with at most `budget` new pages.
+    fn fill(
+        &mut self, report: &VmReport, gfn: Gfn, pages: u64, access: Access, budget: &mut u64, kernel: &mut impl Kernel,
+    ) -> Result<(), Status> {
+        let vm = report.vm;
         // A range that can't be mapped in one piece is halved.
         let mut todo = Vec::<(Gfn, u64), HALVES>::new();
         let mut next = Some((gfn, pages));
@@ -127,9 +150,9 @@ impl Memory {
                 next = Some((gfn, half));
                 continue;
             }
-            match self.map(vm, gfn, pages, kernel)? {
-                Mapped::New if pages <= budget => {
-                    budget -= pages;
+            match self.map(vm, gfn, pages, access, kernel)? {
+                Mapped::New if pages <= *budget => {
+                    *budget -= pages;
                     self.regain(vm, kernel);
                 }
                 Mapped::New => {
@@ -150,16 +173,16 @@ impl Memory {
             }
             next = todo.pop();
         }
-        self.keep_reserve(kernel);
         Ok(())
     }
 
     /// Maps one range with frames in a row, if nothing of it is mapped.
-    fn map(&mut self, vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) -> Result<Mapped, Status> {
+    fn map(
+        &mut self, vm: VmId, gfn: Gfn, pages: u64, access: Access, kernel: &mut impl Kernel,
+    ) -> Result<Mapped, Status> {
         for _ in 0..ATTEMPTS {
             let sequence = vm_report(vm, kernel)?.sequence;
             let Some(frame) = self.take(pages, kernel) else { return Ok(Mapped::NoRun) };
-            let access = Access::all();
             match kernel.ask(&GuestMap { vm, view: 0, gfn, frame, pages, access, sequence }) {
                 Ok(_) => return Ok(Mapped::New),
                 Err(Status::State) if !still_free(frame, pages, kernel) => {

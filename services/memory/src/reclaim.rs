@@ -84,6 +84,7 @@ impl Memory {
             match kernel.ask(&VmRelease { vm: report.vm }) {
                 Ok(unmapped) => {
                     self.platform.gone(report.vm);
+                    self.slots.vm_gone(report.vm);
                     tell(report.vm, Gfn(0), &unmapped, kernel);
                 }
                 Err(_) => progress = Progress::Waits,

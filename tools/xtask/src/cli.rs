@@ -196,6 +196,30 @@ pub enum Bench {
     Exits(ExitsArgs),
     /// Cache flushes for encrypted VMs under several policies, on traces
     Flushes(FlushesArgs),
+    /// Notifications of changed memory on this host: Caisson's way, Linux's and a naive one
+    Notifier(NotifierArgs),
+}
+
+/// How to measure notifications.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The three take turns, and medians are compared. If Caisson's takes a lock, allocates memory, or flushes more than once for an event, the exit
+status is 1.
+
+Examples:
+  cargo xtask bench notifier
+  cargo xtask bench notifier --json --rounds 31
+  cargo xtask bench notifier --book")]
+pub struct NotifierArgs {
+    /// How often each is measured
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Print JSON
+    #[arg(long, conflicts_with = "book")]
+    pub json: bool,
+    /// Write the table of the book instead
+    #[arg(long)]
+    pub book: bool,
 }
 
 /// How to count flushes.

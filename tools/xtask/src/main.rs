@@ -19,6 +19,7 @@ mod initramfs;
 mod kut;
 mod logs;
 mod machine;
+mod notifications;
 mod paths;
 mod program;
 mod progress;
@@ -68,6 +69,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
         Command::Bench(Bench::Boot(args)) => bench::boot(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Bench(Bench::Exits(args)) => exits::exits(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(Bench::Notifier(args)) => notifications::notifier(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Bench(Bench::Flushes(args)) => flushes::flushes(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => match check::test(&paths, &args) {
             // The count is the last line.

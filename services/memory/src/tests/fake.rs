@@ -60,6 +60,8 @@ pub struct Fake {
     pub no_bell: bool,
     /// Memory dies after so many operations: nothing that it does then has an effect.
     pub dies_after: Option<u64>,
+    /// Of the last mapping.
+    pub last_access: Access,
 }
 
 impl Fake {
@@ -83,11 +85,17 @@ impl Fake {
             operations: 0,
             no_bell: false,
             dies_after: None,
+            last_access: Access::empty(),
         }
     }
 
     pub fn count(&self, wanted: impl Fn(State) -> bool) -> u64 {
         self.frames.iter().filter(|&&state| wanted(state)).count() as u64
+    }
+
+    /// Pages that the VM in this slot has.
+    pub fn mapped(&self, slot: usize) -> usize {
+        self.vms[slot].as_ref().map_or(0, |vm| vm.map.len())
     }
 
     pub fn free(&self) -> u64 {
@@ -239,7 +247,8 @@ impl Fake {
                 self.take(frame, VCPU_FRAMES, State::KernelOf(vcpu.vm));
                 Done {}.encode()
             }
-            KernelCall::GuestMap(GuestMap { vm, gfn, frame, pages, .. }) => {
+            KernelCall::GuestMap(GuestMap { vm, gfn, frame, pages, access, .. }) => {
+                self.last_access = access;
                 if self.vm(vm)?.dying {
                     return Err(Status::State);
                 }

@@ -4,9 +4,10 @@ mod balloon;
 mod fake;
 mod held;
 mod platform;
+mod slots;
 
 use caisson_proto::addr::{CpuId, Gfn};
-use caisson_proto::kernel::VmKind;
+use caisson_proto::kernel::{Access, VmKind};
 use caisson_proto::memory::{Populate, Report, VmMade, VmMake};
 use proptest::prelude::*;
 

@@ -1,0 +1,156 @@
+//! Slots as their VM's handler asks for them.
+//!
+//! Each VM has a region of its own, which is as long as its handler's window on the guest and which a slot shows as a whole
+//! until the handler divides it. Pages have frames only where they are shown: what is deleted or moved is given back, and
+//! comes empty elsewhere. memory is the only one that maps, and it asks the slots first; so a change that takes several
+//! calls needs no one else's help to be closed to faults.
+
+use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
+use caisson_proto::addr::{Gfn, GmemAddress, HostAddress, Region, ServiceId, SlotId, VmId};
+use caisson_proto::kernel::{Access, GuestUnmap};
+use caisson_proto::layout;
+use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, SlotSet};
+
+use crate::slots::coherence::{Backing, Host};
+use crate::slots::{Answer, Change, Error, HostRange, Machine, Taken, Wanted};
+use crate::{Kernel, Memory, own, reclaim};
+
+/// Pages of a VM's region.
+pub const REGION_PAGES: u64 = (layout::USER_END - layout::GUEST) >> 12;
+/// What the kernel shows of this machine: nothing says that it keeps caches coherent by itself.
+const HOST: Host = Host { coherent: false };
+
+/// What carries an event out on the kernel. Its operation shoots down what it unmaps by itself.
+struct OnKernel<'a, K> {
+    kernel: &'a mut K,
+    /// Pages that went, how often the kernel was asked for some, and how often there were some.
+    taken: u64,
+    requests: u64,
+    flushes: u64,
+}
+
+impl<K: Kernel> Machine for OnKernel<'_, K> {
+    fn begin(&mut self, _: VmId, _: Gfn, _: Gfn) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn unmap(&mut self, vm: VmId, gfn: Gfn, pages: u64, most: u64) -> Result<Taken, Status> {
+        // The kernel takes up to 512 mapped pages from a range. So few pages are asked for that it can't be more than `most`,
+        // unless nothing was taken yet.
+        let pages = if most < MAX_PAGES_PER_CALL { pages.min(most) } else { pages };
+        let unmapped = self.kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages })?;
+        self.taken += unmapped.pages;
+        self.requests += 1;
+        self.flushes += u64::from(unmapped.pages > 0);
+        reclaim::tell(vm, gfn, &unmapped, self.kernel);
+        Ok(Taken { pages: unmapped.pages, next: unmapped.next })
+    }
+
+    fn flush(&mut self, _: VmId) {}
+
+    fn end(&mut self, _: VmId) {}
+
+    fn reclaimed(&mut self, _: VmId) {}
+}
+
+/// The region of a VM.
+fn region(vm: VmId) -> Region {
+    Region(vm.index() as u16)
+}
+
+impl Memory {
+    /// Gives a VM its region, and the slot that shows it.
+    ///
+    /// # Errors
+    /// [`Status::Exhausted`] if there is no place for it, which the kernel's limits rule out.
+    pub(crate) fn show(&mut self, vm: VmId) -> Result<(), Status> {
+        let whole = Wanted {
+            id: SlotId(0),
+            flags: SlotFlags::empty(),
+            gfn: Gfn(0),
+            pages: REGION_PAGES,
+            host: HostAddress { region: region(vm), page: 0 },
+            gmem: GmemAddress::default(),
+        };
+        let slots = &mut self.slots;
+        let made = slots
+            .vm_make(vm)
+            .and_then(|()| slots.region_make(vm, region(vm), REGION_PAGES, Backing::ORDINARY))
+            .and_then(|()| slots.set(vm, &whole, HOST));
+        made.map(|_| ()).map_err(|_| Status::Exhausted)
+    }
+
+    /// A VM that memory knows no slots of, since a predecessor made it, shows what it is made with.
+    fn known(&mut self, vm: VmId) -> Result<(), Status> {
+        if self.slots.knows(vm) { Ok(()) } else { self.show(vm) }
+    }
+
+    /// What a VM may do with pages, as many as a slot shows in the same way, and how many those are.
+    pub(crate) fn shown(&mut self, vm: VmId, gfn: Gfn) -> Result<(Access, u64), Status> {
+        self.known(vm)?;
+        let shown = self.slots.fault(vm, gfn, HOST).map_err(Error::status)?;
+        let access = if shown.writable { Access::all() } else { Access::READ | Access::EXECUTE };
+        Ok((access, shown.pages))
+    }
+
+    pub(crate) fn slot_set(
+        &mut self, sender: ServiceId, request: &SlotSet, kernel: &mut impl Kernel,
+    ) -> Result<Progress, Status> {
+        let SlotSet { vm, slot, flags, gfn, pages, host, gmem } = *request;
+        own(vm, sender, kernel)?;
+        self.known(vm)?;
+        if flags.contains(SlotFlags::GMEM) {
+            // None was made.
+            return Err(Status::NotFound);
+        }
+        let wanted = Wanted { id: slot, flags, gfn, pages, host, gmem };
+        if self.slots.set(vm, &wanted, HOST).map_err(Error::status)? != Change::Emptying {
+            return Ok(Progress { more: false });
+        }
+        let Some((gfn, pages)) = self.slots.to_empty(vm) else { return Ok(Progress { more: false }) };
+        let next = if pages == 0 { gfn } else { self.unmap(vm, gfn, pages, kernel)?.next };
+        let change = self.slots.emptied(vm, next).map_err(Error::status)?;
+        Ok(Progress { more: change == Change::Emptying })
+    }
+
+    pub(crate) fn slot_info(
+        &mut self, sender: ServiceId, request: &SlotInfo, kernel: &mut impl Kernel,
+    ) -> Result<SlotReport, Status> {
+        own(request.vm, sender, kernel)?;
+        self.known(request.vm)?;
+        let slot = self.slots.next(request.vm, request.slot).ok_or(Status::NotFound)?;
+        Ok(SlotReport {
+            slot: slot.id,
+            flags: slot.flags,
+            gfn: slot.gfn,
+            pages: slot.pages,
+            host: slot.host,
+            gmem: slot.gmem,
+            valid: slot.valid,
+        })
+    }
+
+    pub(crate) fn discard(
+        &mut self, sender: ServiceId, request: &Discard, kernel: &mut impl Kernel,
+    ) -> Result<Progress, Status> {
+        let Discard { vm, start, pages } = *request;
+        own(vm, sender, kernel)?;
+        self.known(vm)?;
+        if start.region != region(vm) {
+            return Err(Status::NotFound);
+        }
+        let range = HostRange { region: start.region, pages: start.page..start.page.saturating_add(pages) };
+        let mut machine = OnKernel { kernel, taken: 0, requests: 0, flushes: 0 };
+        let mut answer = self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine);
+        if answer == Err(Error::Machine(Status::Exhausted)) {
+            // Large pages are split. What was unmapped before that isn't forgotten.
+            self.donate(vm, machine.kernel)?;
+            answer = self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine);
+        }
+        self.took(vm, machine.taken, machine.requests, machine.flushes);
+        match answer.map_err(Error::status)? {
+            Answer::More => Ok(Progress { more: true }),
+            Answer::Spurious | Answer::Done => Ok(Progress { more: false }),
+        }
+    }
+}
