@@ -25,6 +25,7 @@ pub mod notifier;
 pub mod prelude;
 pub mod ring;
 pub mod rmp;
+pub mod slots;
 pub mod stats;
 pub mod supervisor;
 pub mod vcpu;

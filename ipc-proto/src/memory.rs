@@ -1,9 +1,10 @@
 //! memory: owns all frames that the kernel doesn't use, and so makes VMs.
 
 use crate::abi::Status;
-use crate::addr::{CpuId, Gfn, GmemAddress, HostAddress, SlotId, VmId};
+use crate::addr::{CpuId, Gfn, VmId};
 use crate::kernel::VmKind;
 use crate::notifier::VmNotices;
+use crate::slots::{GmemAddress, HostAddress, SlotId};
 use crate::wire::Done;
 
 /// Errors are [`Status`] values.

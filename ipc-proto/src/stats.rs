@@ -210,8 +210,8 @@ statistics! {
         Nmis "nmi_injections" CUMULATIVE NONE 1;
         /// Exceptions injected.
         Injected "exception_injections" CUMULATIVE NONE 1;
-        /// How long the vmm took for an exit, from its delivery to the reply.
-        Latency "exit_cycles_hist" LOG CYCLES BUCKETS;
+        /// How long it was halted, from the exit until it ran again.
+        HaltWait "halt_wait_hist" LOG CYCLES BUCKETS;
     }
 }
 
@@ -335,8 +335,8 @@ mod tests {
     #[test]
     fn values_follow_each_other_in_the_order_of_their_descriptors() {
         assert_eq!(VcpuStat::Exits.word(), 0);
-        assert_eq!(VcpuStat::Latency.word() + usize::from(BUCKETS), VcpuStat::WORDS);
-        assert_eq!(VCPU[VcpuStat::Latency as usize].name, "exit_cycles_hist");
+        assert_eq!(VcpuStat::HaltWait.word() + usize::from(BUCKETS), VcpuStat::WORDS);
+        assert_eq!(VCPU[VcpuStat::HaltWait as usize].name, "halt_wait_hist");
         let page = block(VCPU, &id("a", Some(7)));
         let (header, rest) = Header::ref_from_prefix(page.as_bytes()).unwrap();
         assert_eq!(header.num_desc as usize, VCPU.len());

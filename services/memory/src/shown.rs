@@ -6,10 +6,11 @@
 //! calls needs no one else's help to be closed to faults.
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
-use caisson_proto::addr::{Gfn, GmemAddress, HostAddress, Region, ServiceId, SlotId, VmId};
+use caisson_proto::addr::{Gfn, ServiceId, VmId};
 use caisson_proto::kernel::{Access, GuestUnmap};
 use caisson_proto::layout;
 use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, SlotSet};
+use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
 use crate::slots::coherence::{Backing, Host};
 use crate::slots::{Answer, Change, Error, HostRange, Machine, Taken, Wanted};

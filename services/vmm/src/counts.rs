@@ -1,8 +1,8 @@
 //! What is counted of the VM and of its vCPUs, for whoever reads its statistics ([`caisson_proto::stats`]).
 //!
-//! A value is kept only where it is read, and changes there by one store: no lock, and no question to anybody. An exit is dear
-//! enough, so it costs two such counts, one by its reason and one by its time. What follows from these, and what only others
-//! know, is put in when somebody reads ([`Vmm::refresh`]).
+//! An exit is dear enough: its reason is counted by one addition here, and published with what follows from it and with what
+//! only others know when somebody reads ([`Vmm::refresh`]). What happens seldom is published as it happens. No lock, and no
+//! question to anybody. An exit isn't timed: two looks at the clock would cost as much as a tenth of all that the vmm does for it.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -13,6 +13,7 @@ use caisson_proto::vcpu::{Exit, Groups, Resume};
 use caisson_proto::vmm::VmConfig;
 
 use crate::platform::Platform;
+use crate::vcpu::Life;
 use crate::vmm::Vmm;
 
 /// The event to inject, in EVENTINJ's format (APM volume 2, section 15.20): its type, and an NMI's and an exception's.
@@ -87,14 +88,19 @@ const fn reason(code: u16) -> VcpuStat {
     }
 }
 
+/// Where a reason's count lies in a vCPU's page, in words. Only histograms lie so far behind that it wouldn't fit.
+const fn place(reason: VcpuStat) -> u8 {
+    let word = VCPU_DATA + reason.word();
+    assert!(word <= u8::MAX as usize);
+    word as u8
+}
+
 /// Exit codes below this have the places of their counts in a table.
 const CODES: usize = 0x90;
 const PLACES: [u8; CODES] = {
     let (mut table, mut code) = ([0; CODES], 0);
     while code < CODES {
-        table[code] = (VCPU_DATA + reason(code as u16).word()) as u8;
-        // It must fit, and only histograms lie behind the reasons.
-        assert!(VCPU_DATA + reason(code as u16).word() <= u8::MAX as usize);
+        table[code] = place(reason(code as u16));
         code += 1;
     }
     table
@@ -107,33 +113,34 @@ impl<P: Platform> Vmm<P> {
         self.platform.count(vcpu_page(at), VCPU_DATA + stat.word(), 1);
     }
 
-    /// An exit begins to be handled, of a vCPU that exists.
+    /// Where an exit is counted.
     #[inline(always)]
-    pub(crate) fn count_exit(&mut self, at: usize, exit: &Exit) {
-        let place = match PLACES.get(usize::from(exit.code)) {
-            Some(place) => usize::from(*place),
-            None => VCPU_DATA + self.rare(exit).word(),
-        };
-        self.platform.count(vcpu_page(at), place, 1);
+    pub(crate) fn place_of(&self, exit: &Exit) -> u8 {
+        PLACES.get(usize::from(exit.code)).copied().unwrap_or_else(|| self.rare(exit))
     }
 
-    fn rare(&self, exit: &Exit) -> VcpuStat {
+    #[cold]
+    fn rare(&self, exit: &Exit) -> u8 {
         let on_memory = exit.code == code::NPF && self.ram.contains(exit.info2);
-        if on_memory { VcpuStat::Faults } else { reason(exit.code) }
+        place(if on_memory { VcpuStat::Faults } else { reason(exit.code) })
     }
 
-    /// It ends with this reply; `lost` is what the reply before should have injected, and was counted then.
-    #[inline(always)]
+    /// An exit ends with this reply, which isn't the usual one that tells the guest nothing. `lost` is what the reply before
+    /// should have injected, and was counted then.
+    #[inline(never)]
     pub(crate) fn count_reply(&mut self, at: usize, exit: &Exit, resume: &Resume, lost: u64) {
-        if resume.inject != 0 || exit.code == code::KICK {
-            self.count_event(at, resume, lost);
+        if self.vcpus.get(at).is_some_and(|vcpu| vcpu.life == Life::Running) {
+            self.count_wake(at);
         }
-    }
-
-    fn count_event(&mut self, at: usize, resume: &Resume, lost: u64) {
+        let told = resume.inject != 0 || resume.window || resume.groups != Groups::empty();
+        if told
+            && exit.code == code::KICK
+            && let Some(vcpu) = self.vcpus.get_mut(at)
+        {
+            vcpu.kicks_used += 1;
+        }
         match resume.inject {
-            0 if resume.window || resume.groups != Groups::empty() => {}
-            0 => self.count(at, VcpuStat::SpuriousKicks),
+            0 => {}
             event if event == lost => {}
             event => match event & TYPE {
                 NMI => self.count(at, VcpuStat::Nmis),
@@ -143,11 +150,23 @@ impl<P: Platform> Vmm<P> {
         }
     }
 
-    /// It took from this point of the TSC until now.
-    #[inline(always)]
-    pub(crate) fn count_time(&mut self, at: usize, start: u64) {
-        let ticks = self.platform.now().wrapping_sub(start);
-        self.platform.count(vcpu_page(at), VCPU_DATA + VcpuStat::Latency.word() + bucket(ticks, BUCKETS), 1);
+    /// A vCPU halts.
+    #[inline(never)]
+    pub(crate) fn count_halt(&mut self, at: usize) {
+        let now = self.platform.now();
+        if let Some(vcpu) = self.vcpus.get_mut(at) {
+            vcpu.halted_at = now;
+        }
+    }
+
+    /// A vCPU runs, and perhaps it was halted.
+    #[inline(never)]
+    pub(crate) fn count_wake(&mut self, at: usize) {
+        let halted_at = self.vcpus.get_mut(at).map_or(0, |vcpu| core::mem::take(&mut vcpu.halted_at));
+        if halted_at != 0 {
+            let waited = bucket(self.platform.now().wrapping_sub(halted_at), BUCKETS);
+            self.platform.count(vcpu_page(at), VCPU_DATA + VcpuStat::HaltWait.word() + waited, 1);
+        }
     }
 
     /// memory was asked for a page that the guest lacked, from this point of the TSC until now.
@@ -164,16 +183,23 @@ impl<P: Platform> Vmm<P> {
         for (stat, value) in known {
             self.platform.publish(VM_PAGE, VM_DATA + stat.word(), *value);
         }
-        for (at, before) in self.counts.wbinvds.iter_mut().enumerate() {
+        for ((at, before), vcpu) in self.counts.wbinvds.iter_mut().enumerate().zip(&mut self.vcpus) {
+            let exits = &mut vcpu.exits;
             let (page, now) = (vcpu_page(at), self.platform.wbinvds(at as u8));
             // A vCPU's page may be newer than what was seen of it: then it counts from 0.
             let more = now.checked_sub(*before).unwrap_or(now);
             *before = now;
-            self.platform.count(page, VCPU_DATA + VcpuStat::WriteBacks.word(), more);
-            let counted = REASONS.iter().map(|stat| self.platform.published(page, VCPU_DATA + stat.word()));
+            exits[usize::from(place(VcpuStat::WriteBacks))] += more;
+            let mut all = 0_u64;
+            for stat in REASONS {
+                let count = exits[usize::from(place(stat))];
+                self.platform.publish(page, usize::from(place(stat)), count);
+                all += count;
+            }
+            let kicks = exits[usize::from(place(VcpuStat::Kicks))];
+            self.platform.publish(page, VCPU_DATA + VcpuStat::SpuriousKicks.word(), kicks - vcpu.kicks_used);
             // Those that the kernel answered were no exits to here.
-            let exits = counted.fold(0, u64::wrapping_add).wrapping_sub(now);
-            self.platform.publish(page, VCPU_DATA + VcpuStat::Exits.word(), exits);
+            self.platform.publish(page, VCPU_DATA + VcpuStat::Exits.word(), all.wrapping_sub(now));
         }
     }
 }

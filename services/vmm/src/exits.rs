@@ -107,6 +107,7 @@ impl<P: Platform> Vmm<P> {
             let interrupts_on = exit.flags.contains(caisson_proto::vcpu::ExitFlags::INTERRUPTS_ON);
             vcpu.life = Life::Halted { interrupts_on };
         }
+        self.count_halt(at);
         done(next, exit.rax)
     }
 

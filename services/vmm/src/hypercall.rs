@@ -75,6 +75,7 @@ impl<P: Platform> Vmm<P> {
             && matches!(vcpu.life, Life::Halted { .. })
         {
             vcpu.life = Life::Running;
+            self.count_wake(at);
             self.wake(at);
         }
     }

@@ -34,7 +34,9 @@ const SHADOWS_A_MS: u64 = 50;
 impl<P: Platform> Vmm<P> {
     /// What every exit begins with. The event that the last reply should have injected and didn't.
     pub(crate) fn begin(&mut self, at: usize, exit: &Exit) -> u64 {
+        let place = self.place_of(exit);
         let Some(vcpu) = self.vcpus.get_mut(at) else { return 0 };
+        vcpu.exits[usize::from(place)] += 1;
         vcpu.kicked = false;
         let injected = core::mem::take(&mut vcpu.injected);
         if vcpu.eoi_armed {
@@ -60,7 +62,9 @@ impl<P: Platform> Vmm<P> {
     }
 
     /// What every exit ends with: pending INIT, the next interrupt, the deadline.
-    pub(crate) fn finish(&mut self, at: usize, exit: &Exit, state: &mut VcpuState, mut resume: Resume) -> Resume {
+    pub(crate) fn finish(
+        &mut self, at: usize, exit: &Exit, state: &mut VcpuState, mut resume: Resume, lost: u64,
+    ) -> Resume {
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }
@@ -75,7 +79,14 @@ impl<P: Platform> Vmm<P> {
             resume.deadline = self.deadline(at);
             return resume;
         }
-        self.disturb(at, exit, state, resume)
+        self.unusual(at, exit, state, resume, lost)
+    }
+
+    #[inline(never)]
+    fn unusual(&mut self, at: usize, exit: &Exit, state: &mut VcpuState, resume: Resume, lost: u64) -> Resume {
+        let resume = self.disturb(at, exit, state, resume);
+        self.count_reply(at, exit, &resume, lost);
+        resume
     }
 
     /// The end of an exit at which something is pending, or at which the vCPU doesn't run on.

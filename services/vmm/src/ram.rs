@@ -39,6 +39,8 @@ pub struct Ram {
     backed: Pages,
     /// Given back one by one, or refused with their chunk: they come one by one, so that a balloon keeps what it holds.
     given: Pages,
+    /// How often pages were given back.
+    epoch: u64,
     /// The guest's alone: the vmm can't reach it.
     private: bool,
 }
@@ -50,7 +52,7 @@ impl Ram {
         let low_end = bytes.min(LOW_END);
         let high_end = HIGH_START.saturating_add(bytes - low_end);
         let pages = if high_end > HIGH_START { high_end / PAGE_SIZE } else { low_end / PAGE_SIZE };
-        Self { low_end, high_end, backed: Pages::new(pages), given: Pages::new(pages), private: false }
+        Self { low_end, high_end, backed: Pages::new(pages), given: Pages::new(pages), epoch: 0, private: false }
     }
 
     /// One past the last byte below 4 GiB.
@@ -67,6 +69,12 @@ impl Ram {
     #[inline]
     pub fn contains(&self, gpa: u64) -> bool {
         gpa < self.low_end || (gpa >= HIGH_START && gpa < self.high_end)
+    }
+
+    /// Moves whenever pages are given back: what was backed before may not be any more.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Whether the page of an address is backed, so that it can be accessed.
@@ -122,6 +130,7 @@ impl Ram {
         if self.private {
             return Err(Status::State);
         }
+        self.epoch += 1;
         let mut at = gfn;
         while at < end {
             // A call ends where a chunk does.

@@ -48,6 +48,12 @@ pub struct Vcpu {
     pub apic: Lapic,
     /// Whether it runs.
     pub life: Life,
+    /// Exits by the place of their reason among the statistics.
+    pub exits: [u64; 256],
+    /// Of those for a kick, the ones after which there was something to tell the guest.
+    pub kicks_used: u64,
+    /// When it halted; 0 if it didn't, or ran since.
+    pub halted_at: u64,
     /// A kick is on its way.
     pub kicked: bool,
     /// What was injected with the last reply.
@@ -86,6 +92,9 @@ impl Vcpu {
         Self {
             apic: Lapic::new(index),
             life: if index == 0 { Life::Running } else { Life::Waiting },
+            exits: [0; 256],
+            kicks_used: 0,
+            halted_at: 0,
             kicked: false,
             injected: 0,
             init: false,

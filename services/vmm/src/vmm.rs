@@ -158,8 +158,6 @@ impl<P: Platform> Vmm<P> {
         if self.ended || at >= self.vcpus.len() {
             return self.stop();
         }
-        let start = self.platform.now();
-        self.count_exit(at, exit);
         self.current = at;
         let lost = self.begin(at, exit);
         let mut resume = self.dispatch(at, exit, state);
@@ -173,10 +171,8 @@ impl<P: Platform> Vmm<P> {
         if resume.inject == 0 {
             resume.inject = lost;
         }
-        let resume = self.finish(at, exit, state, resume);
+        let resume = self.finish(at, exit, state, resume, lost);
         self.current = MAX_VCPUS;
-        self.count_reply(at, exit, &resume, lost);
-        self.count_time(at, start);
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }

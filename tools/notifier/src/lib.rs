@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod costs;
+pub mod counts;
 pub mod layout;
 pub mod locks;
 pub mod report;

@@ -3,9 +3,6 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_core::invalidation::Invalidation;
-use caisson_proto::addr::Gfn;
-
 /// One VM. Guest frames are what they are in the region, so that nothing but the ways themselves differs.
 #[derive(Debug)]
 pub struct Vm {
@@ -31,13 +28,12 @@ impl Vm {
         }
     }
 
-    /// Maps a page, if it may be.
-    pub fn map(&self, invalidation: &Invalidation, gfn: u64) -> bool {
-        let mapped = invalidation.commit(invalidation.sequence(), Gfn(gfn), 1).is_ok();
-        if mapped {
+    /// Maps a page, if it may be; whether it is.
+    pub fn map(&self, may: bool, gfn: u64) -> bool {
+        if may {
             self.put(gfn);
         }
-        mapped
+        may
     }
 
     /// Maps a page.

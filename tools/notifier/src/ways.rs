@@ -6,9 +6,11 @@ use caisson_core::invalidation::Invalidation;
 use caisson_memory::slots::coherence::{Backing, Host};
 use caisson_memory::slots::{self, Answer, HostRange, Machine, Slots, Taken, Wanted};
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Gfn, GmemAddress, HostAddress, Region, SlotId, VmId};
+use caisson_proto::addr::{Gfn, VmId};
 use caisson_proto::memory::SlotFlags;
+use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
+use crate::counts::Counts;
 use crate::layout::{LENGTH, REGION, start};
 use crate::locks::{Alone, Shared};
 use crate::tree::Tree;
@@ -25,7 +27,6 @@ pub fn ranges(slots: u64) -> Vec<Range<u64>> {
 }
 
 /// Caisson's: memory's own slot table.
-#[derive(Debug)]
 pub struct Caisson {
     slots: Box<Slots<{ slots::CAPACITY }, { slots::GRANULES }>>,
     /// The VM and its rule, which are the kernel's.
@@ -33,7 +34,6 @@ pub struct Caisson {
 }
 
 /// What memory asks.
-#[derive(Debug)]
 pub struct Kernel {
     /// The VM.
     pub vm: Vm,
@@ -92,7 +92,8 @@ impl Caisson {
     /// A fault. False if it has to be repeated.
     pub fn fault(&self, gfn: u64) -> bool {
         let shown = self.slots.fault(VM, Gfn(gfn), HOST);
-        shown.is_ok() && self.kernel.vm.map(&self.kernel.invalidation, gfn)
+        let changes = &self.kernel.invalidation;
+        shown.is_ok() && self.kernel.vm.map(changes.commit(changes.sequence(), Gfn(gfn), 1).is_ok(), gfn)
     }
 }
 
@@ -102,7 +103,7 @@ impl Caisson {
 pub struct Linux {
     /// The read lock stands for SRCU, and begin's and end's counts for those who swap slots are left out: both in Linux's favour.
     slots: Shared<(Tree, Vec<Range<u64>>)>,
-    mmu: Shared<Invalidation>,
+    mmu: Shared<Counts>,
     /// The VM.
     pub vm: Vm,
 }
@@ -110,7 +111,7 @@ pub struct Linux {
 impl Linux {
     /// With these slots.
     pub fn new(ranges: &[Range<u64>], vm: Vm) -> Self {
-        Self { slots: Shared::new((Tree::new(ranges), ranges.to_vec())), mmu: Shared::new(Invalidation::new()), vm }
+        Self { slots: Shared::new((Tree::new(ranges), ranges.to_vec())), mmu: Shared::new(Counts::default()), vm }
     }
 
     /// An event.
@@ -120,7 +121,11 @@ impl Linux {
         slots.0.overlapping(range, &mut |slot| {
             let part = slot.start.max(range.start)..slot.end.min(range.end);
             let mmu = guard.get_or_insert_with(|| self.mmu.write());
-            let _ = mmu.begin(Gfn(part.start), Gfn(part.end)).and_then(|()| if taken > 0 { mmu.end() } else { Ok(()) });
+            if taken > 0 {
+                mmu.join(&part)
+            } else {
+                mmu.begin(&part)
+            }
             taken += 1;
             let (pages, _) = self.vm.unmap(part, u64::MAX);
             taken += pages << 32;
@@ -139,7 +144,7 @@ impl Linux {
             guard.get_or_insert_with(|| self.mmu.write());
         });
         if let Some(mmu) = &mut guard {
-            let _ = mmu.end();
+            mmu.end();
         }
     }
 
@@ -148,14 +153,18 @@ impl Linux {
         let slots = self.slots.read();
         let after = slots.1.partition_point(|slot| slot.start <= gfn);
         let there = after.checked_sub(1).and_then(|at| slots.1.get(at)).is_some_and(|slot| slot.end > gfn);
-        there && self.vm.map(&self.mmu.read(), gfn)
+        if !there {
+            return false;
+        }
+        let mmu = self.mmu.read();
+        self.vm.map(mmu.may_commit(mmu.sequence(), gfn), gfn)
     }
 }
 
 /// The naive one: one lock, taken first; each slot is flushed by itself.
 #[derive(Debug)]
 pub struct Naive {
-    all: Alone<(Tree, Vec<Range<u64>>, Invalidation)>,
+    all: Alone<(Tree, Vec<Range<u64>>, Counts)>,
     /// The VM.
     pub vm: Vm,
 }
@@ -163,14 +172,14 @@ pub struct Naive {
 impl Naive {
     /// With these slots.
     pub fn new(ranges: &[Range<u64>], vm: Vm) -> Self {
-        Self { all: Alone::new((Tree::new(ranges), ranges.to_vec(), Invalidation::new())), vm }
+        Self { all: Alone::new((Tree::new(ranges), ranges.to_vec(), Counts::default())), vm }
     }
 
     /// An event.
     pub fn event(&self, range: &Range<u64>) {
         let mut all = self.all.lock();
-        let (tree, _, invalidation) = &mut *all;
-        let _ = invalidation.begin(Gfn(range.start), Gfn(range.end));
+        let (tree, _, counts) = &mut *all;
+        counts.begin(range);
         tree.overlapping(range, &mut |slot| {
             let part = slot.start.max(range.start)..slot.end.min(range.end);
             if self.vm.unmap(part, u64::MAX).0 > 0 {
@@ -179,7 +188,7 @@ impl Naive {
         });
         self.vm.tell();
         drop(all);
-        let _ = self.all.lock().2.end();
+        self.all.lock().2.end();
     }
 
     /// A fault. False if it has to be repeated.
@@ -187,12 +196,11 @@ impl Naive {
         let all = self.all.lock();
         let after = all.1.partition_point(|slot| slot.start <= gfn);
         let there = after.checked_sub(1).and_then(|at| all.1.get(at)).is_some_and(|slot| slot.end > gfn);
-        there && self.vm.map(&all.2, gfn)
+        there && self.vm.map(all.2.may_commit(all.2.sequence(), gfn), gfn)
     }
 }
 
 /// All three, with the same slots.
-#[derive(Debug)]
 pub struct Ways {
     /// Caisson's.
     pub caisson: Caisson,

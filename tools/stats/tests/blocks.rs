@@ -12,7 +12,7 @@ const DESCS: usize = size_of::<Header>() + NAME;
 fn sample() -> Vec<u8> {
     let mut page = block(VCPU, &id("guest", Some(1)));
     page[data_word(VCPU) + VcpuStat::Ports.word()] = 7;
-    page[data_word(VCPU) + VcpuStat::Latency.word() + 12] = 3;
+    page[data_word(VCPU) + VcpuStat::HaltWait.word() + 12] = 3;
     let bytes = (data_word(VCPU) + VcpuStat::WORDS) * 8;
     page.as_bytes()[..bytes].to_vec()
 }
@@ -112,7 +112,7 @@ fn each_malformed_field_is_named() {
     says(&desc(0, &5u32.to_le_bytes()), "\"io_exits\": flags 0x5");
     says(&desc(6, &0u16.to_le_bytes()), "\"io_exits\" has no value");
     says(&desc(6, &u16::MAX.to_le_bytes()), "\"io_exits\": 65535 values from 8 on");
-    says(&sample()[..sample().len() - 1], "\"exit_cycles_hist\": 32 values");
+    says(&sample()[..sample().len() - 1], "\"halt_wait_hist\": 32 values");
 }
 
 #[test]

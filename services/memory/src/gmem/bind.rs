@@ -2,7 +2,8 @@
 
 use core::ops::Range;
 
-use caisson_proto::addr::{Gfn, GmemAddress, GmemId, PAGE_SIZE, SlotId, VmId};
+use caisson_proto::addr::{Gfn, PAGE_SIZE, VmId};
+use caisson_proto::slots::{GmemAddress, GmemId, SlotId};
 
 use super::{END, Error, Gmems};
 

@@ -2,7 +2,8 @@
 
 use core::ops::Range;
 
-use caisson_proto::addr::{Gfn, GmemAddress, GmemId, PAGE_SIZE, VmId};
+use caisson_proto::addr::{Gfn, PAGE_SIZE, VmId};
+use caisson_proto::slots::{GmemAddress, GmemId};
 
 use super::bind::Binding;
 use super::bitmaps::Plane;

@@ -14,7 +14,8 @@ mod hole;
 mod pages;
 mod types;
 
-use caisson_proto::addr::{GmemId, PAGE_SIZE, VmId};
+use caisson_proto::addr::{PAGE_SIZE, VmId};
+use caisson_proto::slots::GmemId;
 use heapless::Vec;
 
 pub use bitmaps::{Bitmaps, Plane};

@@ -1,6 +1,7 @@
 //! Pages come when they are needed: at a fault, cleared once; or with contents, once.
 
-use caisson_proto::addr::{Gfn, GmemAddress, GmemId, LARGE_PAGES, PAGE_SIZE, SlotId, VmId};
+use caisson_proto::addr::{Gfn, LARGE_PAGES, PAGE_SIZE, VmId};
+use caisson_proto::slots::{GmemAddress, GmemId, SlotId};
 
 use super::bind::Binding;
 use super::bitmaps::Plane;

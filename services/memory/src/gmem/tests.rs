@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Gfn, GmemAddress, SlotId};
+use caisson_proto::addr::Gfn;
+use caisson_proto::slots::{GmemAddress, SlotId};
 
 use super::*;
 

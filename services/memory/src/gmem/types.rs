@@ -1,7 +1,8 @@
 //! What carries out what is decided, and why something is refused.
 
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Gfn, GmemAddress, VmId};
+use caisson_proto::addr::{Gfn, VmId};
+use caisson_proto::slots::GmemAddress;
 
 /// What a fault found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! What a guest frame shows.
 
-use caisson_proto::addr::{Gfn, GmemAddress, HostAddress, SlotId, VmId};
+use caisson_proto::addr::{Gfn, VmId};
 use caisson_proto::memory::SlotFlags;
+use caisson_proto::slots::{GmemAddress, HostAddress, SlotId};
 
 use super::coherence::{Backing, Caching, Host, confirm};
 use super::{Error, Slots};

@@ -21,7 +21,7 @@ struct Mark {
     reach: u64,
 }
 
-/// Ranges of host addresses, as words of [`HostAddress`](caisson_proto::addr::HostAddress).
+/// Ranges of host addresses, as words of [`HostAddress`](caisson_proto::slots::HostAddress).
 #[derive(Debug)]
 pub struct Hosts<const N: usize> {
     marks: Vec<Mark, N>,

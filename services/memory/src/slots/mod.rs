@@ -19,8 +19,9 @@ mod types;
 mod vms;
 
 use caisson_proto::abi::{MAX_VMS, Status};
-use caisson_proto::addr::{Gfn, HostAddress, PAGE_BITS, Region, SlotId, VmId};
+use caisson_proto::addr::{Gfn, VmId};
 use caisson_proto::memory::MAX_SLOTS;
+use caisson_proto::slots::{HostAddress, PAGE_BITS, Region, SlotId};
 use caisson_proto::wire::Field;
 use heapless::Vec;
 

@@ -14,8 +14,8 @@
 //!
 //! It is the order in which Linux answers, so that a vmm written for it is told the same.
 
-use caisson_proto::addr::GmemAddress;
 use caisson_proto::memory::{MAX_SLOTS, SlotFlags};
+use caisson_proto::slots::GmemAddress;
 
 use super::{END, Error, Slot, Wanted};
 

@@ -3,8 +3,9 @@
 use core::ops::Range;
 
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Gfn, GmemAddress, GmemId, HostAddress, PAGE_SIZE, Region, SlotId, VmId};
+use caisson_proto::addr::{Gfn, PAGE_SIZE, VmId};
 use caisson_proto::memory::SlotFlags;
+use caisson_proto::slots::{GmemAddress, GmemId, HostAddress, Region, SlotId};
 use caisson_proto::wire::Field;
 
 use super::coherence::Caching;

@@ -1,8 +1,9 @@
 //! What the slot table knows of each VM.
 
 use caisson_proto::abi::MAX_VMS;
-use caisson_proto::addr::{Gfn, HostAddress, Region, VmId};
+use caisson_proto::addr::{Gfn, VmId};
 use caisson_proto::memory::MAX_SLOTS;
+use caisson_proto::slots::{HostAddress, Region};
 use caisson_proto::wire::Field;
 
 use super::events::Open;

@@ -1,7 +1,7 @@
 //! Slots by messages: what is shown can be populated, what isn't is refused, and what goes is given back in bounded calls.
 
-use caisson_proto::addr::{GmemAddress, HostAddress, Region, SlotId};
 use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, SlotSet};
+use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
 use super::*;
 

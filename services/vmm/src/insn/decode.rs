@@ -23,11 +23,13 @@ const REMEMBERED: usize = 64;
 #[derive(Debug)]
 pub struct CodePages {
     pages: [(u64, u64); REMEMBERED],
+    /// All of them were backed in this epoch of the memory.
+    epoch: u64,
 }
 
 impl Default for CodePages {
     fn default() -> Self {
-        Self { pages: [(u64::MAX, 0); REMEMBERED] }
+        Self { pages: [(u64::MAX, 0); REMEMBERED], epoch: 0 }
     }
 }
 
@@ -39,7 +41,10 @@ impl CodePages {
         (known == page).then_some(physical << 12 | linear & 0xfff)
     }
 
-    fn remember(&mut self, linear: u64, physical: u64) {
+    fn remember(&mut self, linear: u64, physical: u64, epoch: u64) {
+        if self.epoch != epoch {
+            *self = Self { epoch, ..Self::default() };
+        }
         let page = linear >> 12;
         if let Some(slot) = self.pages.get_mut(page as usize % REMEMBERED) {
             *slot = (page, physical >> 12);
@@ -49,20 +54,18 @@ impl CodePages {
     /// Whether the bytes at `rip` are `expected`, by what is remembered.
     #[inline]
     pub fn matches<const N: usize>(&self, platform: &impl Platform, ram: &Ram, rip: u64, expected: [u8; N]) -> bool {
-        let Some(physical) = self.find(rip) else { return false };
+        let Some(physical) = self.find(rip).filter(|_| self.epoch == ram.epoch()) else { return false };
         let at = physical & 7;
         // Nearly always the bytes are in one aligned word, which is one access.
         if at + N as u64 <= 8 {
             let mut word = [0; 8];
             let mut wanted = [0; 8];
             wanted.iter_mut().zip(expected).for_each(|(to, from)| *to = from);
-            return ram.is_backed(physical)
-                && platform.read(caisson_proto::addr::Gpa(physical & !7), &mut word)
+            return platform.read(caisson_proto::addr::Gpa(physical & !7), &mut word)
                 && u64::from_le_bytes(word) >> (8 * at) & (u64::MAX >> (64 - 8 * N)) == u64::from_le_bytes(wanted);
         }
         let mut bytes = [0; N];
         rip & 0xfff <= 0x1000 - N as u64
-            && ram.is_backed(physical)
             && platform.read(caisson_proto::addr::Gpa(physical), &mut bytes)
             && bytes == expected
     }
@@ -86,15 +89,15 @@ impl CodePages {
                 Err(fault) if code.len == 0 => return Err(fault),
                 Err(_) => break,
             };
-            if linear == state.rip {
-                self.remember(linear, physical);
-            }
             let in_page = (0x1000 - (linear & 0xfff)) as usize;
             let Some(rest) = code.bytes.get_mut(code.len..) else { break };
             let count = in_page.min(rest.len());
             let Some(target) = rest.get_mut(..count) else { break };
             if ram.read(platform, physical, target).is_err() {
                 break;
+            }
+            if linear == state.rip {
+                self.remember(linear, physical, ram.epoch());
             }
             code.len += count;
             linear = linear.wrapping_add(count as u64);

@@ -6,9 +6,9 @@ mod model;
 mod refusals;
 mod sharing;
 
-use caisson_proto::addr::GmemId;
-use caisson_proto::addr::{GmemAddress, Region};
 use caisson_proto::memory::SlotFlags;
+use caisson_proto::slots::GmemId;
+use caisson_proto::slots::{GmemAddress, Region};
 
 use super::coherence::Host;
 use super::*;
