@@ -7,6 +7,7 @@ use std::process::Command;
 use cpio::newc::{Builder, trailer};
 
 use crate::failure::{Context, Failure};
+use crate::modules::in_order;
 
 /// The beginning of the prompt that [`INIT`] sets.
 pub const PROMPT: &str = "guest:";
@@ -28,8 +29,8 @@ const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
 const CONSOLE: u32 = 0o020_600;
 
-/// Modules of the guest's kernel for virtio's devices: file, and where it is among the kernel's modules. In this order, since
-/// each needs those before it. What a kernel has built in is no file.
+/// Modules of the guest's kernel for virtio's devices: file, and where it is among the kernel's modules. What a kernel has built
+/// in is no file.
 const VIRTIO: [(&str, &str); 6] = [
     ("virtio", "kernel/drivers/virtio"),
     ("virtio_ring", "kernel/drivers/virtio"),
@@ -61,12 +62,14 @@ pub fn assemble(busybox: &Path, modules: &Path) -> Result<Vec<u8>, Failure> {
             archive.add(Builder::new(&format!("lib/{module}.ko")).mode(PROGRAM), &content)?;
         }
     }
-    let mut script = String::new();
+    let mut virtio = Vec::new();
     for (name, folder) in VIRTIO {
-        if let Some(content) = unpacked(&modules.join(folder), name)? {
-            archive.add(Builder::new(&format!("lib/{name}.ko")).mode(PROGRAM), &content)?;
-            script.push_str(&format!("insmod /lib/{name}.ko\n"));
-        }
+        virtio.extend(unpacked(&modules.join(folder), name)?.map(|content| (name, content)));
+    }
+    let mut script = String::new();
+    for (name, content) in in_order(virtio) {
+        archive.add(Builder::new(&format!("lib/{name}.ko")).mode(PROGRAM), &content)?;
+        script.push_str(&format!("insmod /lib/{name}.ko\n"));
     }
     archive.add(Builder::new("lib/virtio.sh").mode(PROGRAM), script.as_bytes())?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|&name| name != "busybox") {

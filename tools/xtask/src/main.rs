@@ -19,6 +19,7 @@ mod initramfs;
 mod kut;
 mod logs;
 mod machine;
+mod modules;
 mod notifications;
 mod paths;
 mod program;
