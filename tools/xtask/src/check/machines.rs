@@ -43,6 +43,13 @@ const DEFAULT: Machine = Machine {
     seconds: "120",
 };
 
+/// What a guest is that is larger than its promise and gives back what it doesn't need.
+macro_rules! overcommitted {
+    () => {
+        "vcpus = 1\nmemory = \"768M\"\npromised = \"128M\"\nballoon = true\n"
+    };
+}
+
 /// What a script's line prints must be told from the line as it was typed, so it is computed.
 const MACHINES: &[Machine] = &[
     Machine {
@@ -145,6 +152,33 @@ const MACHINES: &[Machine] = &[
         stdout: &["good| alive=25\n"],
         last: &["exit status 2", "\"bad\" crashed"],
         seconds: "240",
+        ..DEFAULT
+    },
+    Machine {
+        name: "overcommit",
+        about: "two guests want more than both were promised and more than there is: what one gives back the other one gets",
+        arguments: &["--vm", "@/first.toml", "--vm", "@/second.toml"],
+        files: &[
+            ("first.toml", concat!("cmdline = \"console=ttyS0 quiet panic=-1 first\"\n", overcommitted!())),
+            ("second.toml", concat!("cmdline = \"console=ttyS0 quiet panic=-1 second\"\n", overcommitted!())),
+        ],
+        script: Some(
+            "fill() { head -c 180000000 /dev/zero > /big && echo full=$(wc -c < /big); }\n\
+             grep -q first /proc/cmdline && fill && rm /big && sleep 45\n\
+             grep -q second /proc/cmdline && sleep 30 && fill\n",
+        ),
+        stdout: &["first| full=180000000\n", "second| full=180000000\n"],
+        seconds: "240",
+        ..DEFAULT
+    },
+    Machine {
+        name: "overcommit-fails",
+        about: "a guest wants more than it was promised, and nothing is left",
+        arguments: &["--vm", "@/greedy.toml"],
+        files: &[("greedy.toml", "vcpus = 1\nmemory = \"1G\"\npromised = \"128M\"\n")],
+        script: Some("head -c 900000000 /dev/zero > /big"),
+        status: 2,
+        last: &["exit status 2", "\"greedy\" crashed: it wanted more memory than it was promised, and none is left"],
         ..DEFAULT
     },
     Machine {
