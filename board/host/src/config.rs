@@ -115,6 +115,20 @@ mutants! {
     ForgetTurned,
     /// The processor isn't given the mailbox's pages that it is to write.
     KeptMailbox,
+    /// memory commits with the newest sequence, whatever it decided by.
+    NewestSequence,
+    /// A change of a VM's memory begins without the kernel's knowledge.
+    NoBegin,
+    /// The in-progress count is 0 before the sequence moves.
+    CountFirst,
+    /// The hull is forgotten at the first of two ends.
+    HullGone,
+    /// memory leaves the last page of what a VM gives back.
+    GiveBackLess,
+    /// memory answers that it populated what no slot shows.
+    ClaimedPopulate,
+    /// Slots may overlap.
+    OverlapTaken,
 }
 
 /// A simulation.
@@ -160,6 +174,8 @@ pub struct Config {
     pub reclaims: u32,
     /// In one of how many steps that happens.
     pub calm: u64,
+    /// At one of how many exits a vmm has memory change something under its guest; 0: never.
+    pub changes: u64,
     /// Times that a VM may reset.
     pub resets: u32,
     /// What a vCPU does until it is done.
@@ -238,6 +254,7 @@ impl Config {
             stalls: [0, 1, 8][rng.below(3) as usize],
             evictions: [32, 4, 1, 0][rng.below(4) as usize],
             thirsty: rng.chance(1, 2),
+            changes: [0, 30, 100, 400][rng.below(4) as usize],
             events: 5000,
             steps: 2_000_000,
             fewest: 4000,

@@ -22,7 +22,7 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         ..Config::of_seed(seed)
     };
     // Little memory in small guests, so that frames and ASIDs are soon somebody else's.
-    let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, ..usual };
+    let tight = Config { encrypted: true, guest_pages: 48, frames: 512 * 4, vms: 4, vcpus: 4, changes: 0, ..usual };
     // VMs that come and go, with hardly an ASID for each, and a processor at which one command fails often.
     let churn = |sev, snp, faults| Config {
         snp: number.is_multiple_of(2),
@@ -40,6 +40,10 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
     let alternate = (number % 2) as usize;
     match kind {
         0 => usual,
+        // A vmm has memory change something under its guest all the time, and memory lives.
+        1 if number.is_multiple_of(2) => {
+            Config { vms: 1, actions: 100, changes: 6, deaths: 0, encrypted: false, ..usual }
+        }
         1 => Config { vms: 1, actions: 200, reclaims: 60, ..usual },
         2 => Config { actions: 300, resets: 20, reclaims: 100, faults: 6, lazy: number % 4 == 1, ..tight },
         3 => Config { actions: 500, resets: 20, reclaims: 200, faults: 0, deaths: 0, lazy: number % 4 == 2, ..tight },

@@ -124,6 +124,8 @@ pub struct World {
     pub calls: RefCell<BTreeMap<usize, Pending>>,
     /// Changes of VMs' mappings that are complete, by VM.
     pub changes: RefCell<BTreeMap<u32, u64>>,
+    /// Those that are going on: a number, the VM, first page and one past the last.
+    pub open: RefCell<Vec<(u64, u32, u64, u64)>>,
     /// The page of the ring from memory to notifier, in words.
     pub ring: RefCell<Vec<u64>>,
     /// The services' programs.
@@ -191,6 +193,7 @@ impl World {
             pages: RefCell::default(),
             calls: RefCell::default(),
             changes: RefCell::default(),
+            open: RefCell::default(),
             ring: RefCell::new(vec![0; PAGE_SIZE as usize / 8]),
             lives: Lives::new(manifest.services.len()),
             kill: Cell::new(None),

@@ -6,9 +6,9 @@ use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Frame, Gfn, ServiceId, Tsc, VmId};
 use caisson_proto::kernel::{GuestConvert, GuestMap, GuestUnmap, TimerSet, VmDestroy, VmState};
-use caisson_proto::memory::Reclaimed;
+use caisson_proto::memory::{Populate, Reclaimed};
 use caisson_proto::notifier::{Settle, Want};
-use caisson_proto::wire::{Request, Words};
+use caisson_proto::wire::{Reply, Request, Words};
 use caisson_rt::ring::Producer;
 use zerocopy::IntoBytes;
 
@@ -16,6 +16,7 @@ use super::notifier::CHANGE;
 use super::platform;
 use super::ring::Page;
 use super::{Server, serve};
+use crate::config::Mutant;
 use crate::service::Sys;
 use crate::world::KHZ;
 
@@ -28,19 +29,34 @@ struct OnKernel<'a, 'b> {
 impl Kernel for OnKernel<'_, '_> {
     fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
         let (sys, world) = (self.sys, self.sys.world);
+        let mut words = request.encode();
         if R::OP != GuestMap::OP {
-            return sys.ask(request);
+            if R::OP == GuestUnmap::OP && world.breaks(Mutant::GiveBackLess) && words[4] > 1 {
+                words[4] -= 1;
+            }
+            return self.raw::<R>(&words);
         }
         // Sometimes something changes between the snapshot and the commit.
         if world.rng.chance(1, 16) {
             let _ = sys.ring(world.manifest.notifier, CHANGE);
         }
-        let words = request.encode();
+        let (vm, gfn, pages, decided_at) = (words[1] as u32, words[3], words[5], words[7]);
+        // A change in which all of this happens.
+        let within: Vec<u64> = {
+            let open = world.open.borrow();
+            let touches = open.iter().filter(|(_, of, start, end)| *of == vm && *start < gfn + pages && gfn < *end);
+            touches.map(|(number, ..)| *number).collect()
+        };
+        if world.breaks(Mutant::NewestSequence) {
+            words[7] = world.kernel.vms[VmId::from_bits(vm).index()].invalidation.sequence().0;
+        }
         let complete = world.changes.borrow().get(&(words[1] as u32)).copied().unwrap_or(0);
-        let answer = sys.ask(request);
-        world.check(answer.is_err() || words[7] >= complete, || {
-            format!("a commit with sequence {} went through after {complete} changes", words[7])
+        let answer = self.raw::<R>(&words);
+        world.check(answer.is_err() || decided_at >= complete, || {
+            format!("a commit with sequence {decided_at} went through after {complete} changes")
         });
+        let amid = world.open.borrow().iter().any(|(number, ..)| within.contains(number));
+        world.check(answer.is_err() || !amid, || format!("gfn {gfn:#x} of VM {vm:#x} is mapped amid a change of it"));
         answer
     }
 
@@ -96,7 +112,14 @@ struct Image<'a, 'b> {
 
 impl Server for Image<'_, '_> {
     fn call(&mut self, sender: ServiceId, words: &Words, _: Option<Lease>) -> (Status, Words) {
-        self.memory.handle(sender, words, &mut self.kernel)
+        let world = self.kernel.sys.world;
+        match self.memory.handle(sender, words, &mut self.kernel) {
+            (Status::NotFound, _) if words[0] == Populate::OP.into() && world.breaks(Mutant::ClaimedPopulate) => {
+                (Status::Ok, [0; 8])
+            }
+            (Status::Exists, _) if world.breaks(Mutant::OverlapTaken) => (Status::Ok, [0; 8]),
+            answer => answer,
+        }
     }
 
     fn doorbell(&mut self, bits: u64) {
@@ -108,6 +131,10 @@ impl Server for Image<'_, '_> {
 }
 
 impl OnKernel<'_, '_> {
+    fn raw<R: Request>(&self, words: &Words) -> Result<R::Reply, Status> {
+        self.sys.ask_raw(words, None).and_then(|words| R::Reply::decode(&words).map_err(|_| Status::Malformed))
+    }
+
     /// Takes pages from a living VM.
     fn take_back(&mut self) {
         let (sys, world) = (self.sys, self.sys.world);

@@ -5,9 +5,11 @@ mod echo;
 mod firmware;
 mod launch;
 mod memory;
+mod mischief;
 mod notifier;
 mod platform;
 mod ring;
+mod shown;
 mod supervisor;
 mod vmm;
 

@@ -12,6 +12,7 @@ use caisson_rt::ring::{Consumer, Received};
 
 use super::ring::Page;
 use super::{Server, serve};
+use crate::config::Mutant;
 use crate::service::Sys;
 
 /// Notices looked at in one activation, and as many again that may be skipped.
@@ -61,11 +62,29 @@ impl Image<'_, '_> {
         let alive: Vec<_> = world.kernel.vms.iter().filter(|vm| vm.state().is_some()).map(|vm| vm.id.get()).collect();
         let Some(vm) = world.rng.pick(&alive) else { return };
         let start = world.rng.below(world.manifest.guest_pages);
-        let begin = InvalidateBegin { vm, start: Gfn(start), end: Gfn(start + 1 + world.rng.below(64)) };
-        if sys.ask(&begin).is_err() {
-            return;
+        let end = start + 1 + world.rng.below(64);
+        // Now and then another one begins and ends meanwhile, which must not end this one.
+        let nested = world.rng.chance(1, 2);
+        for _ in 0..1 + u32::from(nested) {
+            let begin = InvalidateBegin { vm, start: Gfn(start), end: Gfn(end) };
+            if !world.breaks(Mutant::NoBegin) && sys.ask(&begin).is_err() {
+                return;
+            }
         }
-        sys.null();
+        let invalidation = &world.kernel.vms[vm.index()].invalidation;
+        if nested && sys.ask(&InvalidateEnd { vm }).is_ok() {
+            *world.changes.borrow_mut().entry(vm.bits()).or_default() += 1;
+            if world.breaks(Mutant::HullGone) {
+                invalidation.forget();
+            }
+        }
+        let number = world.step.get();
+        world.open.borrow_mut().push((number, vm.bits(), start, end));
+        if world.breaks(Mutant::CountFirst) {
+            invalidation.forget();
+        }
+        (0..1 + world.rng.below(4)).for_each(|_| sys.null());
+        world.open.borrow_mut().retain(|(open, ..)| *open != number);
         // Should this life end here, the change stays open until the VM is gone: so it must not end.
         if sys.ask(&InvalidateEnd { vm }).is_ok() {
             *world.changes.borrow_mut().entry(vm.bits()).or_default() += 1;

@@ -7,14 +7,16 @@ use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::FrameState;
-use caisson_proto::kernel::{CpuidLoad, FrameCount, TimerSet, VcpuKick, VcpuRead, VcpuRun, VmKind};
+use caisson_proto::kernel::{CpuidLoad, TimerSet, VcpuKick, VcpuRun, VmKind};
 use caisson_proto::memory::Populate;
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
-use caisson_proto::vcpu::{Action, Exit, Groups, Resume};
+use caisson_proto::vcpu::{Action, Exit, Resume};
 use caisson_proto::wire::Words;
 
 use super::again::{end, rest};
 use super::launch::{Launch, Standing, make};
+use super::mischief::mischief;
+use super::shown::Shown;
 use super::{Server, echo, serve};
 use crate::guest::ask;
 use crate::hardware::LENDABLE;
@@ -39,6 +41,7 @@ struct Vmm<'a, 'b> {
     kind: VmKind,
     launch: Launch,
     running: bool,
+    shown: Shown,
 }
 
 impl Vmm<'_, '_> {
@@ -65,7 +68,13 @@ impl Vmm<'_, '_> {
             Err(Status::Dead | Status::Died | Status::Busy) if self.busy < TRIES => self.busy += 1,
             Err(status) => {
                 world.note(world.running.get(), What::Said("memory refuses", status as u64));
-                let promised = memory.generation() == 0 && status == Status::Exhausted && world.taken.get() == 0;
+                if status == Status::NotFound && self.busy < TRIES {
+                    self.busy += 1;
+                    self.shown.restore(sys);
+                    return false;
+                }
+                let kept = world.taken.get() == 0 && !self.shown.given;
+                let promised = memory.generation() == 0 && status == Status::Exhausted && kept;
                 world.check(!promised, || format!("memory broke its promise to {:?}", self.vm));
                 self.end(ExitKind::Crashed, CrashKind::Hung as u64);
             }
@@ -142,60 +151,6 @@ impl Vmm<'_, '_> {
         world.check(allowed, || format!("an echo is answered with {status:?}"));
     }
 
-    /// Does what isn't allowed, and sees that it isn't.
-    fn mischief(&self, kind: u64) {
-        let (sys, world) = (self.sys, self.sys.world);
-        let manifest = &world.manifest;
-        let message = [world.rng.next(); 8];
-        let lending = |page: u64, write: bool| {
-            let lease = Lease { page: VPage(page), pages: 2, write };
-            sys.call_raw(manifest.echo, &message, Some(lease)).0
-        };
-        let id = |slot: usize| ServiceId::new(slot as u16, 0);
-        let foreign = VmId::new((self.vm.index() as u16 + 1) % 8, self.vm.generation());
-        let (status, expected): (Status, &[Status]) = match kind {
-            0 => (sys.call_raw(manifest.memory, &message, None).0, &[Status::Malformed]),
-            1 => (sys.call_id(id(manifest.supervisor), &message, None).0, &[Status::Downhill]),
-            2 => (sys.call_id(id(60), &message, None).0, &[Status::Denied]),
-            3 => (sys.ask(&FrameCount {}).err().unwrap_or(Status::Ok), &[Status::Denied]),
-            4 => {
-                let run = VcpuRun { vcpu: VcpuId { vm: foreign, index: 0 } };
-                (sys.ask(&run).err().unwrap_or(Status::Ok), &[Status::Denied, Status::Dead])
-            }
-            5 => (lending(LENDABLE.end - 1, false), &[Status::BadLease]),
-            6 => {
-                let known = sys.known(manifest.echo);
-                let old = ServiceId::new(known.index() as u16, known.generation().wrapping_sub(1) & 0x7fff);
-                (sys.call_id(old, &message, None).0, &[Status::Dead])
-            }
-            7 => (sys.ring(manifest.supervisor, 1).err().unwrap_or(Status::Ok), &[Status::Denied]),
-            8 => {
-                let populate = Populate { vm: foreign, gfn: Gfn(0), pages: 1 };
-                let refused = sys.call(manifest.memory, &populate).err().unwrap_or(Status::Ok);
-                (refused, &[Status::Denied, Status::NotFound])
-            }
-            9 => (lending(LENDABLE.start, true), &[Status::BadLease]),
-            10 => {
-                let groups = Groups::all();
-                let vcpu = VcpuId { vm: self.vm, index: self.vcpus.saturating_sub(1) };
-                let _ = sys.ask(&VcpuRead { vcpu, groups });
-                return;
-            }
-            _ => {
-                if world.deaths_left() > 0 && world.rng.chance(1, 4) {
-                    world.deaths.set(world.deaths.get() - 1);
-                    let _ = sys.ask_raw(&message, None);
-                    world.check(sys.stopped(), || format!("slot {} outlives a malformed message", sys.slot));
-                }
-                return;
-            }
-        };
-        let excused = matches!(status, Status::Dead | Status::Died) || sys.stopped();
-        world.check(expected.contains(&status) || excused, || {
-            format!("mischief {kind} of slot {} is answered with {status:?}", sys.slot)
-        });
-    }
-
     /// Has a vCPU stop, or lets those run again that are stopped.
     fn stop_and_go(&mut self, own: u8) {
         let (sys, world) = (self.sys, self.sys.world);
@@ -228,7 +183,7 @@ impl Vmm<'_, '_> {
                 }
                 return Action::Park;
             }
-            ask::MISCHIEF => self.mischief(exit.rcx),
+            ask::MISCHIEF => mischief(self.sys, self.vm, self.vcpus, exit.rcx),
             ask::ECHO => self.echo(exit.rcx),
             _ => {}
         }
@@ -300,6 +255,9 @@ impl Server for Vmm<'_, '_> {
             let gfn = world.rng.below(world.manifest.guest_pages);
             let pages = (1 + world.rng.below(4)).min(world.manifest.guest_pages - gfn);
             self.launch.turn(self.sys, gfn, pages);
+        }
+        if world.config.changes > 0 && world.rng.chance(1, world.config.changes) {
+            self.shown.change(self.sys);
         }
         if world.rng.chance(1, 16) {
             let _ = self.sys.ask(&TimerSet { at: Tsc(world.now.get() + world.rng.below(2000)) });
@@ -383,7 +341,19 @@ pub fn main(sys: &Sys<'_>) {
     let pages = 2 + world.rng.below(14);
     let launch = Launch::new(vm, kind, pages);
     let (stopping, stopped, done) = (Vec::new(), Vec::new(), [false; 8]);
-    let mut vmm = Vmm { sys, vm, vcpus, stopping, stopped, done, busy: 0, kind, launch, running: false };
+    let mut vmm = Vmm {
+        sys,
+        vm,
+        vcpus,
+        stopping,
+        stopped,
+        done,
+        busy: 0,
+        kind,
+        launch,
+        running: false,
+        shown: Shown::new(vm, kind),
+    };
     if kind != VmKind::Plain {
         (0..pages).for_each(|gfn| while !sys.stopped() && !vmm.there(gfn) && !vmm.populate(gfn) {});
         vmm.fill(pages);

@@ -216,7 +216,7 @@ const FREE_OPERATION: u64 = 5;
 /// Leases that aren't canonical: what goes with a kernel operation must be.
 const NO_LEASES: [u64; 4] = [1, 1 << 62, 1 << 63 | 17 << 56 | layout::IMAGE >> 12, u64::MAX];
 /// Statuses of a reply that don't exist.
-const NO_STATUS: [u64; 3] = [15, 0xff, 0xffff];
+const NO_STATUS: [u64; 3] = [Status::ALL.len() as u64, 0xff, 0xffff];
 /// States of a ring: slots that are too long, never end, or have garbage; counts that can't be. The last is empty.
 pub const STATES: u64 = 26;
 /// Rings that it writes: to console and to notifier.
