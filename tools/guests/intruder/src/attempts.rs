@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use caisson_proto::abi::KERNEL_SLOT;
+use caisson_proto::abi::{KERNEL_SLOT, Status};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::KernelCall;
 use caisson_proto::layout;

@@ -164,8 +164,8 @@ const MACHINES: &[Machine] = &[
         ],
         script: Some(
             "fill() { head -c 180000000 /dev/zero > /big && echo full=$(wc -c < /big); }\n\
-             grep -q first /proc/cmdline && fill && rm /big && sleep 45\n\
-             grep -q second /proc/cmdline && sleep 30 && fill\n",
+             grep -q first /proc/cmdline && fill && rm /big && sleep 60\n\
+             grep -q second /proc/cmdline && sleep 45 && fill\n",
         ),
         stdout: &["first| full=180000000\n", "second| full=180000000\n"],
         seconds: "240",
