@@ -43,7 +43,7 @@ wire_enum! {
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ShareInfo {
-    /// 1: this service holds it; 2: it reads; 0: no such share.
+    /// [`HOLDER`](Self::HOLDER), [`READER`](Self::READER), or 0: no such share.
     pub role: u8,
     /// [`ShareUse`].
     pub purpose: u8,
@@ -55,6 +55,13 @@ pub struct ShareInfo {
     pub pages: u16,
     /// The first, counted from [`SHARES`](crate::stats::SHARES) in this service's space.
     pub first: u32,
+}
+
+impl ShareInfo {
+    /// This service holds it, and writes.
+    pub const HOLDER: u8 = 1;
+    /// It reads.
+    pub const READER: u8 = 2;
 }
 
 /// One of a service's own rings, as its info page tells.

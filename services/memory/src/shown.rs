@@ -13,7 +13,7 @@ use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, 
 use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
 use crate::slots::coherence::{Backing, Host};
-use crate::slots::{Answer, Change, Error, HostRange, Machine, Taken, Wanted};
+use crate::slots::{Answer, Change, Error, HostRange, Machine, OPERATIONS, Taken, Wanted};
 use crate::{Kernel, Memory, own, reclaim};
 
 /// Pages of a VM's region.
@@ -104,14 +104,31 @@ impl Memory {
             // None was made.
             return Err(Status::NotFound);
         }
+        // The kernel maps nothing past the window, and so unmaps nothing there.
+        if pages > 0 && gfn.0.checked_add(pages).is_none_or(|end| end > REGION_PAGES) {
+            return Err(Status::Invalid);
+        }
         let wanted = Wanted { id: slot, flags, gfn, pages, host, gmem };
         if self.slots.set(vm, &wanted, HOST).map_err(Error::status)? != Change::Emptying {
             return Ok(Progress { more: false });
         }
-        let Some((gfn, pages)) = self.slots.to_empty(vm) else { return Ok(Progress { more: false }) };
-        let next = if pages == 0 { gfn } else { self.unmap(vm, gfn, pages, kernel)?.next };
-        let change = self.slots.emptied(vm, next).map_err(Error::status)?;
-        Ok(Progress { more: change == Change::Emptying })
+        // The kernel looks through 1 GiB a call, of which most may be empty.
+        for _ in 0..OPERATIONS {
+            let Some((gfn, pages)) = self.slots.to_empty(vm) else { return Ok(Progress { more: false }) };
+            let (next, taken) = if pages == 0 {
+                (gfn, 0)
+            } else {
+                let unmapped = self.unmap(vm, gfn, pages, kernel)?;
+                (unmapped.next, unmapped.pages)
+            };
+            if self.slots.emptied(vm, next).map_err(Error::status)? != Change::Emptying {
+                return Ok(Progress { more: false });
+            }
+            if taken > 0 {
+                break;
+            }
+        }
+        Ok(Progress { more: true })
     }
 
     pub(crate) fn slot_info(

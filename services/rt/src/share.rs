@@ -14,8 +14,6 @@ use crate::info;
 
 /// Words of a page.
 pub const PAGE_WORDS: usize = PAGE_SIZE as usize / 8;
-const HOLDER: u8 = 1;
-const READER: u8 = 2;
 
 /// The shares of this service that have this use.
 pub fn all(wanted: ShareUse) -> impl Iterator<Item = &'static ShareInfo> {
@@ -46,12 +44,12 @@ impl ShareWindow {
 
     /// The share of this use that this service writes.
     pub fn held(wanted: ShareUse) -> Option<Self> {
-        all(wanted).find(|info| info.role == HOLDER).map(|info| Self::of(info, true))
+        all(wanted).find(|info| info.role == ShareInfo::HOLDER).map(|info| Self::of(info, true))
     }
 
     /// Those of this use that it reads, with what the build tells of them.
     pub fn read(wanted: ShareUse) -> impl Iterator<Item = (&'static ShareInfo, Self)> {
-        all(wanted).filter(|info| info.role == READER).map(|info| (info, Self::of(info, false)))
+        all(wanted).filter(|info| info.role == ShareInfo::READER).map(|info| (info, Self::of(info, false)))
     }
 
     /// How many words it has.

@@ -4,9 +4,6 @@
 //! only others know when somebody reads ([`Vmm::refresh`]). What happens seldom is published as it happens. No lock, and no
 //! question to anybody. An exit isn't timed: two looks at the clock would cost as much as a tenth of all that the vmm does for it.
 
-use alloc::vec;
-use alloc::vec::Vec;
-
 use caisson_proto::exits::code;
 use caisson_proto::stats::{BUCKETS, VCPU, VM, VM_PAGE, VcpuStat, VmStat, block, bucket, data_word, id, vcpu_page};
 use caisson_proto::vcpu::{Exit, Groups, Resume};
@@ -25,27 +22,17 @@ const EXCEPTION: u64 = 3 << 8;
 const VCPU_DATA: usize = data_word(VCPU);
 const VM_DATA: usize = data_word(VM);
 
-/// What has to be remembered.
-#[derive(Debug)]
-pub struct Counts {
-    /// WBINVDs of each vCPU that the kernel had counted when it was last looked at.
-    wbinvds: Vec<u64>,
-}
-
-impl Counts {
-    /// Publishes blocks in which nothing was counted yet.
-    pub(crate) fn begin(platform: &mut impl Platform, config: &VmConfig) -> Self {
-        let mut publish = |page, block: [u64; 512]| {
-            (0..).zip(block).for_each(|(word, value)| platform.publish(page, word, value));
-        };
-        publish(VM_PAGE, block(VM, &id(&config.name, None)));
-        for index in 0..config.vcpus {
-            publish(vcpu_page(index.into()), block(VCPU, &id(&config.name, Some(index))));
-        }
-        for (stat, value) in [(VmStat::Vcpus, config.vcpus.into()), (VmStat::Memory, config.memory)] {
-            platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
-        }
-        Self { wbinvds: vec![0; config.vcpus.into()] }
+/// Publishes blocks in which nothing was counted yet.
+pub(crate) fn begin(platform: &mut impl Platform, config: &VmConfig) {
+    let mut publish = |page, block: [u64; 512]| {
+        (0..).zip(block).for_each(|(word, value)| platform.publish(page, word, value));
+    };
+    publish(VM_PAGE, block(VM, &id(&config.name, None)));
+    for index in 0..config.vcpus {
+        publish(vcpu_page(index.into()), block(VCPU, &id(&config.name, Some(index))));
+    }
+    for (stat, value) in [(VmStat::Vcpus, config.vcpus.into()), (VmStat::Memory, config.memory)] {
+        platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
     }
 }
 
@@ -179,27 +166,23 @@ impl<P: Platform> Vmm<P> {
     }
 
     /// Somebody reads: these are what others know of the VM, and the kernel of its vCPUs.
-    pub fn refresh(&mut self, known: &[(VmStat, u64)]) {
+    pub fn refresh(&mut self, known: impl IntoIterator<Item = (VmStat, u64)>) {
         for (stat, value) in known {
-            self.platform.publish(VM_PAGE, VM_DATA + stat.word(), *value);
+            self.platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
         }
-        for ((at, before), vcpu) in self.counts.wbinvds.iter_mut().enumerate().zip(&mut self.vcpus) {
-            let exits = &mut vcpu.exits;
-            let (page, now) = (vcpu_page(at), self.platform.wbinvds(at as u8));
-            // A vCPU's page may be newer than what was seen of it: then it counts from 0.
-            let more = now.checked_sub(*before).unwrap_or(now);
-            *before = now;
-            exits[usize::from(place(VcpuStat::WriteBacks))] += more;
-            let mut all = 0_u64;
+        for (at, vcpu) in self.vcpus.iter().enumerate() {
+            let (page, exits) = (vcpu_page(at), &vcpu.exits);
+            // Those that the kernel answered were no exits to here.
+            let (wbinvds, mut all) = (self.platform.wbinvds(at as u8), 0);
             for stat in REASONS {
                 let count = exits[usize::from(place(stat))];
-                self.platform.publish(page, usize::from(place(stat)), count);
+                let more = if stat == VcpuStat::WriteBacks { wbinvds } else { 0 };
+                self.platform.publish(page, usize::from(place(stat)), count + more);
                 all += count;
             }
             let kicks = exits[usize::from(place(VcpuStat::Kicks))];
             self.platform.publish(page, VCPU_DATA + VcpuStat::SpuriousKicks.word(), kicks - vcpu.kicks_used);
-            // Those that the kernel answered were no exits to here.
-            self.platform.publish(page, VCPU_DATA + VcpuStat::Exits.word(), all.wrapping_sub(now));
+            self.platform.publish(page, VCPU_DATA + VcpuStat::Exits.word(), all);
         }
     }
 }

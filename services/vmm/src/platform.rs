@@ -68,11 +68,6 @@ pub trait Platform {
     /// Set a word of a page of the VM's [statistics](caisson_proto::stats), by one store.
     fn publish(&mut self, _page: usize, _word: usize, _value: u64) {}
 
-    /// What such a word is now: for whoever publishes, never to decide by.
-    fn published(&self, _page: usize, _word: usize) -> u64 {
-        0
-    }
-
     /// Add to such a word. Nobody else writes it.
     fn count(&mut self, _page: usize, _word: usize, _more: u64) {}
 

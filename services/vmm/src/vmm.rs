@@ -10,7 +10,7 @@ use caisson_proto::vmm::VmConfig;
 use crate::aside::Aside;
 use crate::boot;
 use crate::console::Output;
-use crate::counts::Counts;
+use crate::counts;
 use crate::cpuid;
 use crate::dev::ioapic::IoApic;
 use crate::dev::pic::Pics;
@@ -74,7 +74,6 @@ pub struct Vmm<P> {
     pub(crate) born: u64,
     pub(crate) wall_version: u32,
     pub(crate) ended: bool,
-    pub(crate) counts: Counts,
     log_budget: u32,
 }
 
@@ -107,6 +106,7 @@ impl<P: Platform> Vmm<P> {
         let born = platform.now();
         let tsc_offset = born.wrapping_neg();
         platform.store(0, Groups::all(), &loaded.state(tsc_offset));
+        counts::begin(&mut platform, config);
         Ok(Self {
             facts,
             epoch: config.epoch,
@@ -131,7 +131,6 @@ impl<P: Platform> Vmm<P> {
             born,
             wall_version: 0,
             ended: false,
-            counts: Counts::begin(&mut platform, config),
             log_budget: LOG_BUDGET,
             platform,
         })

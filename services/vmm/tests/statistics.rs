@@ -50,8 +50,8 @@ fn an_exit_is_counted_once_by_its_reason() {
     machine.exit(0, code::INTR, 0, 0);
     assert_eq!(of(&mut machine, 0, "exits"), 0, "nobody has asked");
     machine.fake().wbinvds = 3;
-    machine.vmm.refresh(&[]);
-    machine.vmm.refresh(&[]);
+    machine.vmm.refresh([]);
+    machine.vmm.refresh([]);
     let want = [("exits", 6), ("io_exits", 2), ("msr_exits", 1), ("pf_taken", 1), ("pf_fixed", 1), ("mmio_exits", 1)];
     for (name, count) in want.into_iter().chain([("other_exits", 1), ("halt_exits", 0)]) {
         assert_eq!(of(&mut machine, 0, name), count, "{name}");
@@ -83,7 +83,7 @@ fn memory_that_is_refused_is_a_fault_that_is_not_fixed() {
     let mut machine = Machine::new(1);
     machine.fake().refuse_memory = true;
     machine.exit(0, code::NPF, 4, 24 * MIB);
-    machine.vmm.refresh(&[]);
+    machine.vmm.refresh([]);
     assert_eq!((of(&mut machine, 0, "pf_taken"), of(&mut machine, 0, "pf_fixed")), (1, 0));
 }
 
@@ -107,7 +107,7 @@ fn kicks_are_told_from_those_that_were_not_needed() {
     let mut machine = Machine::new(2);
     machine.halt(0);
     machine.exit(0, code::KICK, 0, 0);
-    machine.vmm.refresh(&[]);
+    machine.vmm.refresh([]);
     assert_eq!((of(&mut machine, 0, "kick_exits"), of(&mut machine, 0, "kick_exits_spurious")), (1, 1));
 }
 
@@ -115,12 +115,12 @@ fn kicks_are_told_from_those_that_were_not_needed() {
 fn what_others_know_is_taken_over_when_somebody_reads() {
     let mut machine = Machine::new(2);
     machine.fake().wbinvds = 5;
-    machine.vmm.refresh(&[(VmStat::Mapped, 77), (VmStat::Quarantined, 3)]);
-    machine.vmm.refresh(&[(VmStat::Quarantined, 1)]);
+    machine.vmm.refresh([(VmStat::Mapped, 77), (VmStat::Quarantined, 3)]);
+    machine.vmm.refresh([(VmStat::Quarantined, 1)]);
     let vm = block(&mut machine, 0);
     assert_eq!((vm.value("frames_mapped"), vm.value("frames_quarantined")), (Some(77), Some(1)));
     assert_eq!(of(&mut machine, 1, "wbinvd_exits"), 5, "what was counted already isn't counted again");
     machine.fake().wbinvds = 9;
-    machine.vmm.refresh(&[]);
+    machine.vmm.refresh([]);
     assert_eq!((of(&mut machine, 1, "wbinvd_exits"), of(&mut machine, 1, "exits")), (9, 0));
 }

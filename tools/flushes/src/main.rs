@@ -1,4 +1,4 @@
-//! Counts flushes. A program of its own, so that xtask doesn't need the kernel and the services to build itself.
+//! Counts flushes. A program of its own, so that xtask doesn't need the kernel and the simulated machine to build itself.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};

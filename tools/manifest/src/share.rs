@@ -13,9 +13,6 @@ use crate::system::System;
 use crate::{Error, wrong};
 
 const PAGE: u64 = 4096;
-/// In a service's info page: it writes, it reads.
-const HOLDER: u8 = 1;
-const READER: u8 = 2;
 
 /// Pages that two services share.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +69,7 @@ pub(crate) fn may_ring(shares: &[PlannedShare], slot: usize) -> u64 {
 /// What the services are told of their shares.
 pub(crate) fn fill_info(services: &mut [Planned], shares: &[PlannedShare]) {
     for share in shares {
-        let ends = [(HOLDER, share.holder, share.reader), (READER, share.reader, share.holder)];
+        let ends = [(ShareInfo::HOLDER, share.holder, share.reader), (ShareInfo::READER, share.reader, share.holder)];
         for (role, (slot, first), (peer, _)) in ends {
             let places = services.get_mut(usize::from(slot)).map(|service| &mut service.info.share);
             if let Some(place) = places.and_then(|places| places.iter_mut().find(|place| place.role == 0)) {

@@ -1,5 +1,5 @@
 //! Runs seeds of the simulated machine: `caisson-sim seeds|mutants|mutant NAME SEEDS FROM JOBS`. A program of its own,
-//! so that xtask doesn't need the kernel and the services to build itself.
+//! so that xtask doesn't need the kernel and the simulated machine to build itself.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

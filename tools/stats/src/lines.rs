@@ -4,7 +4,7 @@ use caisson_proto::console::{CHANNEL_0, STATS, STATS_WORDS};
 use caisson_proto::stats::PAGES;
 
 /// Bytes of a page.
-const PAGE: usize = 4096;
+const PAGE: usize = caisson_proto::addr::PAGE_SIZE as usize;
 /// Words of all pages.
 const WORDS: usize = PAGES * PAGE / 8;
 

@@ -1,4 +1,4 @@
-//! Small programs of their own that xtask builds and runs, so that it doesn't need the kernel and the services to build itself.
+//! Small programs of their own that xtask builds and runs, so that it doesn't need the kernel and the simulated machine to build itself.
 
 use std::process::Command;
 

@@ -19,7 +19,7 @@ use crate::paths::Paths;
 use show::Rates;
 
 /// Bytes of a page.
-const PAGE: usize = 4096;
+const PAGE: usize = caisson_proto::addr::PAGE_SIZE as usize;
 /// How often `--watch` reads.
 const EACH: Duration = Duration::from_secs(1);
 /// How long a machine may take to answer; it gives up itself before.

@@ -140,11 +140,14 @@ impl Shown {
     fn join(&mut self, sys: &Sys<'_>) {
         for slot in [1, 0] {
             let gone = self.set(sys, slot, 0, 0);
-            self.judge(sys, "deleting a slot", gone);
+            if !self.judge(sys, "deleting a slot", gone) {
+                return;
+            }
         }
         let whole = self.set(sys, 0, 0, WHOLE);
-        self.judge(sys, "the whole slot", whole);
-        self.divided = None;
+        if self.judge(sys, "the whole slot", whole) {
+            self.divided = None;
+        }
     }
 
     /// memory doesn't know where the guest's memory is: it was started again while a slot was missing.

@@ -53,6 +53,19 @@ fn fill(memory: &mut Memory, fake: &mut Fake, vm: VmId) {
 }
 
 #[test]
+fn nothing_is_shown_past_the_window() {
+    let (mut memory, mut fake, vm) = divided();
+    for (gfn, pages) in [(crate::REGION_PAGES, 1), (crate::REGION_PAGES - 1, 2), ((1 << 40) - 1, 1)] {
+        assert_eq!(ask(&mut memory, &mut fake, 5, &slot(vm, 3, gfn, pages, 0)), Err(Status::Invalid), "{gfn:#x}");
+        assert_eq!(ask(&mut memory, &mut fake, 5, &slot(vm, 1, gfn, pages, 0)), Err(Status::Invalid), "moved there");
+    }
+    assert_eq!(
+        ask(&mut memory, &mut fake, 5, &slot(vm, 3, crate::REGION_PAGES - 1, 1, 0)),
+        Ok(Progress { more: false })
+    );
+}
+
+#[test]
 fn a_vm_is_made_with_one_slot_that_shows_all_of_its_region() {
     let (mut memory, mut fake) = started();
     let vm = make(&mut memory, &mut fake, 5, 512).unwrap();

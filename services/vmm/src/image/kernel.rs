@@ -28,7 +28,8 @@ const RETRIES: usize = 3;
 /// How long it may take until memory that somebody else had is written back, in milliseconds.
 const PATIENCE_MS: u64 = 200;
 
-/// Calls memory. One that was restarted has lost nothing of this VM: it enumerates the kernel's tables. One that is `Busy` has
+/// Calls memory. One that was restarted has what this VM needs: it enumerates the kernel's tables, and knows the
+/// one slot that this vmm uses. One that is `Busy` has
 /// enough as soon as other CPUs have written back what they owe.
 ///
 /// # Errors
@@ -228,10 +229,6 @@ impl Platform for OnKernel {
 
     fn publish(&mut self, page: usize, word: usize, value: u64) {
         self.share.store(page * PAGE_WORDS + word, value);
-    }
-
-    fn published(&self, page: usize, word: usize) -> u64 {
-        self.share.load(page * PAGE_WORDS + word)
     }
 
     #[inline(always)]

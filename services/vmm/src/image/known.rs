@@ -34,9 +34,9 @@ impl Known {
         }
         self.asked = now;
         let vm = self.vm;
-        if let Ok(frames) = call(self.memory, &FramesOf { vm }) {
+        let frames = call(self.memory, &FramesOf { vm }).map(|frames| {
             let VmFrames { mapped, kernel, quarantined, promised, reclaimed, flush_requests, flushes } = frames;
-            vmm.refresh(&[
+            [
                 (VmStat::Mapped, mapped),
                 (VmStat::Kernel, kernel),
                 (VmStat::Quarantined, quarantined),
@@ -44,16 +44,18 @@ impl Known {
                 (VmStat::Reclaimed, reclaimed),
                 (VmStat::FlushRequests, flush_requests),
                 (VmStat::Flushes, flushes),
-            ]);
-        }
-        if let Ok(VmNotices { notices, spurious, asked, done, owed_nothing }) = call(self.memory, &NoticesOf { vm }) {
-            vmm.refresh(&[
+            ]
+        });
+        let notices = call(self.memory, &NoticesOf { vm }).map(|notices| {
+            let VmNotices { notices, spurious, asked, done, owed_nothing } = notices;
+            [
                 (VmStat::Notices, notices),
                 (VmStat::Spurious, spurious),
                 (VmStat::WriteBacks, asked),
                 (VmStat::WriteBacksDone, done),
                 (VmStat::OwedNothing, owed_nothing),
-            ]);
-        }
+            ]
+        });
+        vmm.refresh(frames.into_iter().flatten().chain(notices.into_iter().flatten()));
     }
 }

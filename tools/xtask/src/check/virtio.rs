@@ -70,7 +70,7 @@ fn sum(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Runs a guest with this file and these lines; its console, the log, and whether it powered off.
+/// Runs a guest with this file and these lines; its console and the log.
 fn guest(paths: &Paths, folder: &Path, file: &str, script: &str) -> Result<(String, String), String> {
     let say = |error: std::io::Error| error.to_string();
     fs::write(folder.join("vm.toml"), file).map_err(say)?;

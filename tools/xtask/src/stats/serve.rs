@@ -58,9 +58,12 @@ impl Server {
     ) -> Result<Self, Failure> {
         make_folder(&paths.sockets())?;
         let path = paths.sockets().join(format!("{}.sock", std::process::id()));
-        // Of a process that had this number before.
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).about("make socket", &path)?;
+        // It has its name when it listens: who looks for machines before would take it for a dead one's. Nothing may be left of a
+        // process that had this number before.
+        let new = path.with_extension("new");
+        let _ = std::fs::remove_file(&new);
+        let listener = UnixListener::bind(&new).about("make socket", &new)?;
+        std::fs::rename(&new, &path).about("name socket", &path)?;
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (vms, ask) = (vms.clone(), ask.clone());
