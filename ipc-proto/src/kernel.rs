@@ -138,8 +138,12 @@ replies! {
         vm: VmId, handler: ServiceId, kind: VmKind, state: VmState, pages: u64, kernel_frames: u64, next: u16, sequence: Sequence,
     }
     /// What was taken from a VM: the batch that the frames wait in (meaningless without pages), how many pages were mapped
-    /// and now aren't, and where to go on: the first gfn not looked at.
-    pub struct Unmapped { batch: BatchId, pages: u64, next: Gfn }
+    /// and now aren't, and where to go on: the first gfn not looked at. `waiting`: frames that the batch took with the end of
+    /// this event; 0 while it goes on.
+    pub struct Unmapped { batch: BatchId, pages: u64, next: Gfn, waiting: u64 }
+    /// So many pages from there on are alike: in their state, `Free` for not mapped, and in the pages that one entry maps, 1 or
+    /// 512. With the frame of the first.
+    pub struct Look { pages: u64, state: FrameState, span: u64, frame: Frame }
     /// An open batch: the VM that its frames were taken from and that VM's kind, how many wait in it, how many CPUs
     /// still owe a write-back; `next` is the slot after this one: where to look on.
     pub struct BatchReport { batch: BatchId, vm: VmId, kind: VmKind, frames: u64, owed: u16, next: u16 }
@@ -201,23 +205,31 @@ requests! {
     /// donate and try again.
     GuestMap = 24 { vm: VmId, view: u8, gfn: Gfn, frame: Frame, pages: u64, access: Access, sequence: Sequence } -> Done;
     /// Unmap the first 512 pages that are mapped in a range, in 1 GiB of it at the most, from a VM and its handler,
-    /// complete the shootdown, put the frames into a batch. [`Caps::FRAMES`].
-    GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64 } -> Unmapped;
+    /// complete the shootdown, put the frames into a batch. [`Caps::FRAMES`]. With `more`, the event goes on: shootdown and
+    /// write-backs are left to its last call, which may be of no pages; until then nobody can pay for the batch. `Busy` if no batch
+    /// is left for that. A SEV-SNP VM pays at each call.
+    GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64, more: bool } -> Unmapped;
+    /// How a VM's pages stand in its view 0: how many of at most 512 are like the first. [`Caps::FRAMES`].
+    GuestLook = 26 { vm: VmId, gfn: Gfn, pages: u64 } -> Look;
     /// A VM is about to change from `start` to before `end`: commits inside it are refused until the end. [`Caps::WRITEBACK`].
     InvalidateBegin = 27 { vm: VmId, start: Gfn, end: Gfn } -> Done;
     /// The change is over; moves the sequence. [`Caps::WRITEBACK`]. `State` if none is open.
     InvalidateEnd = 28 { vm: VmId } -> Done;
     /// Give at most 512 free frames to the secure processor, for good. [`Caps::FRAMES`]. Those that the RMP refuses are leaked.
     FrameDonate = 29 { frame: Frame, pages: u64 } -> Done;
-    /// Turn at most 512 pages of an encrypted VM's view 0, all mapped, private, or shared again, where they lie. What
+    /// Turn at most 512 pages of a VM's view 0, all mapped, private, or shared again, where they lie. What
     /// turns private disappears from its handler with the host's translations, and plain lines of it are flushed
     /// everywhere; what turns shared appears there, after a shootdown of the VM's translations, and encrypted lines are
-    /// flushed, under its ASID. What is in the pages is lost. [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. A SEV-SNP VM
-    /// must have pages of 4 KiB and its ASID; the RMP assigns them, and takes them back. Others need an ASID to shared.
+    /// flushed, under its ASID. What is in the pages of an encrypted VM is lost. [`Caps::FRAMES`] or [`Caps::FIRMWARE`]. A SEV-SNP VM
+    /// must have its ASID; the RMP assigns its pages, and takes them back. SEV and SEV-ES need an ASID to shared.
+    /// With `large`, 512 aligned pages in a row become one large page, in the RMP, too; large pages of a SEV-SNP VM that turn in part
+    /// are split.
     /// `State` if a page isn't what it is to turn from, or the RMP refuses one; what lies before that has turned then,
     /// and the handler sees nothing of the rest. `Exhausted` when tables are lacking. `Busy` to shared while the processor
     /// works for this VM.
-    GuestConvert = 30 { vm: VmId, gfn: Gfn, pages: u64, private: bool } -> Done;
+    GuestConvert = 30 { vm: VmId, gfn: Gfn, pages: u64, private: bool, large: bool } -> Done;
+    /// A free frame is never to be used again: it is broken. [`Caps::FRAMES`].
+    FrameRetire = 31 { frame: Frame } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.
     /// [`Caps::WRITEBACK`] or [`Caps::FRAMES`].

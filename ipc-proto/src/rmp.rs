@@ -39,6 +39,11 @@ impl Entry {
         Self([ASSIGNED | fill | gfn.0 << 12 & GPA | (asid as u64 & 0x3ff) << 51, VMPL0])
     }
 
+    /// The same of so many pages: 1 or 512.
+    pub const fn sized(self, pages: u64) -> Self {
+        Self([if pages > 1 { self.0[0] | LARGE } else { self.0[0] }, self.0[1]])
+    }
+
     /// Whether one of these bits is set.
     pub const fn has(self, bits: u64) -> bool {
         self.0[0] & bits != 0

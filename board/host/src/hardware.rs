@@ -237,6 +237,10 @@ impl Machine for &Hardware<'_> {
         self.update_rmp(frame, to)
     }
 
+    fn rmp_smash(&self, frame: Frame) -> Result<(), Status> {
+        self.world.silicon.registers.rmp.0.smash(frame).map_err(|_| Status::State)
+    }
+
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
         self.copy_mail(user, at, bytes, out)
     }
@@ -269,6 +273,10 @@ impl Machine for &Hardware<'_> {
         let found = self.world.nested(root, gfn.0);
         let off = self.world.breaks(Mutant::WrongPage) && self.world.rng.chance(1, 8);
         found.map(|it| if off { Mapping { frame: Frame(it.frame.0 ^ 1), ..it } } else { it })
+    }
+
+    fn nested_resize(&self, root: Frame, gfn: Gfn, large: bool, pool: &mut dyn TablePool) -> Result<(), Status> {
+        npt::resize(&mut View(self.world), Tree::nested(root), gfn, large, pool)
     }
 
     fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {

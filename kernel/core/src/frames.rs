@@ -177,8 +177,9 @@ mod tests {
         let vm = VmId::new(3, 1);
         table.declare(Frame(0), 8, Frames::free(true));
         table.turn(Frame(0), 8, FrameState::Free, Frames::of(FrameState::Owned, vm));
-        let batch =
-            batches.open(vm, caisson_proto::kernel::VmKind::Sev, &CpuSet::of([CpuId(0)].into_iter()), false).unwrap();
+        let batch = batches
+            .open(vm, caisson_proto::kernel::VmKind::Sev, &CpuSet::of([CpuId(0)].into_iter()), Payable::WriteBack)
+            .unwrap();
         table.turn(Frame(0), 8, FrameState::Owned, Frames::quarantined(batch));
         batches.join(batch, 8);
         assert_eq!(table.check_free(Frame(0), 1, &batches), Err(Status::State));

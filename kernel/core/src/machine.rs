@@ -112,8 +112,13 @@ pub trait Machine: Copy {
     /// RMPUPDATE. Nothing where there is no RMP.
     ///
     /// # Errors
-    /// [`Status::State`] if the processor has the frame, or its entry isn't of 4 KiB.
+    /// [`Status::State`] if the processor has the frame, or its entry is of the other size.
     fn rmp_update(&self, frame: Frame, to: Entry) -> Outcome;
+    /// PSMASH. Nothing where there is no RMP.
+    ///
+    /// # Errors
+    /// [`Status::State`] if the frame's entry isn't a guest's of 2 MiB.
+    fn rmp_smash(&self, frame: Frame) -> Outcome;
     /// Copies between memory and a page that the service in user mode has to itself, from its beginning on, within one frame.
     ///
     /// # Errors
@@ -134,6 +139,11 @@ pub trait Machine: Copy {
     fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status>;
     /// What a guest frame is mapped to.
     fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping>;
+    /// Makes one large page of the 512 around a guest frame, or splits it.
+    ///
+    /// # Errors
+    /// [`Status::State`] if they aren't alike, in a row and aligned, or not large; [`Status::Exhausted`] without a table.
+    fn nested_resize(&self, root: Frame, gfn: Gfn, large: bool, pool: Pool) -> Outcome;
     /// Gives every table below and with an empty root back to the pool.
     fn nested_drop(&self, root: Frame, pool: Pool);
     /// Maps guest frames in the window of the guest's handler.

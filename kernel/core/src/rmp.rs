@@ -71,4 +71,20 @@ impl Rmp {
             }
         }
     }
+
+    /// PSMASH: the entry of 2 MiB around a frame becomes 512 of 4 KiB, alike but for their addresses (APM volume 3).
+    ///
+    /// # Errors
+    /// [`RmpError::Input`] if there is none; [`RmpError::InUse`].
+    pub fn smash(self, frame: Frame) -> Result<(), RmpError> {
+        let head = frame.0 & !511;
+        let old = self.get(Frame(head)).filter(|it| it.has(ASSIGNED) && it.has(LARGE)).ok_or(RmpError::Input)?;
+        if old.has(LOCKED) {
+            return Err(RmpError::InUse);
+        }
+        for page in 0..512 {
+            self.set(Frame(head + page), Entry([(old.0[0] & !LARGE) + (page << 12), old.0[1]]));
+        }
+        Ok(())
+    }
 }

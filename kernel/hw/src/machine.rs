@@ -62,12 +62,16 @@ impl Machine for Silicon {
         fn flush_lines(&self, first: Frame, pages: u64, asid: u32) -> () = window::flush_lines(first, pages, asid);
         fn mailbox(&self) -> Option<&'static Mailbox> = mailbox::MAILBOX.get();
         fn rmp_update(&self, frame: Frame, to: Entry) -> Outcome =
-            mailbox::MAILBOX.get().filter(|mailbox| !mailbox.rmp.0.0.is_empty()).map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State));
+            mailbox::rmp().map_or(Ok(()), |rmp| rmp.update(frame, to).map_err(|_| Status::State));
+        fn rmp_smash(&self, frame: Frame) -> Outcome =
+            mailbox::rmp().map_or(Ok(()), |rmp| rmp.smash(frame).map_err(|_| Status::State));
         fn nested_map(&self, root: Frame, gfn: Gfn, frame: Frame, pages: u64, access: Access, pool: Pool) -> Outcome =
             npt::map(&mut Mapped, Tree::nested(root), gfn, frame, pages, access, pool);
         fn nested_unmap(&self, root: Frame, from: Gfn, end: Gfn, pool: Pool) -> Result<Option<Removed>, Status> =
             npt::unmap(&mut Mapped, Tree::nested(root), from, end, pool);
         fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> = npt::look_up(&Mapped, Tree::nested(root), gfn);
+        fn nested_resize(&self, root: Frame, gfn: Gfn, large: bool, pool: Pool) -> Outcome =
+            npt::resize(&mut Mapped, Tree::nested(root), gfn, large, pool);
         fn nested_drop(&self, root: Frame, pool: Pool) -> () = npt::drop_all(&mut Mapped, Tree::nested(root), pool);
         fn window_map(&self, slot: usize, gfn: Gfn, frame: Frame, pages: u64, pool: Pool) -> Outcome =
             home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool);
@@ -91,7 +95,7 @@ impl Machine for Silicon {
         let mut features = Features::empty();
         features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
         features.set(Features::SEV, mailbox.is_some());
-        features.set(Features::SNP, mailbox.is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty()));
+        features.set(Features::SNP, mailbox::rmp().is_some());
         features
     }
 

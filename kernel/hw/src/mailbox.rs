@@ -8,6 +8,11 @@ use crate::prelude::*;
 
 pub(crate) static MAILBOX: Once<Mailbox> = Once::new();
 
+/// The RMP, if there is one.
+pub(crate) fn rmp() -> Option<Rmp> {
+    MAILBOX.get().map(|mailbox| mailbox.rmp.0).filter(|rmp| !rmp.0.is_empty())
+}
+
 /// Boot: these kernel frames are registers, two commands and data, and mapped in the service that stands in. Without
 /// memory for an RMP there is none.
 pub fn settle(registers: Frame, early: &mut Early) {

@@ -23,7 +23,7 @@ impl Memory {
     pub(crate) fn unmap(
         &mut self, vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel,
     ) -> Result<Unmapped, Status> {
-        let unmap = GuestUnmap { vm, view: 0, gfn, pages };
+        let unmap = GuestUnmap { vm, view: 0, gfn, pages, more: false };
         let unmapped = match kernel.ask(&unmap) {
             // Large pages are split.
             Err(Status::Exhausted) => {

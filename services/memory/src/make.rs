@@ -209,7 +209,7 @@ impl Memory {
 
 /// Takes pages back that were mapped a moment ago.
 fn undo(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) {
-    if let Ok(unmapped) = kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages }) {
+    if let Ok(unmapped) = kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false }) {
         reclaim::tell(vm, gfn, &unmapped, kernel);
     }
 }

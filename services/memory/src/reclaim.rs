@@ -142,7 +142,7 @@ fn empty(report: &VmReport, operations: &mut u32, kernel: &mut impl Kernel) -> P
             }
             *operations -= 1;
             let pages = GUEST_PAGES - gfn.0;
-            match kernel.ask(&GuestUnmap { vm: report.vm, view, gfn, pages }) {
+            match kernel.ask(&GuestUnmap { vm: report.vm, view, gfn, pages, more: false }) {
                 Ok(unmapped) if unmapped.next > gfn => {
                     tell(report.vm, gfn, &unmapped, kernel);
                     left = left.saturating_sub(unmapped.pages);

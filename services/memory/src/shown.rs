@@ -39,7 +39,7 @@ impl<K: Kernel> Machine for OnKernel<'_, K> {
         // The kernel takes up to 512 mapped pages from a range. So few pages are asked for that it can't be more than `most`,
         // unless nothing was taken yet.
         let pages = if most < MAX_PAGES_PER_CALL { pages.min(most) } else { pages };
-        let unmapped = self.kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages })?;
+        let unmapped = self.kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false })?;
         self.taken += unmapped.pages;
         self.requests += 1;
         self.flushes += u64::from(unmapped.pages > 0);

@@ -140,7 +140,7 @@ impl Firmware {
         let done = current.report.done;
         let next = gfn.0 + done;
         let chunk = (pages - done).min(MAX_PAGES_PER_CALL - next % MAX_PAGES_PER_CALL);
-        match kernel.ask(&GuestConvert { vm, gfn: Gfn(next), pages: chunk, private: true }) {
+        match kernel.ask(&GuestConvert { vm, gfn: Gfn(next), pages: chunk, private: true, large: false }) {
             Ok(_) if done + chunk < pages => {
                 current.report.done += chunk;
                 self.first(&[Step::Turn]);

@@ -104,6 +104,12 @@ impl Machine for On<'_> {
     fn rmp_update(&self, _: Frame, _: Entry) -> Outcome {
         Ok(())
     }
+    fn rmp_smash(&self, _: Frame) -> Outcome {
+        Ok(())
+    }
+    fn nested_resize(&self, _: Frame, _: Gfn, _: bool, _: Pool) -> Outcome {
+        Err(Status::State)
+    }
     fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Outcome {
         Ok(())
     }

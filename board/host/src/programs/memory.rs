@@ -167,7 +167,7 @@ impl OnKernel<'_, '_> {
         let private = |gfn: &u64| world.is_private(vm, *gfn);
         let Some(gfn) = (first..world.manifest.guest_pages).find(private) else { return };
         let pages = (gfn..gfn + 1 + world.rng.below(4)).take_while(private).count() as u64;
-        let _ = sys.ask(&GuestConvert { vm, gfn: Gfn(gfn), pages, private: false });
+        let _ = sys.ask(&GuestConvert { vm, gfn: Gfn(gfn), pages, private: false, large: false });
     }
 
     /// Takes a range of pages from a VM.
@@ -175,7 +175,7 @@ impl OnKernel<'_, '_> {
         let (sys, world) = (self.sys, self.sys.world);
         let gfn = Gfn(world.rng.below(world.manifest.guest_pages));
         let pages = 1 + world.rng.below([64, world.manifest.guest_pages][world.rng.below(2) as usize]);
-        if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages })
+        if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false })
             && unmapped.pages > 0
         {
             let (batch, pages) = (unmapped.batch.0, unmapped.pages);

@@ -17,8 +17,10 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn batch_info(&self, request: &BatchInfo) -> Answer {
         let tables = self.tables();
-        let mut rest =
+        let rest =
             (request.slot..MAX_BATCHES as u16).filter_map(|slot| tables.batches.get(slot.into()).zip(Some(slot)));
+        // What can't be paid yet isn't open to them.
+        let mut rest = rest.filter(|(batch, _)| batch.payable != Payable::Never);
         let (&Batch { id, vm, kind, frames, owed, .. }, slot) = rest.next().ok_or(Status::NotFound)?;
         ok(BatchReport { batch: id, vm, kind, frames, owed: owed.iter().count() as u16, next: slot + 1 })
     }
@@ -27,13 +29,13 @@ impl<M: Machine> Call<'_, M> {
     /// last has answered.
     pub(super) fn write_back(&self, request: &WriteBack) -> Answer {
         let mut tables = self.tables();
-        let &Batch { owed, invalidate, .. } = tables.batches.find(request.batch).ok_or(Status::NotFound)?;
+        let &Batch { owed, payable, .. } = tables.batches.find(request.batch).ok_or(Status::NotFound)?;
         if owed == CpuSet::EMPTY {
             let open = tables.batches.settle(request.batch)?;
             self.paid(&mut tables, &open);
             return ok(Accepted { ticket: Ticket(0) });
         }
-        self.ask_flush(tables, request.batch, &owed, invalidate)
+        self.ask_flush(tables, request.batch, &owed, payable == Payable::Invalidate)
     }
 
     pub(super) fn write_back_invalidate(&self, _: &WriteBackInvalidate) -> Answer {
@@ -41,7 +43,7 @@ impl<M: Machine> Call<'_, M> {
         // Without a ticket nobody would be asked, and what was opened would be owed for ever.
         ensure(!tables.open_tickets.is_full(), Status::Busy)?;
         let all = CpuSet::of((0..self.cpu_count() as u16).map(CpuId));
-        let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, true)?;
+        let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, Payable::Invalidate)?;
         self.ask_flush(tables, batch, &all, true)
     }
 
@@ -105,7 +107,8 @@ impl<M: Machine> Here<'_, M> {
     /// A batch is closed: its frames are free, its tickets done, and whoever waits hears of it.
     fn paid(self, tables: &mut Tables, open: &Batch) {
         tables.frames.paid(open.frames);
-        let tickets = tables.open_tickets.iter().filter(|(_, of)| open.invalidate && *of == open.id);
+        let tickets =
+            tables.open_tickets.iter().filter(|(_, of)| open.payable == Payable::Invalidate && *of == open.id);
         tables.asids.flushed(tickets.map(|(ticket, _)| *ticket).max().unwrap_or(0));
         tables.open_tickets.retain(|(_, of)| *of != open.id);
         self.machine.log(Event::BatchPaid(open.id, open.frames));

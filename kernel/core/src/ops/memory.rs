@@ -5,17 +5,6 @@ use crate::prelude::*;
 
 /// Frames that one look at the table covers at the most.
 const RUN_LIMIT: u64 = 1 << 15;
-/// Pages whose mappings one call looks through at the most: 1 GiB of them.
-const UNMAP_SPAN: u64 = 1 << 18;
-/// A guest's memory ends where its handler's window ends.
-const GUEST_PAGES: u64 = (caisson_proto::layout::USER_END - caisson_proto::layout::GUEST) >> 12;
-
-/// Checks that a range of guest frames is one that a single call may name.
-fn in_guest(gfn: Gfn, pages: u64, most: u64) -> Outcome {
-    let end = gfn.0.checked_add(pages).ok_or(Status::Range)?;
-    ensure((1..=most).contains(&pages) && end <= GUEST_PAGES, Status::Range)
-}
-
 impl<M: Machine> Call<'_, M> {
     pub(super) fn alive(&self, id: VmId) -> Result<(usize, &Vm), Status> {
         let found = vms::find(&self.vms, id)?;
@@ -126,144 +115,11 @@ impl<M: Machine> Call<'_, M> {
         ok(Done {})
     }
 
-    pub(super) fn guest_map(&self, request: &GuestMap) -> Answer {
-        let (slot, vm) = self.alive(request.vm)?;
-        let GuestMap { gfn, frame, pages, access, .. } = *request;
-        in_guest(gfn, pages, MAX_PAGES_PER_CALL)?;
-        let root = vm.root(request.view).ok_or(Status::Range)?;
-        let handler = vm.handler.get().index();
-        let mut tables = self.tables();
-        let (table, batches, books) = tables.of(slot)?;
-        vm.invalidation.commit(request.sequence, gfn, pages)?;
-        let clean = table.check_free(frame, pages, batches)?;
-        ensure(books.stock.len() >= TABLES_PER_MAP, Status::Exhausted)?;
-        // Before anybody can see them.
-        if !clean {
-            self.machine.zero(frame, pages);
-            table.turn(frame, pages, FrameState::Free, Frames::free(true));
-        }
-        // The nested table refuses what is mapped already and changes nothing then.
-        self.machine.nested_map(root, gfn, frame, pages, access, &mut books.stock)?;
-        table.turn(frame, pages, FrameState::Free, Frames::of(FrameState::Owned, request.vm));
-        books.pages += pages;
-        // The window holds what view 0 holds, so nothing is there either.
-        self.machine.window_map(handler, gfn, frame, pages, &mut books.stock)?;
+    pub(super) fn frame_retire(&self, request: &FrameRetire) -> Answer {
+        let tables = self.tables();
+        tables.frames.check_free(request.frame, 1, &tables.batches)?;
+        tables.frames.turn(request.frame, 1, FrameState::Free, Frames::plain(FrameState::Leaked));
         ok(Done {})
-    }
-
-    pub(super) fn guest_unmap(&self, request: &GuestUnmap) -> Answer {
-        let (slot, vm) = vms::find(&self.vms, request.vm)?;
-        in_guest(request.gfn, request.pages, GUEST_PAGES)?;
-        let root = vm.root(request.view).ok_or(Status::Range)?;
-        let handler = vm.handler.get().index();
-        // So many in one go: nobody else gets to the tables meanwhile.
-        let end = Gfn((request.gfn.0 + request.pages).min((request.gfn.0 | (UNMAP_SPAN - 1)) + 1));
-        let mut tables = self.tables();
-        let in_command = tables.is_in_command(request.vm);
-        let (table, batches, books) = tables.of(slot)?;
-        ensure(books.kind == VmKind::Plain || !in_command, Status::Busy)?;
-        ensure(vm.state() == Some(VmState::Alive) || self.vcpus_idle(slot), Status::Busy)?;
-        // A dying VM may have no table left to split a large page with.
-        let cut = |gfn: Gfn| self.machine.nested_look_up(root, gfn).is_some_and(|it| !gfn.0.is_multiple_of(it.pages));
-        ensure(vm.state() == Some(VmState::Alive) || !cut(request.gfn) && !cut(end), Status::Range)?;
-        batches.check_room(books.kind)?;
-        let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
-        let (mut pages, mut next, mut result) = (0, request.gfn, Ok(()));
-        while result.is_ok() && pages < MAX_PAGES_PER_CALL && next < end {
-            // Splitting a large page takes a table here and one in the window.
-            if vm.state() == Some(VmState::Alive) && books.stock.len() < 2 {
-                result = Err(Status::Exhausted);
-                break;
-            }
-            match self.machine.nested_unmap(root, next, end, &mut books.stock) {
-                Ok(Some(removed)) => {
-                    next = Gfn(removed.gfn.0 + removed.pages);
-                    pages += removed.pages;
-                    result = self.machine.window_unmap(handler, removed.gfn, removed.pages, &mut books.stock);
-                    // What its handler still sees stays the VM's. At most MAX_PAGES_PER_CALL steps of one page or more.
-                    if result.is_ok() {
-                        let _ = taken.push((removed.frame, removed.pages));
-                    }
-                }
-                Ok(None) => next = end,
-                Err(status) => result = Err(status),
-            }
-        }
-        if pages == 0 {
-            return result.and_then(|()| ok(Unmapped { batch: BatchId::default(), pages, next }));
-        }
-        books.pages = books.pages.saturating_sub(pages);
-        self.machine.flush_translations();
-        self.shoot_down(slot);
-        let batch = batches.open(request.vm, books.kind, &self.owing(slot, books.kind), false)?;
-        let (mut pages, mut waiting) = (0, 0);
-        for frame in taken.iter().flat_map(|(first, count)| first.0..first.0 + count).map(Frame) {
-            let from = table.get(frame, batches).map_or(FrameState::Owned, |frame| frame.state);
-            let snp = books.kind == VmKind::SevSnp && from == FrameState::Private;
-            // What the processor doesn't give back is nobody's any more.
-            let given = !snp || self.machine.rmp_update(frame, Entry::SHARED).is_ok();
-            if snp {
-                self.machine.flush_lines(frame, 1, books.asid);
-            }
-            let to = if given { Frames::quarantined(batch) } else { Frames::plain(FrameState::Leaked) };
-            table.turn(frame, 1, from, to);
-            (pages, waiting) = (pages + 1, waiting + u64::from(given));
-        }
-        batches.join(batch, waiting);
-        ok(Unmapped { batch, pages, next })
-    }
-
-    pub(super) fn guest_convert(&self, request: &GuestConvert) -> Answer {
-        let mut tables = self.tables();
-        let (slot, vm) = self.alive(request.vm)?;
-        in_guest(request.gfn, request.pages, MAX_PAGES_PER_CALL)?;
-        ensure(request.private || !tables.is_in_command(request.vm), Status::Busy)?;
-        let (root, handler) = (vm.root(0).ok_or(Status::State)?, vm.handler.get().index());
-        // One that it gave up may be another VM's by now.
-        let has = |(_, asid): &(u32, &mut Asid)| matches!(asid.state, AsidState::Bound | AsidState::Active);
-        let asid = tables.asids.of(request.vm).filter(has).map_or(0, |(asid, _)| asid);
-        let (table, batches, books) = tables.of(slot)?;
-        let snp = books.kind == VmKind::SevSnp;
-        ensure(books.kind != VmKind::Plain && (asid != 0 || !snp && request.private), Status::State)?;
-        let (from, to, needed) = match request.private {
-            // At most two large pages have to be split for it.
-            true => (FrameState::Owned, FrameState::Private, 2),
-            false => (FrameState::Private, FrameState::Owned, TABLES_PER_MAP),
-        };
-        let mut frames = heapless::Vec::<Frame, { MAX_PAGES_PER_CALL as usize }>::new();
-        for gfn in request.gfn.0..request.gfn.0 + request.pages {
-            let mapping = self.machine.nested_look_up(root, Gfn(gfn)).ok_or(Status::State)?;
-            ensure(table.get(mapping.frame, batches) == Some(Frames::of(from, request.vm)), Status::State)?;
-            ensure(mapping.pages == 1 || !snp, Status::Range)?;
-            let _ = frames.push(mapping.frame);
-        }
-        ensure(books.stock.len() >= needed, Status::Exhausted)?;
-        if request.private {
-            self.machine.window_unmap(handler, request.gfn, request.pages, &mut books.stock)?;
-            self.machine.flush_translations();
-        }
-        let (mut turned, mut result) = (0, Ok(()));
-        for (&frame, gfn) in frames.iter().zip(request.gfn.0..) {
-            let entry = if request.private { Entry::guest(asid, Gfn(gfn), false) } else { Entry::SHARED };
-            if request.private {
-                self.machine.flush_lines(frame, 1, 0);
-            }
-            result = if snp { self.machine.rmp_update(frame, entry) } else { Ok(()) };
-            if result.is_err() {
-                break;
-            }
-            table.turn(frame, 1, from, Frames::of(to, request.vm));
-            turned += 1;
-        }
-        if !request.private {
-            // What the RMP allowed may be in translations; and what was dirtied by them, in lines: nobody flushes these later.
-            self.shoot_down(slot);
-            frames.iter().take(turned).for_each(|&frame| self.machine.flush_lines(frame, 1, asid));
-            for (&frame, gfn) in frames.iter().take(turned).zip(request.gfn.0..) {
-                result = result.and(self.machine.window_map(handler, Gfn(gfn), frame, 1, &mut books.stock));
-            }
-        }
-        result.and_then(|()| ok(Done {}))
     }
 
     pub(super) fn frame_donate(&self, request: &FrameDonate) -> Answer {
@@ -279,24 +135,6 @@ impl<M: Machine> Call<'_, M> {
         ok(Done {})
     }
 
-    /// Completes when no CPU uses a translation of the VM that was made before: every vCPU that was in its guest
-    /// has left it, and each will flush before it enters again.
-    fn shoot_down(&self, vm: usize) {
-        let present = self.vms.get(vm).map_or(0, |vm| vm.vcpus.load(Ordering::Acquire));
-        for index in (0..MAX_VCPUS).filter(|index| present >> index & 1 == 1) {
-            self.context(Context::vcpu(vm, index)).make_stale();
-            self.expel(Context::vcpu(vm, index));
-        }
-    }
-
-    /// CPUs that may hold dirty lines of the VM's encrypted memory: those that ran it since they last wrote back.
-    fn owing(&self, vm: usize, kind: VmKind) -> CpuSet {
-        let owes = matches!(kind, VmKind::Sev | VmKind::SevEs);
-        let ran = |cpu: &Shared| cpu.ran.load(Ordering::SeqCst) >> (vm % 64) & 1 == 1;
-        let owing = self.cpus.iter().zip(0..).filter(|(cpu, _)| owes && ran(cpu));
-        CpuSet::of(owing.map(|(_, number)| CpuId(number)))
-    }
-
     pub(super) fn vm_release(&self, request: &VmRelease) -> Answer {
         let (slot, vm) = vms::find(&self.vms, request.vm)?;
         ensure(vm.state() == Some(VmState::Dying), Status::State)?;
@@ -305,7 +143,8 @@ impl<M: Machine> Call<'_, M> {
         let (table, batches, books) = tables.of(slot)?;
         ensure(books.kind == VmKind::Plain || !in_command, Status::Busy)?;
         ensure(books.pages == 0 && self.vcpus_idle(slot), Status::Busy)?;
-        let batch = batches.open(request.vm, VmKind::Plain, &CpuSet::EMPTY, false)?;
+        ensure(batches.held(request.vm).is_none(), Status::Busy)?;
+        let batch = batches.open(request.vm, VmKind::Plain, &CpuSet::EMPTY, Payable::WriteBack)?;
         let handler = vm.handler.get().index();
         let mut sink = Sink { machine: self.machine, table, batch, count: 0 };
         for (index, place) in books.vcpus.iter_mut().enumerate() {
@@ -335,7 +174,7 @@ impl<M: Machine> Call<'_, M> {
         }
         vm.end();
         self.machine.log(Event::VmGone(request.vm));
-        ok(Unmapped { batch, pages, next: Gfn(0) })
+        ok(Unmapped { batch, pages, next: Gfn(0), waiting: pages })
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod batches;
 mod firmware;
+mod guest;
 mod memory;
 mod supervise;
 mod vcpus;
@@ -77,7 +78,8 @@ operations! {
     Caps::FRAMES => {
         FrameRuns frame_runs, FrameCount frame_count, VmCreate vm_create, VmDestroy vm_destroy, VmRelease vm_release,
         TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
-        GuestUnmap guest_unmap, FrameDonate frame_donate,
+        GuestUnmap guest_unmap, FrameDonate frame_donate, FrameRetire frame_retire,
+        GuestLook guest_look,
     }
     Caps::WRITEBACK => { InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, }
     Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }

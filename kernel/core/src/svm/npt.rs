@@ -176,14 +176,43 @@ pub fn unmap<T: Tables>(
             tables.write(table, at, 0);
             return Ok(Some(Removed { gfn: Gfn(page), frame: target(found), pages: span(level) }));
         } else {
-            let small = pool.take().ok_or(Status::Exhausted)?;
-            for (at, frame) in (0..ENTRIES).zip(target(found).0..) {
-                tables.write(small, at, found & !(ADDRESS | LARGE) | frame << 12);
-            }
-            tables.write(table, at, entry(small, TABLE));
+            split(tables, table, at, pool)?;
         }
     }
     Ok(None)
+}
+
+/// Makes 512 small pages of a large one.
+fn split<T: Tables>(tables: &mut T, table: Frame, at: usize, pool: Pool) -> Outcome {
+    let (found, small) = (tables.read(table, at), pool.take().ok_or(Status::Exhausted)?);
+    for (at, frame) in (0..ENTRIES).zip(target(found).0..) {
+        tables.write(small, at, found & !(ADDRESS | LARGE) | frame << 12);
+    }
+    tables.write(table, at, entry(small, TABLE));
+    Ok(())
+}
+
+/// Makes a large page of the 512 around a page, and gives their table to the pool; or splits one. The same frames are mapped
+/// as before, but walks that have begun may end in the empty table.
+///
+/// # Errors
+/// [`Status::State`] if they aren't alike, in a row and aligned, or no large page is there; [`Status::Exhausted`] without a
+/// table. Nothing is changed then.
+pub fn resize<T: Tables>(tables: &mut T, tree: Tree, gfn: Gfn, large: bool, pool: Pool) -> Outcome {
+    let (table, level, found) = walk(tables, tree, gfn.0);
+    if !large {
+        ensure(level == LARGE_LEVEL && found & PRESENT != 0, Status::State)?;
+        return split(tables, table, index(gfn.0, level), pool);
+    }
+    let first = tables.read(table, 0);
+    let is_next = |at: usize| tables.read(table, at) == first + ((at as u64) << 12);
+    let aligned = first & PRESENT != 0 && target(first).0.is_multiple_of(LARGE_PAGES);
+    ensure(level == 1 && aligned && (0..ENTRIES).all(is_next), Status::State)?;
+    let above = reach(tables, tree, gfn.0, LARGE_LEVEL, pool)?;
+    tables.write(above, index(gfn.0, LARGE_LEVEL), first | LARGE);
+    (0..ENTRIES).for_each(|at| tables.write(table, at, 0));
+    pool.give_back(table);
+    Ok(())
 }
 
 /// Finds a page.

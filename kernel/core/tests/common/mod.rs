@@ -8,7 +8,10 @@ pub fn pay(tables: &mut Tables, cpu: usize, invalidated: bool) -> usize {
     let mut closed = 0;
     while let Some(open) = tables.batches.pay(CpuId(cpu as u16), invalidated) {
         tables.frames.paid(open.frames);
-        let tickets = tables.open_tickets.iter().filter(|(_, of)| open.invalidate && *of == open.id);
+        let tickets = tables
+            .open_tickets
+            .iter()
+            .filter(|(_, of)| open.payable == caisson_core::batches::Payable::Invalidate && *of == open.id);
         tables.asids.flushed(tickets.map(|(ticket, _)| *ticket).max().unwrap_or(0));
         tables.open_tickets.retain(|(_, of)| *of != open.id);
         closed += 1;
@@ -45,6 +48,12 @@ macro_rules! without_the_rest {
         fn zero(&self, _: Frame, _: u64) {}
         fn rmp_update(&self, _: Frame, _: Entry) -> Result<(), Status> {
             Ok(())
+        }
+        fn rmp_smash(&self, _: Frame) -> Result<(), Status> {
+            Ok(())
+        }
+        fn nested_resize(&self, _: Frame, _: Gfn, _: bool, _: &mut dyn TablePool) -> Result<(), Status> {
+            Err(Status::State)
         }
         fn copy(&self, _: u64, _: Spa, _: u64, _: bool) -> Result<(), Status> {
             Ok(())

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use caisson_core::batches::{Batches, MAX_BATCHES};
+use caisson_core::batches::{Batches, MAX_BATCHES, Payable};
 use caisson_core::cpu::{Local, UserFrame};
 use caisson_core::cpus::CpuSet;
 use caisson_core::frames::FrameTable;
@@ -263,12 +263,13 @@ fn nobody(slot: usize) -> VmId {
 pub fn put_batches(blocked: usize, open: &[Option<Batch>; SLOTS]) -> Batches {
     let mut batches = Batches::new();
     for slot in 0..blocked {
-        batches.open(nobody(slot), VmKind::SevSnp, &cpus(1 << 7), false).unwrap();
+        batches.open(nobody(slot), VmKind::SevSnp, &cpus(1 << 7), Payable::WriteBack).unwrap();
     }
     let mut later = Vec::new();
     for (slot, is) in (blocked..MAX_BATCHES).zip(open) {
-        let placeholder =
-            |batches: &mut Batches| batches.open(nobody(slot), VmKind::Plain, &CpuSet::EMPTY, false).unwrap();
+        let placeholder = |batches: &mut Batches| {
+            batches.open(nobody(slot), VmKind::Plain, &CpuSet::EMPTY, Payable::WriteBack).unwrap()
+        };
         let use_up = |batches: &mut Batches| {
             let id = placeholder(batches);
             batches.settle(id).unwrap();
@@ -280,7 +281,14 @@ pub fn put_batches(blocked: usize, open: &[Option<Batch>; SLOTS]) -> Batches {
             continue;
         };
         (0..AGE).for_each(|_| use_up(&mut batches));
-        let id = batches.open(VmId::from_bits(*vm), kind(*of), &cpus(*owed), *invalidate).unwrap();
+        let id = batches
+            .open(
+                VmId::from_bits(*vm),
+                kind(*of),
+                &cpus(*owed),
+                if *invalidate { Payable::Invalidate } else { Payable::WriteBack },
+            )
+            .unwrap();
         assert_eq!(id.0, slot as u32 | AGE << 16, "not in its slot");
         batches.join(id, (*frames).into());
     }
@@ -295,8 +303,10 @@ pub fn take_batches(blocked: usize, batches: &mut Batches) -> ([Option<Batch>; S
     let (mut open, mut generations) = ([const { None }; SLOTS], [0; SLOTS]);
     for (slot, at) in (blocked..MAX_BATCHES).zip(0..SLOTS) {
         let found = batches.get(slot).copied();
-        let id = found
-            .map_or_else(|| batches.open(nobody(slot), VmKind::Plain, &CpuSet::EMPTY, false).unwrap(), |open| open.id);
+        let id = found.map_or_else(
+            || batches.open(nobody(slot), VmKind::Plain, &CpuSet::EMPTY, Payable::WriteBack).unwrap(),
+            |open| open.id,
+        );
         assert_eq!(id.0 & 0xffff, slot as u32);
         generations[at] = id.0 >> 16;
         open[at] = found.map(|open| Batch {
@@ -304,7 +314,7 @@ pub fn take_batches(blocked: usize, batches: &mut Batches) -> ([Option<Batch>; S
             kind: open.kind as u8,
             frames: open.frames as u8,
             owed: open.owed.iter().fold(0, |bits, cpu| bits | 1 << cpu.0),
-            invalidate: open.invalidate,
+            invalidate: open.payable == Payable::Invalidate,
         });
     }
     (open, generations)

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use caisson_core::batches::Payable;
 use caisson_core::context::Context;
 use caisson_proto::addr::{BatchId, Frame, Gfn, Sequence, VmId};
 use caisson_proto::kernel::{Access, GuestConvert, GuestMap, GuestUnmap, VmKind, WriteBack};
@@ -35,7 +36,7 @@ pub enum Action {
 
 impl Small {
     fn unmap(&self, board: &'static Board, vm: usize, page: usize, cpu: usize) -> BatchId {
-        let request = GuestUnmap { vm: VmId::new(vm as u16, 0), view: 0, gfn: Gfn(page as u64), pages: 1 };
+        let request = GuestUnmap { vm: VmId::new(vm as u16, 0), view: 0, gfn: Gfn(page as u64), pages: 1, more: false };
         let batch = board.ask(cpu, MEMORY, &request).unwrap().batch;
         let slot = slot_of(self.blocked(), batch);
         let mut truth = board.truth.borrow_mut();
@@ -50,7 +51,7 @@ impl Small {
             Some(Mutant::LoseDebt) => pay_for(board, 1),
             Some(Mutant::OweForEver) => board.tables(|tables| {
                 let of = VmId::new(vm as u16, 0);
-                let _ = tables.batches.open(of, self.vms[vm], &cpus(1 << 5), false);
+                let _ = tables.batches.open(of, self.vms[vm], &cpus(1 << 5), Payable::WriteBack);
             }),
             _ => {}
         }
@@ -81,7 +82,7 @@ impl Small {
             Action::HostWrites { page } => board.truth.borrow_mut().plain |= 1 << page,
             Action::Private { vm, page } => {
                 let gfn = Gfn(page as u64);
-                board.ask(0, MEMORY, &GuestConvert { vm: id(vm), gfn, pages: 1, private: true }).unwrap();
+                board.ask(0, MEMORY, &GuestConvert { vm: id(vm), gfn, pages: 1, private: true, large: false }).unwrap();
             }
             Action::Run { vm, cpu } => {
                 let vcpu = Context::vcpu(vm, cpu);

@@ -84,7 +84,7 @@ impl Machine for On {
         }))
     }
     fn nested_look_up(&self, root: Frame, gfn: Gfn) -> Option<Mapping> {
-        let mapped = self.board.nested.borrow()[(root.0 - ROOT) as usize][gfn.0 as usize];
+        let mapped = *self.board.nested.borrow()[(root.0 - ROOT) as usize].get(gfn.0 as usize)?;
         mapped.then_some(Mapping { frame: Frame(FIRST + gfn.0), pages: 1, access: Access::all() })
     }
     fn nested_drop(&self, root: Frame, pool: &mut dyn TablePool) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
-use caisson_core::batches::{Batches, MAX_BATCHES};
+use caisson_core::batches::{Batches, MAX_BATCHES, Payable};
 use caisson_core::cpus::CpuSet;
 use caisson_core::frames::{FrameTable, Frames};
 use caisson_core::invalidation::Invalidation;
@@ -93,7 +93,7 @@ proptest! {
                     if range.iter().any(|is| *is != first) {
                         continue;
                     }
-                    let batch = batches.open(vm(of), VmKind::Sev, &cpus(owed), false).unwrap();
+                    let batch = batches.open(vm(of), VmKind::Sev, &cpus(owed), Payable::WriteBack).unwrap();
                     let from = if matches!(first, Is::Owned(_)) { FrameState::Owned } else { FrameState::Kernel };
                     table.turn(Frame(at), n, from, Frames::quarantined(batch));
                     batches.join(batch, n);
@@ -211,10 +211,10 @@ fn close(model: &mut [Is], debts: &mut BTreeMap<u32, u64>, paid: &BTreeSet<u32>)
 fn room_is_known_before_anything_is_unmapped() {
     let mut batches = Batches::new();
     for n in 0..MAX_BATCHES as u16 {
-        assert_eq!(batches.check_room(VmKind::Plain), Ok(()));
-        batches.open(vm(n), VmKind::Sev, &cpus(1), false).unwrap();
+        assert!(batches.place(vm(99), VmKind::Plain, Payable::WriteBack).is_ok());
+        batches.open(vm(n), VmKind::Sev, &cpus(1), Payable::WriteBack).unwrap();
     }
-    assert_eq!(batches.check_room(VmKind::Sev), Ok(()));
-    assert_eq!(batches.check_room(VmKind::Plain), Err(Status::Busy));
-    assert_eq!(batches.open(vm(0), VmKind::Plain, &CpuSet::EMPTY, false), Err(Status::Busy));
+    assert!(batches.place(vm(99), VmKind::Sev, Payable::WriteBack).is_ok());
+    assert_eq!(batches.place(vm(99), VmKind::Plain, Payable::WriteBack), Err(Status::Busy));
+    assert_eq!(batches.open(vm(0), VmKind::Plain, &CpuSet::EMPTY, Payable::WriteBack), Err(Status::Busy));
 }

@@ -269,7 +269,7 @@ impl Fake {
                 self.take(frame, pages, State::Owned(vm));
                 Done {}.encode()
             }
-            KernelCall::GuestUnmap(GuestUnmap { vm, view, gfn, pages }) => {
+            KernelCall::GuestUnmap(GuestUnmap { vm, view, gfn, pages, more: false }) => {
                 if view > 0 {
                     return Err(Status::Range);
                 }
@@ -285,14 +285,20 @@ impl Fake {
                     it.map.remove(gfn);
                 }
                 if taken.is_empty() {
-                    return Ok(Unmapped { batch: BatchId(0), pages: 0, next: Gfn(end) }.encode());
+                    return Ok(Unmapped { batch: BatchId(0), pages: 0, next: Gfn(end), waiting: 0 }.encode());
                 }
                 let batch = self.batch(vm);
                 for &(_, frame) in &taken {
                     assert_eq!(self.frames[frame as usize], State::Owned(vm));
                     self.frames[frame as usize] = State::Quarantined(batch);
                 }
-                Unmapped { batch: BatchId(batch), pages: taken.len() as u64, next: Gfn(next) }.encode()
+                Unmapped {
+                    batch: BatchId(batch),
+                    pages: taken.len() as u64,
+                    next: Gfn(next),
+                    waiting: taken.len() as u64,
+                }
+                .encode()
             }
             KernelCall::VmRelease(VmRelease { vm }) => {
                 let it = self.vm(vm)?;
@@ -309,7 +315,7 @@ impl Fake {
                     *state = State::Quarantined(batch);
                     pages += 1;
                 }
-                Unmapped { batch: BatchId(batch), pages, next: Gfn(0) }.encode()
+                Unmapped { batch: BatchId(batch), pages, next: Gfn(0), waiting: pages }.encode()
             }
             KernelCall::BatchInfo(BatchInfo { slot: 0 }) => {
                 let (&batch, &vm) = self.batches.first_key_value().ok_or(Status::NotFound)?;

@@ -286,7 +286,7 @@ impl Fake {
                 let open = self.writing.as_ref().is_some_and(|(open, _)| *open == ticket);
                 TicketState { done: !open, late: self.late.unwrap_or_default() }.encode()
             }
-            KernelCall::GuestConvert(GuestConvert { vm, gfn, pages, private: true }) => {
+            KernelCall::GuestConvert(GuestConvert { vm, gfn, pages, private: true, large: false }) => {
                 self.guest_private(vm, gfn.0, pages)?
             }
             other => panic!("{other:?} isn't sev-firmware's"),

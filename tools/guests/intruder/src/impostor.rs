@@ -145,7 +145,7 @@ mod image {
             self.refused(&VcpuCreate { vcpu, cpu: CpuId(0), frame }, denied);
             let (access, sequence) = (Access::READ, Default::default());
             self.refused(&GuestMap { vm, view: 0, gfn, frame, pages, access, sequence }, denied);
-            self.refused(&GuestUnmap { vm, view: 0, gfn, pages }, denied);
+            self.refused(&GuestUnmap { vm, view: 0, gfn, pages, more: false }, denied);
             self.refused(&FrameDonate { frame, pages }, denied);
             self.refused(&InvalidateBegin { vm, start: gfn, end: Gfn(1) }, denied);
             self.refused(&WriteBack { batch: BatchId(0) }, denied);
@@ -169,7 +169,10 @@ mod image {
             }
             let far = [(other, 0, 1), (vm, 0, 0), (vm, 0, 513), (vm, 1 << 35, 1), (vm, 1 << 20, 1)];
             for ((vm, gfn, pages), private) in far.into_iter().flat_map(|far| [(far, true), (far, false)]) {
-                self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages, private }, &[Status::Range, Status::State]);
+                self.refused(
+                    &GuestConvert { vm, gfn: Gfn(gfn), pages, private, large: false },
+                    &[Status::Range, Status::State],
+                );
             }
         }
 
@@ -216,14 +219,15 @@ mod image {
         /// The first page of the victim's that it can turn private.
         fn one_private(&mut self) -> u64 {
             let vm = self.victim;
-            let private =
-                (0..SEARCHED).find(|gfn| kernel(&GuestConvert { vm, gfn: Gfn(*gfn), pages: 1, private: true }).is_ok());
+            let private = (0..SEARCHED).find(|gfn| {
+                kernel(&GuestConvert { vm, gfn: Gfn(*gfn), pages: 1, private: true, large: false }).is_ok()
+            });
             self.report.case(private.is_some(), 0);
             let gfn = private.unwrap_or(0);
-            self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages: 1, private: true }, &[Status::State]);
+            self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages: 1, private: true, large: false }, &[Status::State]);
             // Nor does it turn shared under another VM's name.
             let vm = self.other;
-            self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages: 1, private: false }, &[Status::State]);
+            self.refused(&GuestConvert { vm, gfn: Gfn(gfn), pages: 1, private: false, large: false }, &[Status::State]);
             gfn
         }
 

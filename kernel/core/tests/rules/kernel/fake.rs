@@ -198,6 +198,27 @@ impl Machine for &Fake {
         self.did.borrow_mut().push("RMP");
         self.mailbox.map_or(Ok(()), |mailbox| mailbox.rmp.0.update(frame, to).map_err(|_| Status::State))
     }
+    fn rmp_smash(&self, frame: Frame) -> Result<(), Status> {
+        self.did.borrow_mut().push("PSMASH");
+        self.mailbox.map_or(Ok(()), |mailbox| mailbox.rmp.0.smash(frame).map_err(|_| Status::State))
+    }
+    fn nested_resize(&self, root: Frame, gfn: Gfn, large: bool, pool: &mut dyn TablePool) -> Result<(), Status> {
+        let head = gfn.0 & !511;
+        let mut nested = self.nested.borrow_mut();
+        let found = nested.get(&(root.0, head)).copied().filter(|it| (it.1 == 512) != large).ok_or(Status::State)?;
+        let next = |n: u64| nested.get(&(root.0, head + n)) == Some(&(Frame(found.0.0 + n), 1));
+        if large && !(found.0.0.is_multiple_of(512) && (0..512).all(next)) {
+            return Err(Status::State);
+        }
+        (0..512).for_each(|n| _ = nested.remove(&(root.0, head + n)));
+        if large {
+            nested.insert((root.0, head), (found.0, 512));
+        } else {
+            pool.take().ok_or(Status::Exhausted)?;
+            nested.extend((0..512).map(|n| ((root.0, head + n), (Frame(found.0.0 + n), 1))));
+        }
+        Ok(())
+    }
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
         if user >> 12 == NOT_THERE.0 {
             return Err(Status::BadLease);

@@ -16,7 +16,7 @@ fn map(vm: VmId, gfn: u64, frame: u64, pages: u64) -> GuestMap {
 }
 
 fn unmap(vm: VmId, gfn: u64, pages: u64) -> GuestUnmap {
-    GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages }
+    GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: false }
 }
 
 fn counts(system: &mut System) -> FrameCounts {
@@ -39,6 +39,8 @@ fn a_class_of_operations_needs_its_capability() {
     let mut system = System::new(1);
     let denied = Some(Status::Denied);
     assert_eq!(system.as_service(VMM, &FrameCount {}).err(), denied);
+    assert_eq!(system.as_service(VMM, &FrameRetire { frame: Frame(600) }).err(), denied);
+    assert_eq!(system.as_service(VMM, &GuestLook { vm: NOBODY, gfn: Gfn(0), pages: 1 }).err(), denied);
     assert_eq!(system.as_service(VMM, &WriteBack { batch: BatchId(0) }).err(), denied);
     assert_eq!(system.as_service(VMM, &BatchInfo { slot: 0 }).err(), denied);
     assert_eq!(system.as_service(VMM, &ServiceStatus { slot: 0 }).err(), denied);
@@ -159,7 +161,7 @@ fn what_is_unmapped_waits_for_its_batch() {
     let vm = system.vm(VMM, VmKind::Plain, 1, 64);
     system.as_service(MEMORY, &map(vm, 0, 512, 8)).unwrap();
     refused(&mut system, &unmap(NOBODY, 0, 1), Status::Dead);
-    refused(&mut system, &unmap(vm, 0, 0), Status::Range);
+    assert_eq!(system.as_service(MEMORY, &unmap(vm, 0, 0)).unwrap().pages, 0);
     refused(&mut system, &GuestUnmap { view: 3, ..unmap(vm, 0, 1) }, Status::Range);
     let nothing = system.as_service(MEMORY, &unmap(vm, 100, 5)).unwrap();
     assert_eq!((nothing.pages, nothing.next), (0, Gfn(105)));
@@ -308,7 +310,7 @@ fn a_dying_vm_is_not_unmapped_amid_a_large_page() {
     let vm = system.vm(VMM, VmKind::Plain, 0, 64);
     system.as_service(MEMORY, &map(vm, 512, 1024, 512)).unwrap();
     system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
-    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages };
+    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: false };
     for (gfn, pages) in [(512, 1), (513, 600), (0, 1000)] {
         refused(&mut system, &unmap(gfn, pages), Status::Range);
     }
@@ -319,7 +321,7 @@ fn a_dying_vm_is_not_unmapped_amid_a_large_page() {
 fn one_unmap_looks_through_a_gibibyte() {
     let mut system = System::new(1);
     let vm = system.vm(VMM, VmKind::Plain, 0, 64);
-    let unmap = |gfn| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages: 1 << 20 };
+    let unmap = |gfn| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages: 1 << 20, more: false };
     assert_eq!(system.as_service(MEMORY, &unmap(0)).unwrap().next, Gfn(1 << 18));
     assert_eq!(system.as_service(MEMORY, &unmap(7)).unwrap().next, Gfn(1 << 18));
     assert_eq!(system.as_service(MEMORY, &unmap(1 << 18)).unwrap().next, Gfn(2 << 18));
