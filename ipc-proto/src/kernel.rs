@@ -199,7 +199,7 @@ requests! {
     /// Give a vCPU, which runs on `cpu`, its frames: [`VCPU_FRAMES`] free ones from `frame` on. Its state page appears
     /// in the handler. [`Caps::FRAMES`].
     VcpuCreate = 23 { vcpu: VcpuId, cpu: CpuId, frame: Frame } -> Done;
-    /// Map at most 512 free frames from `frame` on, zeroed by the kernel, into a view of a VM and, for shared memory,
+    /// Map at most 512 free frames from `frame` on, zeroed by the kernel or with the contents of as many leased pages, into a view of a VM and, for shared memory,
     /// into its handler at [`GUEST`](crate::layout::GUEST). 512 aligned pages become one large page. [`Caps::FRAMES`].
     /// `sequence` is what `VmInfo` told before the decision: `Stale` if it moved. `Exhausted` when tables are lacking:
     /// donate and try again.
@@ -207,8 +207,8 @@ requests! {
     /// Unmap the first 512 pages that are mapped in a range, in 1 GiB of it at the most, from a VM and its handler,
     /// complete the shootdown, put the frames into a batch. [`Caps::FRAMES`]. With `more`, the event goes on: shootdown and
     /// write-backs are left to its last call, which may be of no pages; until then nobody can pay for the batch. `Busy` if no batch
-    /// is left for that. A SEV-SNP VM pays at each call.
-    GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64, more: bool } -> Unmapped;
+    /// is left for that. A SEV-SNP VM pays at each call. What is `broken` is leaked and never used again.
+    GuestUnmap = 25 { vm: VmId, view: u8, gfn: Gfn, pages: u64, more: bool, broken: bool } -> Unmapped;
     /// How a VM's pages stand in its view 0: how many of at most 512 are like the first. [`Caps::FRAMES`].
     GuestLook = 26 { vm: VmId, gfn: Gfn, pages: u64 } -> Look;
     /// A VM is about to change from `start` to before `end`: commits inside it are refused until the end. [`Caps::WRITEBACK`].
@@ -228,8 +228,6 @@ requests! {
     /// and the handler sees nothing of the rest. `Exhausted` when tables are lacking. `Busy` to shared while the processor
     /// works for this VM.
     GuestConvert = 30 { vm: VmId, gfn: Gfn, pages: u64, private: bool, large: bool } -> Done;
-    /// A free frame is never to be used again: it is broken. [`Caps::FRAMES`].
-    FrameRetire = 31 { frame: Frame } -> Done;
 
     /// What batch is in this slot or the next that has one. `NotFound` past the last.
     /// [`Caps::WRITEBACK`] or [`Caps::FRAMES`].

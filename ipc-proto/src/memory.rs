@@ -4,7 +4,7 @@ use crate::abi::Status;
 use crate::addr::{CpuId, Gfn, VmId};
 use crate::kernel::VmKind;
 use crate::notifier::VmNotices;
-use crate::slots::{GmemAddress, HostAddress, SlotId};
+use crate::slots::{GmemAddress, GmemId, HostAddress, SlotId};
 use crate::wire::Done;
 
 /// Errors are [`Status`] values.
@@ -49,6 +49,21 @@ replies! {
         pub gmem: GmemAddress,
         /// Not while it is being deleted or moved: nothing is mapped there then.
         pub valid: bool,
+    }
+    /// A new gmem.
+    pub struct GmemMade {
+        /// Its id.
+        pub gmem: GmemId,
+    }
+    /// How far a `Fill` came.
+    pub struct Filled {
+        /// So many pages have their contents.
+        pub pages: u64,
+    }
+    /// How far a `Punch` came.
+    pub struct Punched {
+        /// So many pages were looked at.
+        pub pages: u64,
     }
     /// A VM of the caller's.
     pub struct VmMade {
@@ -104,11 +119,13 @@ requests! {
     } -> VmMade;
     /// Back a range of guest-physical memory with zeroed frames, as far as it isn't yet. Large pages where
     /// the range covers them. `Exhausted` beyond what `VmMake` promised. `NotFound`, and nothing is done, where no slot shows
-    /// all of it; `Busy` while a slot there is being deleted or moved, or a `Discard` covers it.
+    /// all of it; `Busy` while a slot there is being deleted or moved, or a `Discard` covers it. `State`, and nothing is done, if a
+    /// page isn't what the guest reached for, private or shared; `Poisoned` if the memory of one is broken.
     Populate = 2 {
         /** A VM of the caller's. */ vm: VmId,
         /** First page. */ gfn: Gfn,
         /** How many, at most 512. */ pages: u64,
+        /** Whether the guest reached for private pages: they are its own when this returns. */ private: bool,
     } -> Done;
     /// Give pages of guest-physical memory back, as far as they are there: a balloon holds them. What the VM was promised becomes
     /// less by that. It may populate them again as far as nobody else was promised them.
@@ -132,7 +149,8 @@ requests! {
     /// [`SlotFlags::LOG_DIRTY`] can be changed, and nothing of one with a gmem: `Invalid` otherwise. `Invalid` for guest frames or
     /// pages of the region past its end, too; `Exists` where another slot is; `NotFound` for a region or gmem that isn't the VM's.
     /// `Busy` while another slot of the VM is being deleted or moved, or a `Discard` goes on. `Unsupported` for
-    /// memory whose caches this machine can't flush. `Exhausted` if no slot is left.
+    /// memory whose caches this machine can't flush. `Exhausted` if no slot is left. With [`SlotFlags::GMEM`], `Invalid` for pages of the
+    /// gmem that another slot shows.
     SlotSet = 5 {
         /** A VM of the caller's. */ vm: VmId,
         /** Which. */ slot: SlotId,
@@ -155,6 +173,48 @@ requests! {
         /** First page. */ start: HostAddress,
         /** How many. */ pages: u64,
     } -> Progress;
+    /// Make a gmem: private memory without a host address, for slots of one VM to show. `Invalid` for flags, of which there are none,
+    /// and for a length that is 0 or not whole pages; `Exhausted` if there are too many.
+    GmemMake = 8 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** 0. */ flags: u64,
+        /** Its length. */ bytes: u64,
+    } -> GmemMade;
+    /// Give a gmem up. `Busy` while a slot shows it; `NotFound` if it isn't the VM's.
+    GmemDrop = 9 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** Which. */ gmem: GmemId,
+    } -> Done;
+    /// Make guest frames private, or shared again, at most 512, where slots with a gmem show all of them (`NotFound`). What is there turns
+    /// in place: the caller reaches it only while it is shared. A plain VM's contents stay, an encrypted VM's are lost.
+    /// `Exhausted`, and nothing is done, if there is no room to note it. What the kernel refuses else ends it: ask again.
+    Attribute = 10 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** First page. */ gfn: Gfn,
+        /** How many, at most 512. */ pages: u64,
+        /** What they are to be. */ private: bool,
+    } -> Done;
+    /// Back private pages of a plain VM with the contents of the leased ones: how many were filled. If none was, why: `BadLease` for
+    /// pages that weren't lent or can't be read, `State` for a shared one, `Exists` for one that is there,
+    /// `Poisoned`, `NotFound`, `Exhausted`; `Unsupported` for an encrypted VM, whose processor takes contents at its launch.
+    Fill = 11 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** First page. */ gfn: Gfn,
+        /** How many, not more than are leased. */ pages: u64,
+    } -> Filled;
+    /// Take the private memory behind pages of a gmem, at most 512 pages a call: how many were looked at; go on after
+    /// those. What is shared stays. `Invalid` for no page or a range that wraps; `NotFound` for a gmem that isn't the VM's.
+    Punch = 12 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** First page. */ at: GmemAddress,
+        /** How many. */ pages: u64,
+    } -> Punched;
+    /// The memory behind a guest frame that a slot with a gmem shows is broken: nobody sees or gets it any more, and the page is
+    /// `Poisoned` until a hole is punched there.
+    Poison = 13 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** Which. */ gfn: Gfn,
+    } -> Done;
 }
 
 /// What memory posts to notifier when frames left a VM: a slot of their ring.

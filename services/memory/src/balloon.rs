@@ -16,25 +16,33 @@ impl Memory {
             return Err(Status::Range);
         }
         own(vm, sender, kernel)?;
-        self.unmap(vm, gfn, pages, kernel).map(|_| ())
+        self.unmap(&GuestUnmap { vm, view: 0, gfn, pages, more: false, broken: false }, kernel).map(|_| ())
     }
 
     /// Takes pages from a living VM, as many as the kernel takes in one go, which it may populate again.
-    pub(crate) fn unmap(
-        &mut self, vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel,
-    ) -> Result<Unmapped, Status> {
-        let unmap = GuestUnmap { vm, view: 0, gfn, pages, more: false };
-        let unmapped = match kernel.ask(&unmap) {
+    pub(crate) fn unmap(&mut self, unmap: &GuestUnmap, kernel: &mut impl Kernel) -> Result<Unmapped, Status> {
+        let mut unmap = *unmap;
+        let mut answer = kernel.ask(&unmap);
+        if answer == Err(Status::Busy) && unmap.more {
+            // No batch is left for the event alone: it has a shootdown for each call then.
+            unmap.more = false;
+            answer = kernel.ask(&unmap);
+        }
+        if answer == Err(Status::Exhausted) {
             // Large pages are split.
-            Err(Status::Exhausted) => {
-                self.donate(vm, kernel)?;
-                kernel.ask(&unmap)?
-            }
-            answer => answer?,
-        };
-        self.took(vm, unmapped.pages, 1, u64::from(unmapped.pages > 0));
-        reclaim::tell(vm, gfn, &unmapped, kernel);
+            self.donate(unmap.vm, kernel)?;
+            answer = kernel.ask(&unmap);
+        }
+        let unmapped = answer?;
+        self.took(unmap.vm, unmapped.pages, 1, u64::from(unmapped.pages > 0 && !unmap.more));
+        reclaim::tell(unmap.vm, unmap.gfn, &unmapped, kernel);
         Ok(unmapped)
+    }
+
+    /// Has the one shootdown of an event, if it wasn't yet.
+    pub(crate) fn end_event(&mut self, vm: VmId, gfn: Gfn, kernel: &mut impl Kernel) {
+        let flushed = reclaim::end_event(vm, gfn, kernel);
+        self.counts.took(vm, 0, 0, u64::from(flushed));
     }
 
     /// So many pages left a living VM, for which the kernel was asked so often and had to shoot so many times.

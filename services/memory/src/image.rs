@@ -33,6 +33,10 @@ impl Kernel for OnKernel {
         caisson_rt::kernel(request)
     }
 
+    fn lend<R: Request>(&mut self, request: &R, lease: Lease) -> Result<R::Reply, Status> {
+        caisson_rt::kernel_relend(request, lease)
+    }
+
     fn post(&mut self, reclaimed: &Reclaimed) -> bool {
         self.reclaimed.as_mut().is_some_and(|ring| ring.send(reclaimed.as_bytes()).is_ok())
     }
@@ -92,8 +96,8 @@ struct Image {
 }
 
 impl Server for Image {
-    fn call(&mut self, sender: ServiceId, words: &Words, _: Option<Lease>) -> (Status, Words) {
-        self.memory.handle(sender, words, &mut self.kernel)
+    fn call(&mut self, sender: ServiceId, words: &Words, lease: Option<Lease>) -> (Status, Words) {
+        self.memory.handle(sender, words, lease, &mut self.kernel)
     }
 
     fn doorbell(&mut self, bits: u64) {

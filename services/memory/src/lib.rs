@@ -17,19 +17,21 @@ pub mod keyed;
 mod make;
 mod platform;
 pub mod pool;
+mod private;
 mod promise;
 mod reclaim;
 mod shown;
 pub mod slots;
 
-use caisson_proto::abi::{Status, doorbell};
-use caisson_proto::addr::{Frame, ServiceId, VmId};
+use caisson_proto::abi::{Lease, Status, doorbell};
+use caisson_proto::addr::{Frame, Gfn, ServiceId, VmId};
 use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
 use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, NoticesOf, Reclaimed};
 use caisson_proto::notifier::VmNotices;
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
 use counts::Counts;
+use gmem::Gmems;
 use platform::Platform;
 use pool::Pool;
 use promise::Promises;
@@ -45,6 +47,11 @@ pub const SLOTS: usize = if cfg!(target_os = "none") { slots::CAPACITY } else { 
 /// Granules in the directory of each region.
 const GRANULES: usize = if cfg!(target_os = "none") { slots::GRANULES } else { 64 };
 
+/// Pieces of 2 MiB of which some is private, of all VMs: 32 GiB.
+const BITMAPS: usize = if cfg!(target_os = "none") { 16_384 } else { 64 };
+/// Slots with a gmem.
+const BINDINGS: usize = if cfg!(target_os = "none") { 512 } else { 32 };
+
 /// The kernel, and the neighbours that memory talks to.
 pub trait Kernel {
     /// Asks for a kernel operation.
@@ -54,6 +61,13 @@ pub trait Kernel {
     fn ask<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status>;
     /// Posts to notifier. False if there is no room.
     fn post(&mut self, reclaimed: &Reclaimed) -> bool;
+    /// The same, with pages of the caller's for the kernel to read.
+    ///
+    /// # Errors
+    /// What the kernel refused it for.
+    fn lend<R: Request>(&mut self, _: &R, _: Lease) -> Result<R::Reply, Status> {
+        Err(Status::Unsupported)
+    }
     /// Calls notifier: it lost count and should look at everything open.
     fn settle(&mut self);
     /// Calls notifier: so many frames are wanted soon.
@@ -92,6 +106,7 @@ pub struct Memory {
     platform: Platform,
     counts: Counts,
     slots: Slots<SLOTS, GRANULES>,
+    gmems: Gmems<BITMAPS, BINDINGS>,
     /// Where the enumeration of frames goes on; `None` if it is complete.
     scan: Option<Frame>,
     /// Frames have left a VM since the last enumeration.
@@ -110,6 +125,7 @@ impl Memory {
             platform: Platform::new(),
             counts: Counts::new(),
             slots: Slots::new(),
+            gmems: Gmems::new(),
             scan: None,
             stale: false,
             owes_settled: false,
@@ -128,12 +144,21 @@ impl Memory {
             // Of batches that a predecessor opened, notifier may not have heard.
             kernel.settle();
         }
+        // Events in which a predecessor died are over.
+        let mut slot = 0;
+        loop {
+            let Some(report) = vms_from(slot, kernel).next() else { break };
+            slot = report.next;
+            reclaim::end_event(report.vm, Gfn(0), kernel);
+        }
         self.platform.begin(kernel);
         self.reclaim(kernel);
     }
 
-    /// Answers one request.
-    pub fn handle(&mut self, sender: ServiceId, words: &Words, kernel: &mut impl Kernel) -> (Status, Words) {
+    /// Answers one request, with the pages that come with it.
+    pub fn handle(
+        &mut self, sender: ServiceId, words: &Words, lease: Option<Lease>, kernel: &mut impl Kernel,
+    ) -> (Status, Words) {
         fn answer<R: Reply>(result: Result<R, Status>) -> (Status, Words) {
             match result {
                 Ok(reply) => (Status::Ok, reply.encode()),
@@ -152,6 +177,12 @@ impl Memory {
             Ok(MemoryCall::SlotSet(request)) => answer(self.slot_set(sender, &request, kernel)),
             Ok(MemoryCall::SlotInfo(request)) => answer(self.slot_info(sender, &request, kernel)),
             Ok(MemoryCall::Discard(request)) => answer(self.discard(sender, &request, kernel)),
+            Ok(MemoryCall::GmemMake(request)) => answer(self.gmem_make(sender, &request, kernel)),
+            Ok(MemoryCall::GmemDrop(request)) => answer(self.gmem_drop(sender, &request, kernel).map(|()| Done {})),
+            Ok(MemoryCall::Attribute(request)) => answer(self.attribute(sender, &request, kernel).map(|()| Done {})),
+            Ok(MemoryCall::Fill(request)) => answer(self.fill_private(sender, &request, lease, kernel)),
+            Ok(MemoryCall::Punch(request)) => answer(self.punch(sender, &request, kernel)),
+            Ok(MemoryCall::Poison(request)) => answer(self.poison(sender, &request, kernel).map(|()| Done {})),
             Err(_) => (Status::Malformed, [0; 8]),
         }
     }

@@ -15,7 +15,7 @@ use crate::{Kernel, Memory, lacking, own, reclaim, unpromised, vm_report, vms};
 /// Table frames given at a time, or fewer where they don't lie in a row.
 const DONATION: u64 = 16;
 /// How often one mapping is tried: with new tables, a new sequence, or other frames.
-const ATTEMPTS: usize = 16;
+pub(crate) const ATTEMPTS: usize = 16;
 /// Ranges that wait while one of at most 512 pages is halved.
 const HALVES: usize = 16;
 
@@ -112,22 +112,31 @@ impl Memory {
     pub(crate) fn populate(
         &mut self, sender: ServiceId, request: &Populate, kernel: &mut impl Kernel,
     ) -> Result<(), Status> {
-        let Populate { vm, gfn, pages } = *request;
+        let Populate { vm, gfn, pages, private } = *request;
         if pages == 0 || pages > MAX_PAGES_PER_CALL || gfn.0.checked_add(pages).is_none() {
             return Err(Status::Range);
         }
         let report = own(vm, sender, kernel)?;
-        // All of it has to be shown before anything is mapped.
+        // All of it has to be shown before anything is mapped, and as the guest reached for it.
         let (mut at, end) = (gfn.0, gfn.0 + pages);
         while at < end {
-            at += self.shown(vm, Gfn(at))?.1;
+            let shown = self.shown(vm, Gfn(at))?;
+            let pages = shown.pages.min(end - at);
+            if shown.gmem.is_some() || private {
+                self.may_be(&report, Gfn(at), &shown, pages, private)?;
+            }
+            at += pages;
         }
         let mut budget = self.budget(vm, report.pages, kernel)?;
         let mut at = gfn.0;
         while at < end {
-            let (access, shown) = self.shown(vm, Gfn(at))?;
-            let pages = shown.min(end - at);
-            self.fill(&report, Gfn(at), pages, access, &mut budget, kernel)?;
+            let shown = self.shown(vm, Gfn(at))?;
+            let pages = shown.pages.min(end - at);
+            if private {
+                self.prepare(&report, Gfn(at), &shown, pages, &mut budget, kernel)?;
+            } else {
+                self.fill(&report, Gfn(at), pages, shown.access(), &mut budget, kernel)?;
+            }
             at += pages;
         }
         self.keep_reserve(kernel);
@@ -135,7 +144,7 @@ impl Memory {
     }
 
     /// Backs a range that one slot shows, as far as it isn't yet, with at most `budget` new pages.
-    fn fill(
+    pub(crate) fn fill(
         &mut self, report: &VmReport, gfn: Gfn, pages: u64, access: Access, budget: &mut u64, kernel: &mut impl Kernel,
     ) -> Result<(), Status> {
         let vm = report.vm;
@@ -143,8 +152,8 @@ impl Memory {
         let mut todo = Vec::<(Gfn, u64), HALVES>::new();
         let mut next = Some((gfn, pages));
         while let Some((gfn, pages)) = next {
-            // The RMP has entries of 4 KiB for it, so no page may be large.
-            if pages == LARGE_PAGES && report.kind == VmKind::SevSnp {
+            // What is launched is measured in pages of 4 KiB, so none may be large.
+            if pages == LARGE_PAGES && report.kind == VmKind::SevSnp && !self.gmems.is_private(vm, gfn) {
                 let half = pages / 2;
                 todo.push((Gfn(gfn.0 + half), half)).map_err(|_| Status::Range)?;
                 next = Some((gfn, half));
@@ -209,7 +218,7 @@ impl Memory {
 
 /// Takes pages back that were mapped a moment ago.
 fn undo(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) {
-    if let Ok(unmapped) = kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false }) {
+    if let Ok(unmapped) = kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false, broken: false }) {
         reclaim::tell(vm, gfn, &unmapped, kernel);
     }
 }

@@ -81,10 +81,12 @@ impl Memory {
                 progress = Progress::Waits;
                 continue;
             }
+            end_event(report.vm, Gfn(0), kernel);
             match kernel.ask(&VmRelease { vm: report.vm }) {
                 Ok(unmapped) => {
                     self.platform.gone(report.vm);
                     self.slots.vm_gone(report.vm);
+                    self.gmems.vm_gone(report.vm);
                     tell(report.vm, Gfn(0), &unmapped, kernel);
                 }
                 Err(_) => progress = Progress::Waits,
@@ -142,7 +144,7 @@ fn empty(report: &VmReport, operations: &mut u32, kernel: &mut impl Kernel) -> P
             }
             *operations -= 1;
             let pages = GUEST_PAGES - gfn.0;
-            match kernel.ask(&GuestUnmap { vm: report.vm, view, gfn, pages, more: false }) {
+            match kernel.ask(&GuestUnmap { vm: report.vm, view, gfn, pages, more: false, broken: false }) {
                 Ok(unmapped) if unmapped.next > gfn => {
                     tell(report.vm, gfn, &unmapped, kernel);
                     left = left.saturating_sub(unmapped.pages);
@@ -159,12 +161,24 @@ fn empty(report: &VmReport, operations: &mut u32, kernel: &mut impl Kernel) -> P
 
 /// Tells notifier of frames that left a VM.
 pub(crate) fn tell(vm: VmId, gfn: Gfn, unmapped: &Unmapped, kernel: &mut impl Kernel) {
-    if unmapped.pages == 0 {
+    // While an event goes on nobody can do anything about them.
+    if unmapped.waiting == 0 {
         return;
     }
-    let reclaimed = Reclaimed { vm: vm.bits(), batch: unmapped.batch.0, gfn: gfn.0, pages: unmapped.pages };
+    let reclaimed = Reclaimed { vm: vm.bits(), batch: unmapped.batch.0, gfn: gfn.0, pages: unmapped.waiting };
     if !kernel.post(&reclaimed) {
         kernel.settle();
+    }
+}
+
+/// The last call of an event: whether there was something to shoot down. A VM without one loses nothing by it.
+pub(crate) fn end_event(vm: VmId, gfn: Gfn, kernel: &mut impl Kernel) -> bool {
+    match kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages: 0, more: false, broken: false }) {
+        Ok(unmapped) => {
+            tell(vm, gfn, &unmapped, kernel);
+            unmapped.waiting > 0
+        }
+        Err(_) => false,
     }
 }
 

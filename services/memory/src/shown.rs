@@ -7,13 +7,13 @@
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
 use caisson_proto::addr::{Gfn, ServiceId, VmId};
-use caisson_proto::kernel::{Access, GuestUnmap};
+use caisson_proto::kernel::{FrameState, GuestLook, GuestUnmap, VmKind};
 use caisson_proto::layout;
 use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, SlotSet};
 use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
 use crate::slots::coherence::{Backing, Host};
-use crate::slots::{Answer, Change, Error, HostRange, Machine, OPERATIONS, Taken, Wanted};
+use crate::slots::{Answer, Change, Error, HostRange, Machine, OPERATIONS, Shown, Taken, Wanted};
 use crate::{Kernel, Memory, own, reclaim};
 
 /// Pages of a VM's region.
@@ -21,13 +21,17 @@ pub const REGION_PAGES: u64 = (layout::USER_END - layout::GUEST) >> 12;
 /// What the kernel shows of this machine: nothing says that it keeps caches coherent by itself.
 const HOST: Host = Host { coherent: false };
 
-/// What carries an event out on the kernel. Its operation shoots down what it unmaps by itself.
+/// What carries an event out on the kernel. Host addresses lead to what is shared, so what is private stays.
 struct OnKernel<'a, K> {
     kernel: &'a mut K,
-    /// Pages that went, how often the kernel was asked for some, and how often there were some.
+    /// Some of the VM's pages may be private.
+    mixed: bool,
+    /// Pages that went, how often the kernel was asked for some, and how often there was a shootdown.
     taken: u64,
     requests: u64,
     flushes: u64,
+    /// The first of them.
+    first: Option<Gfn>,
 }
 
 impl<K: Kernel> Machine for OnKernel<'_, K> {
@@ -38,16 +42,31 @@ impl<K: Kernel> Machine for OnKernel<'_, K> {
     fn unmap(&mut self, vm: VmId, gfn: Gfn, pages: u64, most: u64) -> Result<Taken, Status> {
         // The kernel takes up to 512 mapped pages from a range. So few pages are asked for that it can't be more than `most`,
         // unless nothing was taken yet.
-        let pages = if most < MAX_PAGES_PER_CALL { pages.min(most) } else { pages };
-        let unmapped = self.kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false })?;
+        let mut pages = if most < MAX_PAGES_PER_CALL { pages.min(most) } else { pages };
+        if self.mixed {
+            let found = self.kernel.ask(&GuestLook { vm, gfn, pages: pages.min(MAX_PAGES_PER_CALL) })?;
+            if found.state != FrameState::Owned {
+                return Ok(Taken { pages: 0, next: Gfn(gfn.0 + found.pages) });
+            }
+            pages = found.pages;
+        }
+        let unmap = GuestUnmap { vm, view: 0, gfn, pages, more: true, broken: false };
+        let unmapped = match self.kernel.ask(&unmap) {
+            // No batch is left for the event alone: it has a shootdown for each call then.
+            Err(Status::Busy) => self.kernel.ask(&GuestUnmap { more: false, ..unmap })?,
+            answer => answer?,
+        };
         self.taken += unmapped.pages;
         self.requests += 1;
-        self.flushes += u64::from(unmapped.pages > 0);
+        self.flushes += u64::from(unmapped.waiting > 0);
+        self.first = self.first.or(Some(gfn));
         reclaim::tell(vm, gfn, &unmapped, self.kernel);
         Ok(Taken { pages: unmapped.pages, next: unmapped.next })
     }
 
-    fn flush(&mut self, _: VmId) {}
+    fn flush(&mut self, vm: VmId) {
+        self.flushes += u64::from(reclaim::end_event(vm, self.first.take().unwrap_or_default(), self.kernel));
+    }
 
     fn end(&mut self, _: VmId) {}
 
@@ -86,12 +105,10 @@ impl Memory {
         if self.slots.knows(vm) { Ok(()) } else { self.show(vm) }
     }
 
-    /// What a VM may do with pages, as many as a slot shows in the same way, and how many those are.
-    pub(crate) fn shown(&mut self, vm: VmId, gfn: Gfn) -> Result<(Access, u64), Status> {
+    /// What a slot shows at a guest frame, and for how many pages in the same way.
+    pub(crate) fn shown(&mut self, vm: VmId, gfn: Gfn) -> Result<Shown, Status> {
         self.known(vm)?;
-        let shown = self.slots.fault(vm, gfn, HOST).map_err(Error::status)?;
-        let access = if shown.writable { Access::all() } else { Access::READ | Access::EXECUTE };
-        Ok((access, shown.pages))
+        self.slots.fault(vm, gfn, HOST).map_err(Error::status)
     }
 
     pub(crate) fn slot_set(
@@ -100,16 +117,16 @@ impl Memory {
         let SlotSet { vm, slot, flags, gfn, pages, host, gmem } = *request;
         own(vm, sender, kernel)?;
         self.known(vm)?;
-        if flags.contains(SlotFlags::GMEM) {
-            // None was made.
-            return Err(Status::NotFound);
-        }
         // The kernel maps nothing past the window, and so unmaps nothing there.
         if pages > 0 && gfn.0.checked_add(pages).is_none_or(|end| end > REGION_PAGES) {
             return Err(Status::Invalid);
         }
         let wanted = Wanted { id: slot, flags, gfn, pages, host, gmem };
+        let made = self.slots.get(vm, slot).is_none();
         if self.slots.set(vm, &wanted, HOST).map_err(Error::status)? != Change::Emptying {
+            if made && flags.contains(SlotFlags::GMEM) {
+                self.bind(vm, &wanted).inspect_err(|_| self.unmake(vm, &wanted))?;
+            }
             return Ok(Progress { more: false });
         }
         // The kernel looks through 1 GiB a call, of which most may be empty.
@@ -118,10 +135,15 @@ impl Memory {
             let (next, taken) = if pages == 0 {
                 (gfn, 0)
             } else {
-                let unmapped = self.unmap(vm, gfn, pages, kernel)?;
+                let unmap = GuestUnmap { vm, view: 0, gfn, pages, more: false, broken: false };
+                let unmapped = self.unmap(&unmap, kernel)?;
                 (unmapped.next, unmapped.pages)
             };
             if self.slots.emptied(vm, next).map_err(Error::status)? != Change::Emptying {
+                if wanted.pages == 0 {
+                    // Few slots have a gmem.
+                    let _ = self.gmems.unbind(vm, slot);
+                }
                 return Ok(Progress { more: false });
             }
             if taken > 0 {
@@ -129,6 +151,14 @@ impl Memory {
             }
         }
         Ok(Progress { more: true })
+    }
+
+    /// A slot that was just made goes: nothing was ever mapped there.
+    fn unmake(&mut self, vm: VmId, wanted: &Wanted) {
+        let gone = Wanted { pages: 0, ..*wanted };
+        if self.slots.set(vm, &gone, HOST) == Ok(Change::Emptying) {
+            let _ = self.slots.emptied(vm, Gfn(wanted.gfn.0 + wanted.pages));
+        }
     }
 
     pub(crate) fn slot_info(
@@ -152,13 +182,14 @@ impl Memory {
         &mut self, sender: ServiceId, request: &Discard, kernel: &mut impl Kernel,
     ) -> Result<Progress, Status> {
         let Discard { vm, start, pages } = *request;
-        own(vm, sender, kernel)?;
+        let report = own(vm, sender, kernel)?;
         self.known(vm)?;
         if start.region != region(vm) {
             return Err(Status::NotFound);
         }
         let range = HostRange { region: start.region, pages: start.page..start.page.saturating_add(pages) };
-        let mut machine = OnKernel { kernel, taken: 0, requests: 0, flushes: 0 };
+        let mixed = report.kind != VmKind::Plain || self.gmems.any_private(vm);
+        let mut machine = OnKernel { kernel, mixed, taken: 0, requests: 0, flushes: 0, first: None };
         let mut answer = self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine);
         if answer == Err(Error::Machine(Status::Exhausted)) {
             // Large pages are split. What was unmapped before that isn't forgotten.

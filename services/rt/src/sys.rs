@@ -119,6 +119,14 @@ pub fn kernel_lend<R: Request>(request: &R, page: &LeasePage) -> Result<R::Reply
     decode::<R>(call_raw(KERNEL_SLOT, &request.encode(), Some(page.lease())))
 }
 
+/// Like [`kernel`], lending on what was lent to this service, for the kernel to read.
+///
+/// # Errors
+/// What the kernel refused it for.
+pub fn kernel_relend<R: Request>(request: &R, lease: Lease) -> Result<R::Reply, Status> {
+    decode::<R>(call_raw(KERNEL_SLOT, &request.encode(), Some(Lease { write: false, ..lease })))
+}
+
 /// Like [`kernel`], lending a page for the kernel to write.
 ///
 /// # Errors

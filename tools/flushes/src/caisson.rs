@@ -176,7 +176,9 @@ impl Player<'_> {
     fn populate(&mut self, number: usize, from: u64, pages: u64) -> Result<(), Status> {
         let Here { vm, vmm } = self.here(number)?;
         let mut chunks = (from..from + pages).step_by(CHUNK as usize);
-        chunks.try_for_each(|gfn| self.ask_memory(vmm, &Populate { vm, gfn: Gfn(gfn), pages: CHUNK }).map(drop))
+        chunks.try_for_each(|gfn| {
+            self.ask_memory(vmm, &Populate { vm, gfn: Gfn(gfn), pages: CHUNK, private: false }).map(drop)
+        })
     }
 
     /// A vmm calls memory. If there isn't enough, it waits until what is going on has ended, and asks again.
@@ -184,7 +186,7 @@ impl Player<'_> {
         let mut status = Status::Busy;
         for _ in 0..ATTEMPTS {
             let words;
-            (status, words) = self.memory.handle(self.system.service(vmm), &request.encode(), &mut self.kernel);
+            (status, words) = self.memory.handle(self.system.service(vmm), &request.encode(), None, &mut self.kernel);
             self.come_to_rest();
             match status {
                 Status::Ok => return R::Reply::decode(&words).map_err(|_| Status::Malformed),

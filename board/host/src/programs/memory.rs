@@ -111,9 +111,9 @@ struct Image<'a, 'b> {
 }
 
 impl Server for Image<'_, '_> {
-    fn call(&mut self, sender: ServiceId, words: &Words, _: Option<Lease>) -> (Status, Words) {
+    fn call(&mut self, sender: ServiceId, words: &Words, lease: Option<Lease>) -> (Status, Words) {
         let world = self.kernel.sys.world;
-        match self.memory.handle(sender, words, &mut self.kernel) {
+        match self.memory.handle(sender, words, lease, &mut self.kernel) {
             (Status::NotFound, _) if words[0] == Populate::OP.into() && world.breaks(Mutant::ClaimedPopulate) => {
                 (Status::Ok, [0; 8])
             }
@@ -175,7 +175,7 @@ impl OnKernel<'_, '_> {
         let (sys, world) = (self.sys, self.sys.world);
         let gfn = Gfn(world.rng.below(world.manifest.guest_pages));
         let pages = 1 + world.rng.below([64, world.manifest.guest_pages][world.rng.below(2) as usize]);
-        if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false })
+        if let Ok(unmapped) = sys.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false, broken: false })
             && unmapped.pages > 0
         {
             let (batch, pages) = (unmapped.batch.0, unmapped.pages);

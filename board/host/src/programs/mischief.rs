@@ -40,7 +40,7 @@ pub fn mischief(sys: &Sys<'_>, vm: VmId, vcpus: u8, kind: u64) {
         8 => {
             let (vm, gfn) = (foreign, Gfn(0));
             let refused = match world.rng.below(3) {
-                0 => sys.call(manifest.memory, &Populate { vm, gfn, pages: 1 }).err(),
+                0 => sys.call(manifest.memory, &Populate { vm, gfn, pages: 1, private: false }).err(),
                 1 => sys.call(manifest.memory, &GiveBack { vm, gfn, pages: 1 }).err(),
                 _ => sys.call(manifest.memory, &SlotInfo { vm, slot: SlotId(0) }).err(),
             };

@@ -122,7 +122,7 @@ impl Shown {
             return;
         }
         self.check_gone(sys, 0, WHOLE);
-        let nowhere = sys.call(memory, &Populate { vm: self.vm, gfn: Gfn(at), pages: 1 }).map(|_| ());
+        let nowhere = sys.call(memory, &Populate { vm: self.vm, gfn: Gfn(at), pages: 1, private: false }).map(|_| ());
         let refused = nowhere == Err(Status::NotFound) || !self.quiet(sys);
         sys.world.check(refused, || format!("a page that no slot shows is populated: {nowhere:?}"));
         let low = self.set(sys, 0, 0, at);

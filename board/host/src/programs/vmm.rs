@@ -60,7 +60,7 @@ impl Vmm<'_, '_> {
         let start = gfn / chunk * chunk;
         let pages = chunk.min(world.manifest.guest_pages - start);
         let memory = sys.known(world.manifest.memory);
-        match sys.call(world.manifest.memory, &Populate { vm: self.vm, gfn: Gfn(start), pages }) {
+        match sys.call(world.manifest.memory, &Populate { vm: self.vm, gfn: Gfn(start), pages, private: false }) {
             Ok(_) => {
                 self.busy = 0;
                 return true;

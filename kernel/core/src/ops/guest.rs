@@ -27,7 +27,12 @@ impl<M: Machine> Call<'_, M> {
         let clean = table.check_free(frame, pages, batches)?;
         ensure(books.stock.len() >= TABLES_PER_MAP, Status::Exhausted)?;
         // Before anybody can see them.
-        if !clean {
+        if let Some(lease) = self.lease {
+            table.turn(frame, pages, FrameState::Free, Frames::free(false));
+            for n in 0..pages {
+                self.machine.copy((lease.page.0 + n) * PAGE_SIZE, Frame(frame.0 + n).spa(), PAGE_SIZE, false)?;
+            }
+        } else if !clean {
             self.machine.zero(frame, pages);
             table.turn(frame, pages, FrameState::Free, Frames::free(true));
         }
@@ -102,8 +107,9 @@ impl<M: Machine> Call<'_, M> {
         for &(first, count) in &taken {
             let state = |frame| table.get(frame, batches).map_or(FrameState::Owned, |frame| frame.state);
             let assigned = snp && state(first) == FrameState::Private;
-            // What the processor doesn't give back is nobody's any more.
+            // What the processor doesn't give back is nobody's any more, nor what is broken.
             let given = !assigned || self.machine.rmp_update(first, Entry::SHARED.sized(count)).is_ok();
+            let given = given && !request.broken;
             if assigned {
                 self.machine.flush_lines(first, count, books.asid);
             }

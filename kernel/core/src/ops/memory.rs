@@ -115,13 +115,6 @@ impl<M: Machine> Call<'_, M> {
         ok(Done {})
     }
 
-    pub(super) fn frame_retire(&self, request: &FrameRetire) -> Answer {
-        let tables = self.tables();
-        tables.frames.check_free(request.frame, 1, &tables.batches)?;
-        tables.frames.turn(request.frame, 1, FrameState::Free, Frames::plain(FrameState::Leaked));
-        ok(Done {})
-    }
-
     pub(super) fn frame_donate(&self, request: &FrameDonate) -> Answer {
         let tables = self.tables();
         ensure((1..=MAX_PAGES_PER_CALL).contains(&request.pages), Status::Range)?;

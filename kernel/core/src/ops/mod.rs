@@ -78,7 +78,7 @@ operations! {
     Caps::FRAMES => {
         FrameRuns frame_runs, FrameCount frame_count, VmCreate vm_create, VmDestroy vm_destroy, VmRelease vm_release,
         TablesDonate tables_donate, VcpuCreate vcpu_create, GuestMap guest_map,
-        GuestUnmap guest_unmap, FrameDonate frame_donate, FrameRetire frame_retire,
+        GuestUnmap guest_unmap, FrameDonate frame_donate,
         GuestLook guest_look,
     }
     Caps::WRITEBACK => { InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, }

@@ -36,7 +36,14 @@ pub enum Action {
 
 impl Small {
     fn unmap(&self, board: &'static Board, vm: usize, page: usize, cpu: usize) -> BatchId {
-        let request = GuestUnmap { vm: VmId::new(vm as u16, 0), view: 0, gfn: Gfn(page as u64), pages: 1, more: false };
+        let request = GuestUnmap {
+            vm: VmId::new(vm as u16, 0),
+            view: 0,
+            gfn: Gfn(page as u64),
+            pages: 1,
+            more: false,
+            broken: false,
+        };
         let batch = board.ask(cpu, MEMORY, &request).unwrap().batch;
         let slot = slot_of(self.blocked(), batch);
         let mut truth = board.truth.borrow_mut();

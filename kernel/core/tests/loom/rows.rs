@@ -55,7 +55,9 @@ fn real_flush(cpu: &Cpu) {
 }
 
 fn real_unmap(cpu: &Cpu, page: u64) -> BatchId {
-    cpu.ask(MEMORY, &GuestUnmap { vm: VM, view: 0, gfn: Gfn(page), pages: 1, more: false }).unwrap().batch
+    cpu.ask(MEMORY, &GuestUnmap { vm: VM, view: 0, gfn: Gfn(page), pages: 1, more: false, broken: false })
+        .unwrap()
+        .batch
 }
 
 /// While every CPU is to flush for another reason.

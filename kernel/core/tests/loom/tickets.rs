@@ -145,7 +145,10 @@ fn tell(world: Arc<World>, flush: fn(&Cpu)) {
             }
         })
     };
-    let batch = first.ask(MEMORY, &GuestUnmap { vm: VM, view: 0, gfn: Gfn(0), pages: 1, more: false }).unwrap().batch;
+    let batch = first
+        .ask(MEMORY, &GuestUnmap { vm: VM, view: 0, gfn: Gfn(0), pages: 1, more: false, broken: false })
+        .unwrap()
+        .batch;
     first.here().ring(NOTIFIER, 1);
     let think = think(ticket.clone(), told.clone());
     first.run(|_, bells| {

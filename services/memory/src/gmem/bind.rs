@@ -9,7 +9,7 @@ use super::{END, Error, Gmems};
 
 /// A slot's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Binding {
+pub(crate) struct Binding {
     pub vm: VmId,
     pub slot: SlotId,
     pub gfn: Gfn,
@@ -86,7 +86,10 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
     }
 
     /// What a slot shows at a guest frame.
-    pub(super) fn binding(&self, vm: VmId, slot: SlotId, gfn: Gfn) -> Result<(Binding, GmemAddress), Error> {
+    ///
+    /// # Errors
+    /// [`Error::NotBound`], [`Error::Stale`], [`Error::PastEnd`].
+    pub(crate) fn binding(&self, vm: VmId, slot: SlotId, gfn: Gfn) -> Result<GmemAddress, Error> {
         let place = self.slots.get(slot_key(vm, slot.0.into())).ok_or(Error::NotBound)?;
         let binding = *self.bindings.get(usize::from(place)).ok_or(Error::NotBound)?;
         if binding.vm != vm {
@@ -97,11 +100,11 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
             return Err(Error::Stale);
         }
         let after = gfn.0.checked_sub(binding.gfn.0).filter(|after| *after < binding.pages).ok_or(Error::PastEnd)?;
-        Ok((binding, GmemAddress { page: binding.at.page + after, ..binding.at }))
+        Ok(GmemAddress { page: binding.at.page + after, ..binding.at })
     }
 
     /// Bindings that show pages of a gmem.
-    pub(super) fn bound(&self, id: GmemId, pages: &Range<u64>) -> impl Iterator<Item = &Binding> + use<'_, M, B> {
+    pub(crate) fn bound(&self, id: GmemId, pages: &Range<u64>) -> impl Iterator<Item = &Binding> + use<'_, M, B> {
         let from = pages.start;
         let of = |place: u16| self.bindings.get(usize::from(place));
         let before = self.places.floor(page_key(id, from)).and_then(of);

@@ -9,17 +9,13 @@ use crate::keyed::Keyed;
 /// Pages of one bitmap.
 pub const PAGES: u64 = 512;
 
-/// What a bit says of a page of a gmem, the last of a VM's guest frame.
+/// What a bit says of a VM's guest frame, or of a page of a gmem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plane {
-    /// There is memory behind it.
-    Allocated = 0,
-    /// Its contents are initialised.
-    Ready = 1,
-    /// The memory is broken.
-    Poisoned = 2,
-    /// The guest wants it private.
-    Private = 3,
+    /// Of a gmem: the memory was broken, and none has taken its place.
+    Poisoned = 0,
+    /// Of a VM: the guest wants it private.
+    Private = 1,
 }
 
 /// At most `N` bitmaps.
@@ -57,20 +53,10 @@ impl<const N: usize> Bitmaps<N> {
         map.and_then(|map| map.get((page % PAGES / 64) as usize)).is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 
-    /// How many bits of a range are set, and the first of them.
-    pub fn count(&self, plane: Plane, of: u16, pages: &Range<u64>) -> (u64, Option<u64>) {
-        let (mut count, mut first) = (0, None);
-        for (key, place) in self.index.range(keys(plane, of, pages)) {
-            let base = (key & ((1 << 40) - 1)) * PAGES;
-            for (at, mask) in words(base, pages) {
-                let bits = self.maps.get(usize::from(place)).and_then(|map| map.get(at)).map_or(0, |word| word & mask);
-                count += u64::from(bits.count_ones());
-                if bits != 0 && first.is_none() {
-                    first = Some(base + at as u64 * 64 + u64::from(bits.trailing_zeros()));
-                }
-            }
-        }
-        (count, first)
+    /// Whether any bit is set.
+    pub fn any(&self, plane: Plane, of: u16) -> bool {
+        let mut maps = self.index.range(key(plane, of, 0)..key(plane, of, 0) + (1 << 40));
+        maps.any(|(_, place)| self.maps.get(usize::from(place)).is_some_and(|map| *map != [0; 8]))
     }
 
     /// Sees to it that no bit of a range lacks its bitmap: after that, setting them can't fail. False, and nothing is changed, if
@@ -177,13 +163,13 @@ mod tests {
     #[test]
     fn reserving_is_all_or_nothing() {
         let mut bits = Bitmaps::<3>::new();
-        assert!(!bits.reserve(Plane::Ready, 1, &(0..4 * PAGES)));
+        assert!(!bits.reserve(Plane::Private, 1, &(0..4 * PAGES)));
         assert_eq!(bits.left(), 3);
-        assert!(!bits.reserve(Plane::Ready, 1, &(0..1 << 40)));
-        assert!(bits.reserve(Plane::Ready, 1, &(10..PAGES + 1)));
-        assert!(bits.reserve(Plane::Ready, 1, &(0..2 * PAGES)), "what is there isn't needed twice");
+        assert!(!bits.reserve(Plane::Private, 1, &(0..1 << 40)));
+        assert!(bits.reserve(Plane::Private, 1, &(10..PAGES + 1)));
+        assert!(bits.reserve(Plane::Private, 1, &(0..2 * PAGES)), "what is there isn't needed twice");
         assert_eq!(bits.left(), 1);
-        bits.clear(Plane::Ready, 1, &(0..1 << 40));
+        bits.clear(Plane::Private, 1, &(0..1 << 40));
         assert_eq!(bits.left(), 3);
     }
 
@@ -200,11 +186,9 @@ mod tests {
                     bits.set(Plane::Private, 3, &range);
                     set.extend(range.clone());
                 }
-                let there = set.range(range.clone());
-                prop_assert_eq!(bits.count(Plane::Private, 3, &range), (there.clone().count() as u64, there.clone().next().copied()));
-                prop_assert_eq!(bits.count(Plane::Private, 3, &(0..5000)).0, set.len() as u64);
-                prop_assert_eq!(bits.get(Plane::Private, 3, start), set.contains(&start));
-                prop_assert_eq!(bits.count(Plane::Private, 4, &(0..5000)), (0, None), "others' have nothing to do with it");
+                prop_assert!((0..5000).all(|page| bits.get(Plane::Private, 3, page) == set.contains(&page)));
+                prop_assert_eq!(bits.any(Plane::Private, 3), !set.is_empty());
+                prop_assert!(!bits.any(Plane::Private, 4) && !bits.any(Plane::Poisoned, 3), "others have nothing to do with it");
             }
             bits.drop_all(Plane::Private, 3);
             prop_assert_eq!(bits.left(), 5);

@@ -1,28 +1,25 @@
 //! gmem: private guest memory without a host address.
 //!
-//! A gmem belongs to one VM and is bound to slots of it, each page to one at the most. Its pages are allocated when they are first
-//! needed, cleared or populated once, and prepared for the guest at each fault, which is harmless if they are. Which guest
-//! frames are private is an attribute of the VM; it is reserved before anything is changed, so that a conversion can't stop
-//! half-way for lack of room.
-//!
-//! The library decides and keeps account; what it decides, a [`Machine`] carries out.
+//! A gmem belongs to one VM and is bound to slots of it, each page to one at the most. Which guest frames are private is an
+//! attribute of the VM; room for it is reserved before anything is changed, so that a conversion can't stop half-way for lack of
+//! it. What is there, and whether it is private, the kernel knows: see [`crate::private`].
 
 mod bind;
 mod bitmaps;
-mod convert;
-mod hole;
-mod pages;
 mod types;
 
-use caisson_proto::addr::{PAGE_SIZE, VmId};
-use caisson_proto::slots::GmemId;
+use core::ops::Range;
+
+use caisson_proto::addr::{Gfn, PAGE_SIZE, VmId};
+use caisson_proto::slots::{GmemAddress, GmemId};
 use heapless::Vec;
 
-pub use bitmaps::{Bitmaps, Plane};
-pub use types::{Error, Fault, Machine};
+use bitmaps::Bitmaps;
+pub(crate) use bitmaps::Plane;
+pub use types::Error;
 
 use crate::keyed::Keyed;
-use bind::Binding;
+pub(crate) use bind::Binding;
 
 /// gmems at the most.
 pub const GMEMS: usize = 64;
@@ -30,8 +27,6 @@ pub const GMEMS: usize = 64;
 const END: u64 = 1 << 40;
 /// Flags that are known: none yet.
 pub const FLAGS: u64 = 0;
-/// Pages that one call works on at the most.
-pub const MOST: u64 = 512;
 
 /// One gmem.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +48,6 @@ pub struct Gmems<const M: usize, const B: usize> {
     /// Bindings by slot, and by the page of the gmem with which they begin.
     slots: Keyed<B>,
     places: Keyed<B>,
-    leaked: u64,
 }
 
 impl<const M: usize, const B: usize> Gmems<M, B> {
@@ -66,7 +60,6 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
             free: Vec::new(),
             slots: Keyed::new(),
             places: Keyed::new(),
-            leaked: 0,
         }
     }
 
@@ -92,43 +85,101 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
         Ok(GmemId(at as u16))
     }
 
-    /// Gives one up. What was bound to it is stale from now on.
+    /// Gives one up. What was bound to it is stale from now on. `shown`: slots show it, and so may have pages of it.
     ///
     /// # Errors
-    /// [`Error::NoGmem`] if there is none; [`Error::Busy`] while pages of it are allocated: punch holes first.
-    pub fn destroy(&mut self, id: GmemId) -> Result<(), Error> {
+    /// [`Error::NoGmem`] if there is none; [`Error::Busy`] while it is shown: delete the slots first.
+    pub fn destroy(&mut self, id: GmemId, shown: bool) -> Result<(), Error> {
         self.gmem(id)?;
-        if self.bits.count(Plane::Allocated, id.0, &(0..END)).0 > 0 {
+        if shown {
             return Err(Error::Busy);
         }
         if let Some(gmem) = self.gmems.get_mut(usize::from(id.0)) {
             *gmem = Gmem { vm: None, pages: 0, generation: gmem.generation.wrapping_add(1) };
         }
-        self.bits.drop_all(Plane::Ready, id.0);
         self.bits.drop_all(Plane::Poisoned, id.0);
         self.places.remove_range(bind::page_key(id, 0)..bind::page_key(id, END), |_| ());
         Ok(())
     }
 
-    /// A VM's attributes and bindings go. Its gmems stay until they are given up.
+    /// A VM is gone, and so are its gmems.
     pub fn vm_gone(&mut self, vm: VmId) {
         self.bits.drop_all(Plane::Private, vm.index() as u16);
         loop {
             let next = self.bindings_of(vm).next().map(|binding| binding.slot);
-            let Some(slot) = next else { return };
+            let Some(slot) = next else { break };
             // It is there.
             let _ = self.unbind(vm, slot);
         }
+        for at in 0..self.gmems.len() {
+            if self.gmems.get(at).is_some_and(|gmem| gmem.vm == Some(vm)) {
+                let _ = self.destroy(GmemId(at as u16), false);
+            }
+        }
     }
 
-    /// Pages that couldn't be taken back, and are never used again.
-    pub const fn leaked(&self) -> u64 {
-        self.leaked
+    /// Whether a gmem is this VM's, and how many pages it has.
+    ///
+    /// # Errors
+    /// [`Error::NoGmem`] if it isn't.
+    pub fn of(&self, vm: VmId, id: GmemId) -> Result<u64, Error> {
+        self.gmem(id).ok().filter(|gmem| gmem.vm == Some(vm)).map(|gmem| gmem.pages).ok_or(Error::NoGmem)
     }
 
-    /// Whether memory is behind a page.
-    pub fn is_allocated(&self, id: GmemId, page: u64) -> bool {
-        self.bits.get(Plane::Allocated, id.0, page)
+    /// Whether a VM wants a guest frame private.
+    pub fn is_private(&self, vm: VmId, gfn: Gfn) -> bool {
+        gfn.0 < END && self.bits.get(Plane::Private, vm.index() as u16, gfn.0)
+    }
+
+    /// Whether a VM wants any guest frame private.
+    pub fn any_private(&self, vm: VmId) -> bool {
+        self.bits.any(Plane::Private, vm.index() as u16)
+    }
+
+    /// Sees to it that guest frames can be made private.
+    ///
+    /// # Errors
+    /// [`Error::Full`] if there is no room to note it.
+    pub fn reserve(&mut self, vm: VmId, frames: &Range<u64>) -> Result<(), Error> {
+        if self.bits.reserve(Plane::Private, vm.index() as u16, frames) { Ok(()) } else { Err(Error::Full) }
+    }
+
+    /// What was reserved and isn't needed goes.
+    pub fn trim(&mut self, vm: VmId, frames: &Range<u64>) {
+        self.bits.trim(Plane::Private, vm.index() as u16, frames);
+    }
+
+    /// Guest frames, reserved before, are private or shared.
+    pub fn set_private(&mut self, vm: VmId, frames: &Range<u64>, private: bool) {
+        let of = vm.index() as u16;
+        if private {
+            self.bits.set(Plane::Private, of, frames);
+        } else {
+            self.bits.clear(Plane::Private, of, frames);
+        }
+    }
+
+    /// Whether a page of a gmem is broken.
+    pub fn is_poisoned(&self, at: GmemAddress) -> bool {
+        self.bits.get(Plane::Poisoned, at.gmem.0, at.page)
+    }
+
+    /// A page of a gmem is broken.
+    ///
+    /// # Errors
+    /// [`Error::Full`] if there is no room to note it.
+    pub fn poison(&mut self, at: GmemAddress) -> Result<(), Error> {
+        let page = at.page..at.page + 1;
+        if !self.bits.reserve(Plane::Poisoned, at.gmem.0, &page) {
+            return Err(Error::Full);
+        }
+        self.bits.set(Plane::Poisoned, at.gmem.0, &page);
+        Ok(())
+    }
+
+    /// Other memory may take the place of broken pages.
+    pub fn heal(&mut self, id: GmemId, pages: &Range<u64>) {
+        self.bits.clear(Plane::Poisoned, id.0, pages);
     }
 
     fn gmem(&self, id: GmemId) -> Result<&Gmem, Error> {

@@ -5,9 +5,8 @@
 //! notification is open, so that its begin and its end see the same slots.
 
 use caisson_proto::addr::{Gfn, VmId};
-use caisson_proto::memory::SlotFlags;
 
-use super::coherence::{Backing, Caching, Host, decide};
+use super::coherence::{Caching, Host, decide};
 use super::rules::{Plan, plan};
 use super::vms::Emptying;
 use super::{Error, Slot, Slots, Wanted};
@@ -107,9 +106,6 @@ impl<const N: usize, const G: usize> Slots<N, G> {
         }
         self.may_overlap_none(vm, wanted)?;
         let caching = decide(region.backing, host).map_err(|_| Error::Incoherent)?;
-        if wanted.flags.contains(SlotFlags::GMEM) {
-            decide(Backing::PRIVATE, host).map_err(|_| Error::Incoherent)?;
-        }
         if self.has_room(self.vm(vm)?) { Ok(caching) } else { Err(Error::Full) }
     }
 

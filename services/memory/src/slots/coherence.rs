@@ -1,8 +1,9 @@
 //! Whether the host can keep caches right for memory: decided when a slot is made, and checked again at each fault.
 //!
 //! What a guest caches, the host has to flush before it belongs to somebody else. It flushes through a mapping of its own, or
-//! needn't where the machine keeps the aliases coherent (SME_COHERENT: APM volume 3, CPUID 8000_001F EAX bit 10). Where
-//! neither holds, cacheable memory is refused. It is never shown uncached instead: a guest that was restored from another
+//! needn't where the machine keeps the aliases coherent (SME_COHERENT: APM volume 3, CPUID 8000_001F EAX bit 10). Of frames that it
+//! manages, private ones too, the kernel has such a mapping whenever it flushes: its window. Of memory behind a device it has none.
+//! Where neither holds, cacheable memory is refused. It is never shown uncached instead: a guest that was restored from another
 //! machine fails when its slots are made, and not at its first fault, or by being slow.
 
 /// What this machine does by itself.
@@ -22,10 +23,10 @@ pub struct Backing {
 }
 
 impl Backing {
-    /// Ordinary memory that is mapped in the host: a region of memory's.
+    /// Frames of the kernel's table: a region of memory's, or a gmem.
     pub const ORDINARY: Self = Self { cacheable: true, mapped: true };
-    /// Private memory, which the host has no mapping of: a gmem.
-    pub const PRIVATE: Self = Self { cacheable: true, mapped: false };
+    /// Memory that isn't the kernel's to map, such as a device's, and is to be cached.
+    pub const FOREIGN: Self = Self { cacheable: true, mapped: false };
 }
 
 /// How a slot's memory is shown to the guest.
@@ -73,19 +74,19 @@ mod tests {
     fn what_the_host_can_flush_is_cached() {
         assert_eq!(decide(Backing::ORDINARY, NOT), Ok(Caching::Cached));
         assert_eq!(decide(Backing::ORDINARY, COHERENT), Ok(Caching::Cached));
-        assert_eq!(decide(Backing::PRIVATE, COHERENT), Ok(Caching::Cached));
+        assert_eq!(decide(Backing::FOREIGN, COHERENT), Ok(Caching::Cached));
         assert_eq!(decide(DEVICE, NOT), Ok(Caching::Uncached));
     }
 
     #[test]
     fn what_it_cant_flush_is_refused_and_not_shown_uncached() {
-        assert_eq!(decide(Backing::PRIVATE, NOT), Err(Incoherent));
+        assert_eq!(decide(Backing::FOREIGN, NOT), Err(Incoherent));
     }
 
     #[test]
     fn a_decision_that_no_longer_holds_is_refused_at_the_fault() {
-        assert_eq!(confirm(Caching::Cached, Backing::PRIVATE, COHERENT), Ok(Caching::Cached));
-        assert_eq!(confirm(Caching::Cached, Backing::PRIVATE, NOT), Err(Incoherent));
+        assert_eq!(confirm(Caching::Cached, Backing::FOREIGN, COHERENT), Ok(Caching::Cached));
+        assert_eq!(confirm(Caching::Cached, Backing::FOREIGN, NOT), Err(Incoherent));
         assert_eq!(confirm(Caching::Cached, DEVICE, COHERENT), Err(Incoherent), "it became a device");
         assert_eq!(confirm(Caching::Uncached, Backing::ORDINARY, NOT), Err(Incoherent), "it became memory");
     }

@@ -1,10 +1,11 @@
 //! What a guest frame shows.
 
 use caisson_proto::addr::{Gfn, VmId};
+use caisson_proto::kernel::Access;
 use caisson_proto::memory::SlotFlags;
 use caisson_proto::slots::{GmemAddress, HostAddress, SlotId};
 
-use super::coherence::{Backing, Caching, Host, confirm};
+use super::coherence::{Caching, Host, confirm};
 use super::{Error, Slots};
 
 /// What a guest frame shows.
@@ -24,6 +25,13 @@ pub struct Shown {
     pub pages: u64,
 }
 
+impl Shown {
+    /// What the guest may do with it.
+    pub const fn access(&self) -> Access {
+        if self.writable { Access::all() } else { Access::READ.union(Access::EXECUTE) }
+    }
+}
+
 impl<const N: usize, const G: usize> Slots<N, G> {
     /// What a VM sees at a guest frame, on this host.
     ///
@@ -40,9 +48,6 @@ impl<const N: usize, const G: usize> Slots<N, G> {
         let backing = self.region(vm, slot.host.region)?.backing;
         let caching = confirm(slot.caching, backing, host).map_err(|_| Error::Incoherent)?;
         let has_gmem = slot.flags.contains(SlotFlags::GMEM);
-        if has_gmem {
-            confirm(Caching::Cached, Backing::PRIVATE, host).map_err(|_| Error::Incoherent)?;
-        }
         let after = gfn.0 - slot.gfn.0;
         Ok(Shown {
             slot: slot.id,

@@ -5,7 +5,7 @@ use caisson_proto::memory::{FramesOf, GiveBack, NoticesOf, VmFrames};
 use super::*;
 
 fn give(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId, gfn: u64, pages: u64) -> Status {
-    memory.handle(vmm(slot), &GiveBack { vm, gfn: Gfn(gfn), pages }.encode(), fake).0
+    memory.handle(vmm(slot), &GiveBack { vm, gfn: Gfn(gfn), pages }.encode(), None, fake).0
 }
 
 /// A VM that has almost all of memory.
@@ -87,7 +87,7 @@ fn giving_back_what_isnt_there_changes_nothing() {
 }
 
 fn frames(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId) -> Result<VmFrames, Status> {
-    let (status, words) = memory.handle(vmm(slot), &FramesOf { vm }.encode(), fake);
+    let (status, words) = memory.handle(vmm(slot), &FramesOf { vm }.encode(), None, fake);
     if status == Status::Ok { Ok(VmFrames::decode(&words).unwrap()) } else { Err(status) }
 }
 
@@ -110,6 +110,6 @@ fn a_vm_is_told_how_its_own_frames_stand() {
     assert_eq!(frames(&mut memory, &mut fake, 6, vm), Err(Status::Denied));
     assert_eq!(frames(&mut memory, &mut fake, 5, VmId::new(3, 9)), Err(Status::NotFound));
     let notices = NoticesOf { vm }.encode();
-    assert_eq!(memory.handle(vmm(6), &notices, &mut fake).0, Status::Denied);
-    assert_eq!(memory.handle(vmm(5), &notices, &mut fake).0, Status::Unsupported, "there is no notifier here");
+    assert_eq!(memory.handle(vmm(6), &notices, None, &mut fake).0, Status::Denied);
+    assert_eq!(memory.handle(vmm(5), &notices, None, &mut fake).0, Status::Unsupported, "there is no notifier here");
 }

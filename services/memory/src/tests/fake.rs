@@ -1,6 +1,6 @@
 //! A kernel that enforces the rules on frames, a notifier that settles now or later, and the bells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use caisson_proto::addr::{BatchId, Gfn, Sequence, ServiceId};
 use caisson_proto::kernel::*;
@@ -22,6 +22,7 @@ pub enum State {
     KernelOf(VmId),
     Owned(VmId),
     Quarantined(u32),
+    Leaked,
 }
 
 #[derive(Debug)]
@@ -30,6 +31,10 @@ pub struct Vm {
     pub handler: ServiceId,
     pub dying: bool,
     pub map: BTreeMap<u64, u64>,
+    /// Which of its pages are private.
+    pub private: BTreeSet<u64>,
+    /// The batch of an event that goes on.
+    pub held: Option<u32>,
     pub stock: u64,
     pub kernel_frames: u64,
     pub vcpus: u8,
@@ -62,6 +67,16 @@ pub struct Fake {
     pub dies_after: Option<u64>,
     /// Of the last mapping.
     pub last_access: Access,
+    /// Shootdowns, and conversions: first page, how many, private.
+    pub shootdowns: u32,
+    pub turned: Vec<(u64, u64, bool)>,
+    /// Refuse the conversion after so many.
+    pub turns_left: Option<u32>,
+    /// No batch is left for an event.
+    pub no_batch: bool,
+    /// Pages whose contents were lent on, by the page of the lease; some can't be read.
+    pub lent: Vec<u64>,
+    pub unreadable: Option<u64>,
 }
 
 impl Fake {
@@ -86,6 +101,12 @@ impl Fake {
             no_bell: false,
             dies_after: None,
             last_access: Access::empty(),
+            shootdowns: 0,
+            turned: Vec::new(),
+            turns_left: None,
+            no_batch: false,
+            lent: Vec::new(),
+            unreadable: None,
         }
     }
 
@@ -113,10 +134,11 @@ impl Fake {
     /// What notifier does: all open batches are paid. True if there was one: memory's bell rings.
     pub fn pay(&mut self) -> bool {
         self.posted.clear();
-        let any = !self.batches.is_empty();
-        self.batches.clear();
+        let held: BTreeSet<u32> = self.vms.iter().flatten().filter_map(|vm| vm.held).collect();
+        let any = self.batches.keys().any(|batch| !held.contains(batch));
+        self.batches.retain(|batch, _| held.contains(batch));
         for state in &mut self.frames {
-            if let State::Quarantined(_) = state {
+            if matches!(state, State::Quarantined(batch) if !held.contains(batch)) {
                 *state = State::Free;
             }
         }
@@ -141,9 +163,14 @@ impl Fake {
     }
 
     fn batch(&mut self, vm: VmId) -> u32 {
-        if let Some((&batch, _)) = self.batches.iter().find(|&(_, &of)| of == vm) {
+        let held = self.vms[vm.index()].as_ref().and_then(|vm| vm.held);
+        if let Some((&batch, _)) = self.batches.iter().find(|&(batch, &of)| of == vm && Some(*batch) != held) {
             return batch;
         }
+        self.new_batch(vm)
+    }
+
+    fn new_batch(&mut self, vm: VmId) -> u32 {
         let batch = self.next_batch;
         self.next_batch += 1;
         self.batches.insert(batch, vm);
@@ -167,6 +194,7 @@ impl Fake {
                     Some(State::KernelOf(vm)) => (FrameState::Kernel, Some(vm)),
                     Some(State::Owned(vm)) => (FrameState::Owned, Some(vm)),
                     Some(State::Quarantined(_)) => (FrameState::Quarantined, None),
+                    Some(State::Leaked) => (FrameState::Leaked, None),
                     Some(State::Kernel) | None => (FrameState::Kernel, None),
                 };
                 FrameRun {
@@ -185,7 +213,7 @@ impl Fake {
                 private: 0,
                 firmware: 0,
                 quarantined: self.count(|state| matches!(state, State::Quarantined(_))),
-                leaked: 0,
+                leaked: self.count(|state| state == State::Leaked),
             }
             .encode(),
             KernelCall::VmCreate(VmCreate { handler, root, .. }) => {
@@ -198,6 +226,8 @@ impl Fake {
                     handler,
                     dying: false,
                     map: BTreeMap::new(),
+                    private: BTreeSet::new(),
+                    held: None,
                     stock: 0,
                     kernel_frames: 1,
                     vcpus: 0,
@@ -269,13 +299,17 @@ impl Fake {
                 self.take(frame, pages, State::Owned(vm));
                 Done {}.encode()
             }
-            KernelCall::GuestUnmap(GuestUnmap { vm, view, gfn, pages, more: false }) => {
+            KernelCall::GuestUnmap(GuestUnmap { vm, view, gfn, pages, more, broken }) => {
                 if view > 0 {
                     return Err(Status::Range);
                 }
+                let no_batch = self.no_batch;
                 let it = self.vm(vm)?;
                 if it.stopping > 0 {
                     it.stopping -= 1;
+                    return Err(Status::Busy);
+                }
+                if more && no_batch {
                     return Err(Status::Busy);
                 }
                 let end = gfn.0 + pages;
@@ -283,27 +317,63 @@ impl Fake {
                 let next = if taken.len() < 512 { end } else { taken[511].0 + 1 };
                 for (gfn, _) in &taken {
                     it.map.remove(gfn);
+                    it.private.remove(gfn);
                 }
-                if taken.is_empty() {
+                let held = it.held;
+                if taken.is_empty() && (more || held.is_none()) {
                     return Ok(Unmapped { batch: BatchId(0), pages: 0, next: Gfn(end), waiting: 0 }.encode());
                 }
-                let batch = self.batch(vm);
+                let batch = held.unwrap_or_else(|| if more { self.new_batch(vm) } else { self.batch(vm) });
                 for &(_, frame) in &taken {
                     assert_eq!(self.frames[frame as usize], State::Owned(vm));
-                    self.frames[frame as usize] = State::Quarantined(batch);
+                    self.frames[frame as usize] = if broken { State::Leaked } else { State::Quarantined(batch) };
                 }
-                Unmapped {
-                    batch: BatchId(batch),
-                    pages: taken.len() as u64,
-                    next: Gfn(next),
-                    waiting: taken.len() as u64,
+                self.vm(vm)?.held = more.then_some(batch);
+                self.shootdowns += u32::from(!more);
+                let waiting = match held {
+                    _ if more => 0,
+                    Some(_) => self.count(|state| state == State::Quarantined(batch)),
+                    None if broken => 0,
+                    None => taken.len() as u64,
+                };
+                Unmapped { batch: BatchId(batch), pages: taken.len() as u64, next: Gfn(next), waiting }.encode()
+            }
+            KernelCall::GuestLook(GuestLook { vm, gfn, pages }) => {
+                assert!((1..=512).contains(&pages), "{pages}");
+                let it = self.vm(vm)?;
+                let state = |gfn: u64| match it.map.contains_key(&gfn) {
+                    false => FrameState::Free,
+                    true if it.private.contains(&gfn) => FrameState::Private,
+                    true => FrameState::Owned,
+                };
+                let count = (gfn.0..gfn.0 + pages).take_while(|at| state(*at) == state(gfn.0)).count() as u64;
+                Look { pages: count, state: state(gfn.0), span: 1, frame: Frame(0) }.encode()
+            }
+            KernelCall::GuestConvert(GuestConvert { vm, gfn, pages, private, .. }) => {
+                if let Some(left) = self.turns_left {
+                    self.turns_left = left.checked_sub(1);
+                    if left == 0 {
+                        return Err(Status::Busy);
+                    }
                 }
-                .encode()
+                let it = self.vm(vm)?;
+                if it.stock < PER_MAP {
+                    return Err(Status::Exhausted);
+                }
+                for page in gfn.0..gfn.0 + pages {
+                    if !it.map.contains_key(&page) || it.private.contains(&page) == private {
+                        return Err(Status::State);
+                    }
+                }
+                let pages_of = gfn.0..gfn.0 + pages;
+                pages_of.for_each(|page| _ = if private { it.private.insert(page) } else { it.private.remove(&page) });
+                self.turned.push((gfn.0, pages, private));
+                Done {}.encode()
             }
             KernelCall::VmRelease(VmRelease { vm }) => {
                 let it = self.vm(vm)?;
                 assert!(it.dying);
-                if !it.map.is_empty() || it.stopping > 0 {
+                if !it.map.is_empty() || it.stopping > 0 || it.held.is_some() {
                     it.stopping = it.stopping.saturating_sub(1);
                     return Err(Status::Busy);
                 }
@@ -318,7 +388,9 @@ impl Fake {
                 Unmapped { batch: BatchId(batch), pages, next: Gfn(0), waiting: pages }.encode()
             }
             KernelCall::BatchInfo(BatchInfo { slot: 0 }) => {
-                let (&batch, &vm) = self.batches.first_key_value().ok_or(Status::NotFound)?;
+                let held: Vec<u32> = self.vms.iter().flatten().filter_map(|vm| vm.held).collect();
+                let mut open = self.batches.iter().filter(|(batch, _)| !held.contains(batch));
+                let (&batch, &vm) = open.next().ok_or(Status::NotFound)?;
                 let (kind, owed) = if self.encrypted { (VmKind::Sev, 2) } else { (VmKind::Plain, 0) };
                 let frames = self.count(|state| state == State::Quarantined(batch));
                 BatchReport { batch: BatchId(batch), vm, kind, frames, owed, next: 1 }.encode()
@@ -337,6 +409,17 @@ impl Kernel for Fake {
         }
         self.dies_after = self.dies_after.map(|left| left - 1);
         self.serve(&request.encode()).map(|words| R::Reply::decode(&words).unwrap())
+    }
+    fn lend<R: Request>(&mut self, request: &R, lease: Lease) -> Result<R::Reply, Status> {
+        assert_eq!((R::OP, lease.pages, lease.write), (GuestMap::OP, 1, false));
+        if self.unreadable == Some(lease.page.0) {
+            return Err(Status::BadLease);
+        }
+        let answer = self.ask(request);
+        if answer.is_ok() {
+            self.lent.push(lease.page.0);
+        }
+        answer
     }
     fn post(&mut self, reclaimed: &Reclaimed) -> bool {
         assert!(self.batches.contains_key(&reclaimed.batch));

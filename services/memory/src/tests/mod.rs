@@ -4,6 +4,7 @@ mod balloon;
 mod fake;
 mod held;
 mod platform;
+mod private;
 mod slots;
 
 use caisson_proto::addr::{CpuId, Gfn};
@@ -33,14 +34,14 @@ fn make(memory: &mut Memory, fake: &mut Fake, slot: u16, pages: u64) -> Result<V
 /// A VM that may have so many pages, some of which it is sure to get.
 fn promise(memory: &mut Memory, fake: &mut Fake, slot: u16, pages: u64, promised: u64) -> Result<VmId, Status> {
     let request = VmMake { kind: VmKind::Plain, vcpus: 2, pages, promised, first_cpu: CpuId(1), lowest_cpu: CpuId(0) };
-    match memory.handle(vmm(slot), &request.encode(), fake) {
+    match memory.handle(vmm(slot), &request.encode(), None, fake) {
         (Status::Ok, words) => Ok(VmMade::decode(&words).unwrap().vm),
         (status, _) => Err(status),
     }
 }
 
 fn populate(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId, gfn: u64, pages: u64) -> Status {
-    memory.handle(vmm(slot), &Populate { vm, gfn: Gfn(gfn), pages }.encode(), fake).0
+    memory.handle(vmm(slot), &Populate { vm, gfn: Gfn(gfn), pages, private: false }.encode(), None, fake).0
 }
 
 /// Rings whatever bells are due until nothing happens any more.
@@ -119,7 +120,7 @@ fn only_the_handler_populates_and_has_one_vm() {
     assert_eq!(populate(&mut memory, &mut fake, 5, VmId::new(0, 9), 0, 1), Status::NotFound);
     assert_eq!(populate(&mut memory, &mut fake, 5, vm, 0, 0), Status::Range);
     assert_eq!(populate(&mut memory, &mut fake, 5, vm, 0, 513), Status::Range);
-    assert_eq!(memory.handle(vmm(5), &[77; 8], &mut fake).0, Status::Malformed);
+    assert_eq!(memory.handle(vmm(5), &[77; 8], None, &mut fake).0, Status::Malformed);
     fake.orphan(vmm(5), 0);
     assert_eq!(populate(&mut memory, &mut fake, 5, vm, 0, 1), Status::State);
     // While there is something left of it, its handler gets no other.
@@ -282,7 +283,7 @@ proptest! {
         run(&mut memory, &mut fake);
         prop_assert_eq!((fake.free(), fake.settled), (FREE, 1));
         prop_assert_eq!(memory.pool.free(), FREE);
-        let (status, words) = memory.handle(vmm(0), &Report {}.encode(), &mut fake);
+        let (status, words) = memory.handle(vmm(0), &Report {}.encode(), None, &mut fake);
         prop_assert_eq!(status, Status::Ok);
         let report = MemoryReport::decode(&words).unwrap();
         prop_assert_eq!((report.free, report.owned, report.promised), (FREE, 0, 0));

@@ -5,7 +5,7 @@ use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
 use super::*;
 
-fn slot(vm: VmId, id: u16, gfn: u64, pages: u64, page: u64) -> SlotSet {
+pub fn slot(vm: VmId, id: u16, gfn: u64, pages: u64, page: u64) -> SlotSet {
     SlotSet {
         vm,
         slot: SlotId(id),
@@ -17,13 +17,13 @@ fn slot(vm: VmId, id: u16, gfn: u64, pages: u64, page: u64) -> SlotSet {
     }
 }
 
-fn ask<R: Request>(memory: &mut Memory, fake: &mut Fake, slot: u16, request: &R) -> Result<R::Reply, Status> {
-    let (status, words) = memory.handle(vmm(slot), &request.encode(), fake);
+pub fn ask<R: Request>(memory: &mut Memory, fake: &mut Fake, slot: u16, request: &R) -> Result<R::Reply, Status> {
+    let (status, words) = memory.handle(vmm(slot), &request.encode(), None, fake);
     if status == Status::Ok { Ok(R::Reply::decode(&words).unwrap()) } else { Err(status) }
 }
 
 /// Asks until there is no more: how often.
-fn whole<R: Request<Reply = Progress>>(memory: &mut Memory, fake: &mut Fake, request: &R) -> Result<u32, Status> {
+pub fn whole<R: Request<Reply = Progress>>(memory: &mut Memory, fake: &mut Fake, request: &R) -> Result<u32, Status> {
     for calls in 1..1000 {
         let before = fake.mapped(0);
         let more = ask(memory, fake, 5, request)?.more;
@@ -155,6 +155,54 @@ fn host_addresses_are_discarded_wherever_they_are_shown() {
     assert_eq!((map.len(), map.range(1024..5120).count()), (2048, 0));
     let other = Discard { vm, start: HostAddress { region: Region(7), page: 0 }, pages: 1 };
     assert_eq!(ask(&mut memory, &mut fake, 5, &other), Err(Status::NotFound));
+}
+
+#[test]
+fn an_event_over_many_slots_has_one_shootdown() {
+    let (mut memory, mut fake) = started();
+    let vm = make(&mut memory, &mut fake, 5, 4096).unwrap();
+    whole(&mut memory, &mut fake, &slot(vm, 0, 0, 0, 0)).unwrap();
+    // 16 slots of 8 pages, far from each other in the guest, side by side in the region.
+    for n in 0..16 {
+        let request = slot(vm, n, u64::from(n) * 1024, 8, u64::from(n) * 8);
+        ask(&mut memory, &mut fake, 5, &request).unwrap();
+        assert_eq!(populate(&mut memory, &mut fake, 5, vm, u64::from(n) * 1024, 8), Status::Ok);
+    }
+    let start = HostAddress { region: Region(vm.index() as u16), page: 0 };
+    let discard = Discard { vm, start, pages: 128 };
+    (fake.shootdowns, fake.no_batch) = (0, false);
+    fake.posted.clear();
+    assert_eq!(ask(&mut memory, &mut fake, 5, &discard), Ok(Progress { more: false }));
+    assert_eq!((fake.mapped(0), fake.shootdowns), (0, 1));
+    let told: Vec<u64> = fake.posted.iter().map(|it| it.pages).collect();
+    assert_eq!(told, [128], "notifier hears of all of it at once");
+    // Without a batch for it alone each slot has its own.
+    for n in 0..16 {
+        assert_eq!(populate(&mut memory, &mut fake, 5, vm, n * 1024, 8), Status::Ok);
+    }
+    (fake.shootdowns, fake.no_batch) = (0, true);
+    assert_eq!(ask(&mut memory, &mut fake, 5, &discard), Ok(Progress { more: false }));
+    assert_eq!((fake.mapped(0), fake.shootdowns), (0, 16));
+}
+
+#[test]
+fn who_dies_amid_an_event_leaves_it_to_the_next() {
+    let (mut memory, mut fake, vm) = divided();
+    fill(&mut memory, &mut fake, vm);
+    let start = HostAddress { region: Region(vm.index() as u16), page: 1900 };
+    let discard = Discard { vm, start, pages: 400 };
+    // Whose VM it is, what is there, the first slot's pages.
+    fake.dies_after = Some(2);
+    let _ = ask(&mut memory, &mut fake, 5, &discard);
+    let held = fake.vms[0].as_ref().unwrap().held;
+    assert!(held.is_some());
+    fake.dies_after = None;
+    *memory = Memory::new();
+    memory.start(2, &mut fake);
+    assert_eq!(fake.vms[0].as_ref().unwrap().held, None);
+    assert!(fake.posted.iter().any(|it| Some(it.batch) == held), "notifier is told");
+    run(&mut memory, &mut fake);
+    assert!(fake.batches.is_empty());
 }
 
 #[test]

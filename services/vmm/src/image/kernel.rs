@@ -128,7 +128,7 @@ fn words(group: Groups) -> impl Iterator<Item = usize> {
 
 impl Platform for OnKernel {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
-        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages }).map(|_| ())
+        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages, private: false }).map(|_| ())
     }
 
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {

@@ -133,7 +133,7 @@ pub fn memory(data: &[u8]) {
             Step::Message(_) | Step::Reclaimed { .. } => continue,
         };
         let known = MemoryCall::decode(&words).is_ok();
-        let (status, reply) = memory.handle(ServiceId::new(sender.into(), 0), &words, &mut Kernel(&mut input));
+        let (status, reply) = memory.handle(ServiceId::new(sender.into(), 0), &words, None, &mut Kernel(&mut input));
         assert!(known || status == Status::Malformed);
         assert!(status == Status::Ok || reply == [0; 8], "{status:?} with {reply:?}");
         if input.is_empty() {

@@ -145,7 +145,7 @@ mod image {
             self.refused(&VcpuCreate { vcpu, cpu: CpuId(0), frame }, denied);
             let (access, sequence) = (Access::READ, Default::default());
             self.refused(&GuestMap { vm, view: 0, gfn, frame, pages, access, sequence }, denied);
-            self.refused(&GuestUnmap { vm, view: 0, gfn, pages, more: false }, denied);
+            self.refused(&GuestUnmap { vm, view: 0, gfn, pages, more: false, broken: false }, denied);
             self.refused(&FrameDonate { frame, pages }, denied);
             self.refused(&InvalidateBegin { vm, start: gfn, end: Gfn(1) }, denied);
             self.refused(&WriteBack { batch: BatchId(0) }, denied);

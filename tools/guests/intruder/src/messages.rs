@@ -53,7 +53,7 @@ impl Interface {
     pub fn operations(self) -> impl Iterator<Item = Words> {
         let (cpu, vm) = (CpuId(1), VmId::new(0, 0));
         let make = VmMake { kind: VmKind::Plain, vcpus: 1, pages: 512, promised: 512, first_cpu: cpu, lowest_cpu: cpu };
-        let full = [make.encode(), Populate { vm, gfn: Gfn(0), pages: 1 }.encode()];
+        let full = [make.encode(), Populate { vm, gfn: Gfn(0), pages: 1, private: false }.encode()];
         let (full, numbers) = match self {
             Self::Memory | Self::Vmm => (Some(full), MemoryCall::OPERATIONS),
             Self::Notifier => (None, NotifierCall::OPERATIONS),

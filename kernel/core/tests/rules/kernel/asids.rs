@@ -155,7 +155,9 @@ fn a_write_back_that_is_not_wbinvd_pays_for_no_recycling() {
     assert!(system.here(1).entering(context));
     system.here(1).context(context).leave();
     let ticket = system.as_service(FIRMWARE, &WriteBackInvalidate {}).unwrap().ticket;
-    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 1, more: false }).unwrap();
+    let unmapped = system
+        .as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 1, more: false, broken: false })
+        .unwrap();
     assert!(!system.as_service(FIRMWARE, &TicketCheck { ticket }).unwrap().done);
     // One WBINVD pays for both.
     let back = system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap().ticket;
@@ -166,7 +168,9 @@ fn a_write_back_that_is_not_wbinvd_pays_for_no_recycling() {
     // A batch's own write-back is no WBINVD.
     assert!(system.here(1).entering(context));
     system.here(1).context(context).leave();
-    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(1), pages: 1, more: false }).unwrap();
+    let unmapped = system
+        .as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(1), pages: 1, more: false, broken: false })
+        .unwrap();
     system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap();
     system.flush(1);
     assert_eq!((system.machine.write_backs.get(), system.machine.invalidations.get()), (3, 2));

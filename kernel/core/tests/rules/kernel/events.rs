@@ -5,15 +5,16 @@ use std::rc::Rc;
 use caisson_core::batches::{MAX_BATCHES, Payable};
 use caisson_core::context::Context;
 use caisson_core::cpus::CpuSet;
-use caisson_proto::abi::Status;
-use caisson_proto::addr::{Frame, Gfn, Ticket, VcpuId, VmId};
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{Frame, Gfn, Ticket, VPage, VcpuId, VmId};
 use caisson_proto::kernel::*;
 
 use super::asids::{self, map};
+use super::fake::NOT_THERE;
 use super::system::{At, MEMORY, NOTIFIER, System, VMM};
 
 fn unmap(vm: VmId, gfn: u64, pages: u64, more: bool) -> GuestUnmap {
-    GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more }
+    GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more, broken: false }
 }
 
 /// A plain VM with 8 pages from gfn 0 and frame 512 on.
@@ -120,15 +121,29 @@ fn a_vm_is_not_released_amid_an_event() {
 fn a_broken_frame_is_never_used_again() {
     let mut system = System::new(1);
     let vm = plain(&mut system);
-    for frame in [Frame(512), Frame(1 << 30)] {
-        assert!(system.as_service(MEMORY, &FrameRetire { frame }).is_err(), "it isn't free");
-    }
-    let unmapped = system.as_service(MEMORY, &unmap(vm, 0, 1, false)).unwrap();
-    assert_eq!(system.as_service(MEMORY, &FrameRetire { frame: Frame(512) }).err(), Some(Status::State));
-    system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap();
     let before = system.as_service(MEMORY, &FrameCount {}).unwrap();
-    system.as_service(MEMORY, &FrameRetire { frame: Frame(512) }).unwrap();
+    let broken = GuestUnmap { broken: true, ..unmap(vm, 0, 1, false) };
+    let unmapped = system.as_service(MEMORY, &broken).unwrap();
+    assert_eq!((unmapped.pages, unmapped.waiting), (1, 0));
     let after = system.as_service(MEMORY, &FrameCount {}).unwrap();
-    assert_eq!((after.free, after.leaked), (before.free - 1, before.leaked + 1));
+    assert_eq!((after.owned, after.leaked), (before.owned - 1, before.leaked + 1));
+    assert_eq!(system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap().ticket, Ticket(0));
     assert_eq!(system.as_service(MEMORY, &map(vm, 0, 512, 1)).err(), Some(Status::State));
+    assert_eq!(system.as_service(MEMORY, &map(vm, 0, 600, 1)).err(), None);
+}
+
+#[test]
+fn frames_come_with_the_contents_of_leased_pages() {
+    let mut system = System::new(1);
+    let vm = plain(&mut system);
+    system.machine.copied.borrow_mut().clear();
+    let lease = Lease { page: VPage(77), pages: 2, write: false };
+    system.as_lender(MEMORY, &map(vm, 100, 600, 2), Some(lease)).unwrap();
+    let copied = system.machine.copied.borrow().clone();
+    assert_eq!(copied, [(77 << 12, Frame(600).spa(), 4096, false), (78 << 12, Frame(601).spa(), 4096, false)]);
+    // What came to nothing is zeroed for the next.
+    let absent = Lease { page: NOT_THERE, ..lease };
+    assert_eq!(system.as_lender(MEMORY, &map(vm, 102, 602, 1), Some(absent)).err(), Some(Status::BadLease));
+    system.as_service(MEMORY, &map(vm, 102, 602, 1)).unwrap();
+    assert_eq!(system.machine.zeroed.borrow().last(), Some(&(Frame(602), 1)));
 }

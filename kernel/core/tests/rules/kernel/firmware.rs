@@ -157,7 +157,8 @@ fn stop(system: &mut System, vcpu: VcpuId) {
 fn a_guest_is_neither_ended_nor_stripped_while_it_runs() {
     let mut system = System::new(1);
     let vm = guest(&mut system);
-    let (vcpu, unmap) = (VcpuId { vm, index: 0 }, GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 1, more: false });
+    let (vcpu, unmap) =
+        (VcpuId { vm, index: 0 }, GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 1, more: false, broken: false });
     assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::State), "it has no ASID");
     bind(&mut system, vm, 3).unwrap();
     assert_eq!(system.as_service(VMM, &VcpuRun { vcpu }), Err(Status::State), "which isn't active");
@@ -207,7 +208,9 @@ fn a_page_turns_private_after_its_plain_lines_are_flushed() {
     let page = FrameRuns { from: Frame(514), most: 512 };
     let run = system.as_service(MEMORY, &page).unwrap();
     assert_eq!((run.state, run.count, run.vm), (FrameState::Private, 2, vm));
-    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(2), pages: 1, more: false }).unwrap();
+    let unmapped = system
+        .as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(2), pages: 1, more: false, broken: false })
+        .unwrap();
     assert_eq!(system.as_service(MEMORY, &page).unwrap().state, FrameState::Quarantined);
     system.as_service(NOTIFIER, &WriteBack { batch: unmapped.batch }).unwrap();
     assert_eq!(system.as_service(MEMORY, &page).unwrap().state, FrameState::Free);

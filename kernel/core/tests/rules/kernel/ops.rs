@@ -16,7 +16,7 @@ fn map(vm: VmId, gfn: u64, frame: u64, pages: u64) -> GuestMap {
 }
 
 fn unmap(vm: VmId, gfn: u64, pages: u64) -> GuestUnmap {
-    GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: false }
+    GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: false, broken: false }
 }
 
 fn counts(system: &mut System) -> FrameCounts {
@@ -39,7 +39,6 @@ fn a_class_of_operations_needs_its_capability() {
     let mut system = System::new(1);
     let denied = Some(Status::Denied);
     assert_eq!(system.as_service(VMM, &FrameCount {}).err(), denied);
-    assert_eq!(system.as_service(VMM, &FrameRetire { frame: Frame(600) }).err(), denied);
     assert_eq!(system.as_service(VMM, &GuestLook { vm: NOBODY, gfn: Gfn(0), pages: 1 }).err(), denied);
     assert_eq!(system.as_service(VMM, &WriteBack { batch: BatchId(0) }).err(), denied);
     assert_eq!(system.as_service(VMM, &BatchInfo { slot: 0 }).err(), denied);
@@ -310,7 +309,7 @@ fn a_dying_vm_is_not_unmapped_amid_a_large_page() {
     let vm = system.vm(VMM, VmKind::Plain, 0, 64);
     system.as_service(MEMORY, &map(vm, 512, 1024, 512)).unwrap();
     system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
-    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: false };
+    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: false, broken: false };
     for (gfn, pages) in [(512, 1), (513, 600), (0, 1000)] {
         refused(&mut system, &unmap(gfn, pages), Status::Range);
     }
@@ -321,7 +320,7 @@ fn a_dying_vm_is_not_unmapped_amid_a_large_page() {
 fn one_unmap_looks_through_a_gibibyte() {
     let mut system = System::new(1);
     let vm = system.vm(VMM, VmKind::Plain, 0, 64);
-    let unmap = |gfn| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages: 1 << 20, more: false };
+    let unmap = |gfn| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages: 1 << 20, more: false, broken: false };
     assert_eq!(system.as_service(MEMORY, &unmap(0)).unwrap().next, Gfn(1 << 18));
     assert_eq!(system.as_service(MEMORY, &unmap(7)).unwrap().next, Gfn(1 << 18));
     assert_eq!(system.as_service(MEMORY, &unmap(1 << 18)).unwrap().next, Gfn(2 << 18));

@@ -101,7 +101,9 @@ fn a_freed_page_is_the_hosts_first_and_flushed_then() {
     let Entry([low, _]) = rmp(&system, 512);
     processor(&system, 512, Entry([low | VALIDATED, 0xf]));
     system.machine.lines.borrow_mut().clear();
-    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 3, more: false }).unwrap();
+    let unmapped = system
+        .as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 3, more: false, broken: false })
+        .unwrap();
     assert_eq!(unmapped.pages, 3);
     assert_eq!(*system.machine.lines.borrow(), [(Frame(512), 1, ASID), (Frame(513), 1, ASID)], "under its own alias");
     assert!((512..515).all(|frame| rmp(&system, frame) == Entry::SHARED));
@@ -159,7 +161,9 @@ fn a_page_that_the_processor_keeps_is_leaked_and_counted() {
     fill(&mut system, vm, 0).unwrap();
     system.answered(0x1a, 0);
     let before = system.as_service(MEMORY, &FrameCount {}).unwrap();
-    let unmapped = system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 2, more: false }).unwrap();
+    let unmapped = system
+        .as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 2, more: false, broken: false })
+        .unwrap();
     assert_eq!(unmapped.pages, 2);
     let after = system.as_service(MEMORY, &FrameCount {}).unwrap();
     assert_eq!((after.private, after.leaked, after.quarantined), (0, before.leaked + 1, before.quarantined + 1));
@@ -223,7 +227,7 @@ fn a_context_outlives_its_vm() {
     system.command(mailbox::SNP_GCTX_CREATE, vm);
     let context = asid(&mut system, ASID).handle >> 12;
     system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
-    system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 8, more: false }).unwrap();
+    system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 8, more: false, broken: false }).unwrap();
     system.as_service(MEMORY, &VmRelease { vm }).unwrap();
     assert_eq!(run(&mut system, context).state, FrameState::Firmware);
     system.command(mailbox::SNP_DECOMMISSION, vm);
@@ -251,7 +255,7 @@ fn a_guests_page_is_reclaimed_by_its_guest_address() {
     reclaim(&mut system, 0x3000 | mailbox::RECLAIM_GUEST).unwrap();
     release(&system, 515);
     system.answered(0, 0);
-    system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 8, more: false }).unwrap();
+    system.as_service(MEMORY, &GuestUnmap { vm, view: 0, gfn: Gfn(0), pages: 8, more: false, broken: false }).unwrap();
     assert_eq!(run(&mut system, 515).state, FrameState::Quarantined);
 }
 

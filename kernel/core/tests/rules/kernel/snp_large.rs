@@ -95,7 +95,7 @@ fn part_of_it_is_freed_after_a_split_and_all_of_it_at_once() {
     let mut system = System::new(1);
     let vm = guest(&mut system);
     system.as_service(FIRMWARE, &large(vm)).unwrap();
-    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: true };
+    let unmap = |gfn, pages| GuestUnmap { vm, view: 0, gfn: Gfn(gfn), pages, more: true, broken: false };
     // The fake machine unmaps no part of a large page: what was split in the RMP only is split in the tables by the next turn.
     let head = system.machine.mailbox.unwrap().rmp.0;
     assert_eq!(head.update(Frame(1030), Entry::SHARED), Err(RmpError::Overlap), "freeing part of it without a split");

@@ -118,21 +118,35 @@ fn a_slot_with_a_gmem_is_deleted_or_stays_as_it_is() {
     assert_eq!(slots.set(VM, &slot, COHERENT), Err(Error::GmemFixed), "nor does one get a gmem");
 }
 
+/// Memory behind a device, which is to be cached.
+const FOREIGN: Region = Region(5);
+
+fn with_foreign() -> Box<Small> {
+    let mut slots = table();
+    slots.region_make(VM, FOREIGN, PAGES, Backing::FOREIGN).unwrap();
+    slots
+}
+
+fn foreign(id: u16, gfn: u64) -> Wanted {
+    Wanted { host: HostAddress { region: FOREIGN, page: gfn }, ..wanted(id, gfn, 1, 0) }
+}
+
 #[test]
 fn memory_that_cant_be_flushed_is_refused_when_the_slot_is_made() {
-    let mut slots = table();
-    assert_eq!(slots.set(VM, &with_gmem(0, 0, 1, 0), HOST), Err(Error::Incoherent));
+    let mut slots = with_foreign();
+    assert_eq!(slots.set(VM, &foreign(0, 0), HOST), Err(Error::Incoherent));
     assert_eq!(Error::Incoherent.status(), Status::Unsupported);
-    assert_eq!(slots.set(VM, &with_gmem(0, 0, 1, 0), COHERENT), Ok(Change::Done));
+    assert_eq!(slots.set(VM, &foreign(0, 0), COHERENT), Ok(Change::Done));
     assert!(slots.fault(VM, Gfn(0), COHERENT).is_ok());
     assert_eq!(slots.fault(VM, Gfn(0), HOST), Err(Error::Incoherent), "and again at the fault");
+    assert_eq!(slots.set(VM, &with_gmem(1, 10, 1, 0), HOST), Ok(Change::Done), "the kernel flushes what it manages");
 }
 
 #[test]
 fn restoring_a_table_where_it_cant_be_kept_fails_at_its_slots() {
-    let mut from = table();
-    from.set(VM, &wanted(0, 0, 10, 0), COHERENT).unwrap();
-    from.set(VM, &with_gmem(1, 10, 10, 10), COHERENT).unwrap();
+    let mut from = with_foreign();
+    from.set(VM, &wanted(0, 20, 10, 20), COHERENT).unwrap();
+    from.set(VM, &foreign(1, 10), COHERENT).unwrap();
     let restore = |to: &mut Small, host| {
         let mut id = SlotId(0);
         while let Some(slot) = from.next(VM, id) {
@@ -142,6 +156,6 @@ fn restoring_a_table_where_it_cant_be_kept_fails_at_its_slots() {
         }
         Ok::<_, Error>(to.len())
     };
-    assert_eq!(restore(&mut table(), COHERENT), Ok(2));
-    assert_eq!(restore(&mut table(), HOST), Err(Error::Incoherent));
+    assert_eq!(restore(&mut with_foreign(), COHERENT), Ok(2));
+    assert_eq!(restore(&mut with_foreign(), HOST), Err(Error::Incoherent));
 }

@@ -128,7 +128,7 @@ fn dead_generations() -> Report {
 fn forged_vms() -> Report {
     let mut found = Report::default();
     for (index, generation) in (0..50).flat_map(|index| [0, 1, 2, 0x7fff, 0xffff].map(|life| (index, life))) {
-        let request = Populate { vm: VmId::new(index, generation), gfn: Gfn(0), pages: 512 };
+        let request = Populate { vm: VmId::new(index, generation), gfn: Gfn(0), pages: 512, private: false };
         let (status, _) = ask_now(slot("memory"), &request.encode(), None);
         found.case(matches!(status, Status::Denied | Status::NotFound), status as u64);
     }
