@@ -258,9 +258,9 @@ requests! {
     VcpuKick = 49 { vcpu: VcpuId } -> Done;
     /// Fill groups of the state page. [`Caps::VCPUS`]. `Busy` unless the vCPU is in its exit or stopped.
     VcpuRead = 50 { vcpu: VcpuId, groups: Groups } -> Done;
-    /// Load the CPUID table of a vCPU from one leased page of [`CpuidEntry`](crate::vcpu::CpuidEntry), used up to
-    /// `count`. [`Caps::VCPUS`].
-    CpuidLoad = 51 { vcpu: VcpuId, count: u16 } -> Done;
+    /// Load the CPUID table of a vCPU from one leased page, laid out as by [`arrange`](crate::cpuid::arrange).
+    /// [`Caps::VCPUS`]. `Busy` unless the vCPU is in its exit or stopped.
+    CpuidLoad = 51 { vcpu: VcpuId } -> Done;
 
     /// Copy between memory and the leased page, at most to the end of a frame, as the secure processor reaches it.
     /// [`Caps::SILICON`].

@@ -260,8 +260,8 @@ pub struct CpuidEntry {
     pub flags: u32,
     /// Answer: eax, ebx, ecx, edx.
     pub answer: [u32; 4],
-    /// Zero.
-    pub spare: u32,
+    /// 0 where there is no entry.
+    pub used: u32,
 }
 
 impl CpuidEntry {
@@ -278,6 +278,12 @@ impl CpuidEntry {
     pub const HYPERCALLS: u32 = 0xc000_0000;
     /// Entries that fit the page lent with `CpuidLoad`.
     pub const MAX: usize = 128;
+
+    /// The `step`th place where the kernel looks for an entry of a leaf, for steps from 0 on until one isn't used.
+    /// Standard leaves begin at 0, hypervisor leaves (4000_0000) at 32, extended ones (8000_0000) at 64.
+    pub const fn place(leaf: u32, step: usize) -> usize {
+        ((leaf ^ leaf >> 25) as usize + step) % Self::MAX
+    }
 }
 
 const _: () = assert!(size_of::<CpuidEntry>() * CpuidEntry::MAX == 4096);

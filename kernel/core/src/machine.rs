@@ -172,9 +172,4 @@ pub trait Machine: Copy {
     fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit;
     /// This CPU is about to enter the guest of a vCPU of its own: flushes the translations of its ASID first.
     fn vcpu_flush(&self, vcpu: Context);
-    /// Copies `count` CPUID entries from the page at a lease of the service that is in user mode.
-    ///
-    /// # Errors
-    /// [`Status::BadLease`] if it can't be read.
-    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, count: u16) -> Outcome;
 }

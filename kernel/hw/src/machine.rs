@@ -1,12 +1,10 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::svm::{cpuid::Table, state};
+use caisson_core::svm::state;
 use caisson_proto::kernel::Features;
 use caisson_proto::layout::GUEST;
 
 use crate::prelude::*;
-use core::array::from_fn;
-use zerocopy::{FromZeros, transmute};
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -156,17 +154,6 @@ impl Machine for Silicon {
             vcpu.vmcb.control.n_cr3 = root.spa().0;
             vcpu.flush();
         }
-        Ok(())
-    }
-
-    fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Outcome {
-        // Read before the vCPU's frames are referred to: the page may be one of them.
-        let page = own_page(lease.page.0, Access::READ)?;
-        let words: [u64; 512] = from_fn(|index| kmap::word(page, index).load(Ordering::Relaxed));
-        let entries: [CpuidEntry; CpuidEntry::MAX] = transmute!(words);
-        let mut table = Table::new_zeroed();
-        entries.iter().take(count.into()).try_for_each(|entry| table.add(*entry))?;
-        vcpu(context).ok_or(Status::NotFound)?.cpuid = table;
         Ok(())
     }
 }

@@ -155,7 +155,4 @@ impl Machine for On<'_> {
         Exit::default()
     }
     fn vcpu_flush(&self, _: Context) {}
-    fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Outcome {
-        Ok(())
-    }
 }

@@ -70,9 +70,6 @@ macro_rules! without_the_rest {
             unreachable!("nobody kicks a vCPU")
         }
         fn vcpu_flush(&self, _: Context) {}
-        fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Result<(), Status> {
-            Ok(())
-        }
     };
 }
 pub(crate) use without_the_rest;

@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use caisson_proto::abi::{MAX_VCPUS, Status};
 use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VcpuId, VmId};
+use caisson_proto::cpuid::arrange;
 use caisson_proto::info::ShareUse;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
@@ -204,9 +205,8 @@ impl Platform for OnKernel {
 
     fn load_cpuid(&mut self, vcpu: u8, entries: &[CpuidEntry]) -> Result<(), Status> {
         let mut page = LeasePage::zeroed();
-        let bytes = entries.as_bytes();
-        page.0.get_mut(..bytes.len()).ok_or(Status::Range)?.copy_from_slice(bytes);
-        kernel_lend(&CpuidLoad { vcpu: self.id(vcpu), count: entries.len() as u16 }, &page).map(|_| ())
+        page.0.copy_from_slice(arrange(entries).ok_or(Status::Exhausted)?.as_bytes());
+        kernel_lend(&CpuidLoad { vcpu: self.id(vcpu) }, &page).map(|_| ())
     }
 
     fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -152,7 +152,7 @@ mod image {
             self.refused(&SiliconCpu { cpu: CpuId(0) }, denied);
             self.refused(&VcpuRun { vcpu }, denied);
             self.refused(&VcpuKick { vcpu }, denied);
-            self.refused(&CpuidLoad { vcpu, count: 0 }, denied);
+            self.refused(&CpuidLoad { vcpu }, denied);
             self.refused(&PowerOff { status: 0 }, denied);
         }
 

@@ -303,9 +303,6 @@ impl Machine for &Fake {
     fn vcpu_flush(&self, vcpu: Context) {
         self.flushed.borrow_mut().push(vcpu);
     }
-    fn vcpu_cpuid(&self, _: Context, lease: Lease, _: u16) -> Result<(), Status> {
-        if lease.page == NOT_THERE { Err(Status::BadLease) } else { Ok(()) }
-    }
 }
 
 /// A plain exit of vCPU `index`.
