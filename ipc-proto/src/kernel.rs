@@ -230,9 +230,6 @@ requests! {
     /// Execute WBINVD on every CPU. [`Caps::FIRMWARE`]. It pays for every batch that is open, and the ASIDs that are
     /// `Dirty` now are `Flushed` when the ticket is done.
     WriteBackInvalidate = 35 {} -> Accepted;
-    /// Flush every line of one private frame of the VM with this ASID, on all CPUs. [`Caps::WRITEBACK`] or
-    /// [`Caps::FIRMWARE`]. `State` if the frame isn't that VM's.
-    PageFlush = 36 { frame: Frame, asid: u32 } -> Accepted;
 
     /// Bind an ASID to an encrypted VM whose vCPUs don't run. [`Caps::FIRMWARE`]. `Range` if the ASID isn't of the
     /// VM's class, `TooWeak` if it isn't recycled yet (WBINVD everywhere, then DF_FLUSH), `Busy` if it is another's,
