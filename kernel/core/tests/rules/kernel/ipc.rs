@@ -180,7 +180,8 @@ fn an_exception_ends_the_service_and_its_lease() {
     system.awake(0, VMM);
     system.call_id(0, system.id(MEMORY), LENT.to_word(), words(1));
     let mut frame = system.frames[0];
-    let next = system.here(0).exception(&mut frame, 14, 6, 0x40_1234, 0x10ff_0000, 0xdead_beef);
+    (frame.rip, frame.rsp, frame.rax) = (0x40_1234, 0x10ff_0000, 0xdead_beef);
+    let next = system.here(0).exception(&mut frame, 14, 6);
     system.frames[0] = frame;
     assert_eq!(system.settle(0, next), At::User(VMM));
     assert_eq!(system.got(0).status, Status::Died);
