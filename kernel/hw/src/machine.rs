@@ -87,7 +87,7 @@ impl Machine for Silicon {
     fn features(&self) -> Features {
         let mailbox = mailbox::MAILBOX.get();
         let mut features = Features::empty();
-        features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
+        features.set(Features::WBNOINVD, this().svm.wbnoinvd);
         features.set(Features::SEV, mailbox.is_some());
         features.set(Features::SNP, mailbox.is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty()));
         features
