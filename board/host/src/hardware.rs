@@ -141,10 +141,11 @@ impl Machine for &Hardware<'_> {
         Ok(Lease { page: VPage(layout::LEASE / PAGE_SIZE), ..lease })
     }
 
-    fn take_back(&self, slot: usize) {
+    fn take_back(&self, slot: usize, pages: u64) {
         if !self.world.breaks(Mutant::KeptLease) {
             let lent = self.world.lent.borrow_mut().remove(&slot);
-            self.world.check(lent.is_some(), || format!("slot {slot} is taken pages that it was not lent"));
+            let all = lent.is_some_and(|(_, lease)| lease.pages == pages);
+            self.world.check(all, || format!("slot {slot} is taken {pages} pages that it was not lent: {lent:?}"));
         }
         self.pause();
     }

@@ -151,7 +151,7 @@ impl<M: Machine> Here<'_, M> {
             return self.answer(frame, caller, Status::BadLease);
         };
         frame.rbx = lent.to_word();
-        self.service(to).borrows.set(true);
+        self.service(to).borrows.set(lent.pages);
         self.hand_over(frame, to, caller)
     }
 
@@ -225,9 +225,10 @@ impl<M: Machine> Here<'_, M> {
 
     /// Takes back what was lent to a service and forgets its caller.
     pub(crate) fn settle(self, slot: usize, service: &Service) {
-        if service.borrows.get() {
-            service.borrows.set(false);
-            self.machine.take_back(slot);
+        let pages = service.borrows.get();
+        if pages != 0 {
+            service.borrows.set(0);
+            self.machine.take_back(slot, pages);
         }
         service.caller.set(Sender::NONE);
     }

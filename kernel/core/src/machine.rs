@@ -91,8 +91,8 @@ pub trait Machine: Copy {
     /// # Errors
     /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable.
     fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status>;
-    /// Empties the lease window of a service.
-    fn take_back(&self, slot: usize);
+    /// Empties the lease window of a service, which has so many pages.
+    fn take_back(&self, slot: usize, pages: u64);
     /// Makes the image of a service pristine. Returns its entry point.
     fn reset_service(&self, slot: usize) -> u64;
 

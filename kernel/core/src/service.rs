@@ -47,8 +47,8 @@ initial! {
         pub spent: AtomicU64 = AtomicU64::new(0),
         /// How often it was refused something.
         pub refused: AtomicU32 = AtomicU32::new(0),
-        /// Whether pages are lent to it now.
-        pub borrows: Atomic<bool> = Atomic::new(0),
+        /// How many pages are lent to it now.
+        pub borrows: Atomic<u64> = Atomic::new(0),
         /// Doorbells that rang and were not taken; the first message, whose activation has the turn already.
         pub bells: Bells = Bells::new(),
         /// How it fares, and why.
@@ -91,7 +91,6 @@ impl Service {
     /// Starts a life.
     pub fn revive(&self, entry: u64, stack: u64) {
         self.goes_on_at(entry, stack);
-        self.borrows.set(false);
         // Before it is alive: whoever sees it alive also sees that the first message is still to come.
         self.bells.refresh();
         *self.epitaph.lock() = plain(self.id.get(), ServiceState::Running);

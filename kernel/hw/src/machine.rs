@@ -71,7 +71,7 @@ impl Machine for Silicon {
             home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool);
         fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Outcome =
             home(slot).ok_or(Status::NotFound)?.space.unmap(in_window(gfn), pages, pool);
-        fn take_back(&self, slot: usize) -> () = if let Some(home) = home(slot) { home.space.take_back() };
+        fn take_back(&self, slot: usize, pages: u64) -> () = if let Some(home) = home(slot) { home.space.take_back(pages) };
         fn window_drop(&self, slot: usize, pool: Pool) -> () = if let Some(home) = home(slot) { home.space.drop_guest(pool) };
         fn vcpu_flush(&self, context: Context) -> () = if let Some(vcpu) = vcpu(context) { vcpu.flush() };
         fn vcpu_save(&self, context: Context, groups: Groups) -> () =

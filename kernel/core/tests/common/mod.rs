@@ -35,7 +35,7 @@ macro_rules! without_the_rest {
         fn lend(&self, _: usize, _: usize, lease: Lease) -> Result<Lease, Status> {
             Ok(lease)
         }
-        fn take_back(&self, _: usize) {}
+        fn take_back(&self, _: usize, _: u64) {}
         fn reset_service(&self, _: usize) -> u64 {
             0
         }
