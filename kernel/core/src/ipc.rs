@@ -26,7 +26,7 @@ impl<M: Machine> Here<'_, M> {
         if frame.rax as u8 == Syscall::Call as u8 {
             self.call(frame, slot, service)
         } else if frame.rax as u8 == Syscall::Reply as u8
-            && let Some(caller) = service.caller.get().service()
+            && let Some(caller) = Sender(service.caller.word() as u32).service()
         {
             self.reply_to_service(frame, slot, caller)
         } else {
@@ -210,7 +210,7 @@ impl<M: Machine> Here<'_, M> {
             return self.blame(slot, FaultKind::Protocol, frame);
         };
         let Some(context) = self.local.context.get() else { return Next::Pick };
-        let caller = service.caller.get();
+        let caller = Sender(service.caller.word() as u32);
         if caller == Sender::VCPU && (status != Status::Ok || !self.apply(context, &frame.words)) {
             return self.blame(slot, FaultKind::Protocol, frame);
         }
