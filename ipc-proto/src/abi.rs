@@ -10,13 +10,13 @@
 //! | rcx r11 rbp r14 r15 | | undefined (rcx, r11), zero (the others) on delivery of a message |
 //!
 //! A call to an older generation fails with [`Status::Dead`], and word 0 is the id to use from then on. Generations
-//! start at 0 and have 15 bits. A new service has its first message, [`sender::START`], in its registers at its
+//! start at 0 and have 15 bits. A new service has its first message, [`Sender::START`], in its registers at its
 //! entry point, with rsp = [`STACK_TOP`](crate::layout::STACK_TOP).
 //!
 //! The kernel keeps the stack pointer and the return address of a caller, nothing else: the stub saves what it
 //! needs on its own stack.
 
-use crate::addr::VPage;
+use crate::addr::{Sender, ServiceId, VPage};
 
 /// Physical CPUs at the most, on any board. Fewer where loom makes each of their atomics anew for each order that it tries.
 pub const MAX_CPUS: usize = if cfg!(loom) { 2 } else { 512 };
@@ -73,15 +73,20 @@ wire_enum! {
     }
 }
 
-/// What is delivered to a service when no other service calls it: the sender field of rax.
-pub mod sender {
-    /// Bit 31 clear: a service's id (slot in bits 15:0, generation in bits 30:16).
+impl Sender {
     /// The service's first run: set up, then wait. No words.
-    pub const START: u32 = 0x8000_0000;
+    pub const START: Self = Self(0x8000_0000);
     /// Doorbells rang: word 0 has their bits.
-    pub const DOORBELL: u32 = 0x8000_0001;
+    pub const DOORBELL: Self = Self(0x8000_0001);
     /// A vCPU of this vmm left its guest: the words are a [`crate::vcpu::Exit`].
-    pub const VCPU: u32 = 0x8000_0002;
+    pub const VCPU: Self = Self(0x8000_0002);
+    /// Nobody. Never delivered.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The service, in this generation, that made a call.
+    pub fn service(self) -> Option<ServiceId> {
+        (self.0 >> 31 == 0).then_some(ServiceId::from_bits(self.0))
+    }
 }
 
 /// Doorbell bits that have one meaning everywhere. Bits 0 to 31 are the board's and the services' own.

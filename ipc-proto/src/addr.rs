@@ -47,6 +47,9 @@ number! {
     Ticket(u64) < u64::MAX;
     /// A write-back batch: table slot in the low 16 bits, generation above.
     BatchId(u32) < 1 << 32;
+    /// Whose message is delivered to a service, and who waits for the reply; the sender field of rax. Bit 31 clear: a
+    /// service, by its id (slot in bits 15:0, generation in bits 30:16).
+    Sender(u32) < 1 << 32;
     /// Invalidation sequence of a VM, as a fault's snapshot carries it.
     Sequence(u64) < u64::MAX;
 }

@@ -1,6 +1,23 @@
-//! The exit codes that a vmm tells apart (APM volume 2, appendix C), with those that the kernel knows, too.
+//! The exit codes that a vmm tells apart (APM volume 2, appendix C), with those that the kernel knows, too; and what else
+//! makes exits easier to handle.
 
-use crate::vcpu::Resume;
+use core::ops::{Deref, DerefMut};
+
+use crate::vcpu::{Resume, Save, VcpuState};
+
+/// A vmm names a register wherever in the state page it lies.
+impl Deref for VcpuState {
+    type Target = Save;
+    fn deref(&self) -> &Save {
+        &self.save
+    }
+}
+
+impl DerefMut for VcpuState {
+    fn deref_mut(&mut self) -> &mut Save {
+        &mut self.save
+    }
+}
 
 impl Resume {
     /// Run on at `rip` with `rax`, and nothing else.

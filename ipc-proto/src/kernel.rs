@@ -240,9 +240,6 @@ requests! {
     /// Execute WBINVD on every CPU. [`Caps::FIRMWARE`]. It pays for every batch that is open, and the ASIDs that are
     /// `Dirty` now are `Flushed` when the ticket is done.
     WriteBackInvalidate = 35 {} -> Accepted;
-    /// Flush every line of one private frame of the VM with this ASID, on all CPUs. [`Caps::WRITEBACK`] or
-    /// [`Caps::FIRMWARE`]. `State` if the frame isn't that VM's.
-    PageFlush = 36 { frame: Frame, asid: u32 } -> Accepted;
 
     /// Bind an ASID to an encrypted VM whose vCPUs don't run. [`Caps::FIRMWARE`]. `Range` if the ASID isn't of the
     /// VM's class, `TooWeak` if it isn't recycled yet (WBINVD everywhere, then DF_FLUSH), `Busy` if it is another's,
@@ -268,9 +265,9 @@ requests! {
     VcpuKick = 49 { vcpu: VcpuId } -> Done;
     /// Fill groups of the state page. [`Caps::VCPUS`]. `Busy` unless the vCPU is in its exit or stopped.
     VcpuRead = 50 { vcpu: VcpuId, groups: Groups } -> Done;
-    /// Load the CPUID table of a vCPU from one leased page of [`CpuidEntry`](crate::vcpu::CpuidEntry), used up to
-    /// `count`. [`Caps::VCPUS`].
-    CpuidLoad = 51 { vcpu: VcpuId, count: u16 } -> Done;
+    /// Load the CPUID table of a vCPU from one leased page, laid out as by [`arrange`](crate::cpuid::arrange).
+    /// [`Caps::VCPUS`]. `Busy` unless the vCPU is in its exit or stopped.
+    CpuidLoad = 51 { vcpu: VcpuId } -> Done;
 
     /// Copy between memory and the leased page, at most to the end of a frame, as the secure processor reaches it.
     /// [`Caps::SILICON`].

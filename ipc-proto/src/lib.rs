@@ -14,6 +14,7 @@ pub mod abi;
 pub mod addr;
 pub mod bundle;
 pub mod console;
+pub mod cpuid;
 pub mod exits;
 pub mod firmware;
 pub mod info;

@@ -5,6 +5,8 @@
 //! the groups that the exit code needs (see `kernel/core`), and loads just those that the reply names.
 //! The general-purpose registers are always current there: the world switch itself uses that page.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 bitflags::bitflags! {
     /// Groups of registers in the state page.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,8 +161,7 @@ packed! {
 }
 
 /// A segment register with its hidden part, as a VMCB has it (APM volume 2, section 15.5.1 and appendix B).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Segment {
     /// Selector.
@@ -173,46 +174,54 @@ pub struct Segment {
     pub base: u64,
 }
 
-/// The state page of a vCPU: what kernel and vmm share of it. Values in it are the guest's own; none is trusted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+/// The registers of a guest that VMRUN and VMLOAD load, as a VMCB's save area has them (APM volume 2, appendix B).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct VcpuState {
-    /// rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, in the order of their encoding. rax and rsp are in
-    /// [`Groups::CORE`], the others always current.
-    pub gpr: [u64; 16],
-    /// Instruction pointer ([`Groups::CORE`]).
-    pub rip: u64,
-    /// Flags ([`Groups::CORE`]).
-    pub rflags: u64,
-    /// Current privilege level, 0 to 3 ([`Groups::CORE`]).
-    pub cpl: u64,
+pub struct Save {
     /// es cs ss ds fs gs ([`Groups::SEGMENTS`]).
     pub segments: [Segment; 6],
-    /// Local descriptor table ([`Groups::SEGMENTS`]).
-    pub ldtr: Segment,
-    /// Task register ([`Groups::SEGMENTS`]).
-    pub tr: Segment,
     /// Global descriptor table ([`Groups::TABLES`]).
     pub gdtr: Segment,
+    /// Local descriptor table ([`Groups::SEGMENTS`]).
+    pub ldtr: Segment,
     /// Interrupt descriptor table ([`Groups::TABLES`]).
     pub idtr: Segment,
-    /// Control registers ([`Groups::CONTROL`]).
-    pub cr0: u64,
-    /// Page-fault address ([`Groups::CONTROL`]).
-    pub cr2: u64,
-    /// Page-table root ([`Groups::CONTROL`]).
-    pub cr3: u64,
+    /// Task register ([`Groups::SEGMENTS`]).
+    pub tr: Segment,
+    /// No register.
+    pub reserved_0a0: [u64; 5],
+    /// No register.
+    pub reserved_0c8: [u8; 3],
+    /// Current privilege level, 0 to 3 ([`Groups::CORE`]).
+    pub cpl: u8,
+    /// No register.
+    pub reserved_0cc: u32,
+    /// Extended features ([`Groups::CONTROL`]). The kernel keeps SVME set for the CPU and hides it in the state page.
+    pub efer: u64,
+    /// No register.
+    pub reserved_0d8: [u64; 14],
     /// Control register 4 ([`Groups::CONTROL`]).
     pub cr4: u64,
-    /// Extended features ([`Groups::CONTROL`]). The kernel keeps SVME set for the CPU and hides it here.
-    pub efer: u64,
-    /// Debug status ([`Groups::DEBUG`]).
-    pub dr6: u64,
+    /// Page-table root ([`Groups::CONTROL`]).
+    pub cr3: u64,
+    /// Control register 0 ([`Groups::CONTROL`]).
+    pub cr0: u64,
     /// Debug control ([`Groups::DEBUG`]).
     pub dr7: u64,
-    /// Debug addresses 0 to 3 ([`Groups::DEBUG`]).
-    pub dr: [u64; 4],
+    /// Debug status ([`Groups::DEBUG`]).
+    pub dr6: u64,
+    /// Flags ([`Groups::CORE`]).
+    pub rflags: u64,
+    /// Instruction pointer ([`Groups::CORE`]).
+    pub rip: u64,
+    /// No register.
+    pub reserved_180: [u64; 11],
+    /// Stack pointer; in the state page see [`VcpuState::gpr`].
+    pub rsp: u64,
+    /// No register.
+    pub reserved_1e0: [u64; 3],
+    /// rax; in the state page see [`VcpuState::gpr`].
+    pub rax: u64,
     /// MSR C000_0081 ([`Groups::SYSCALL`]).
     pub star: u64,
     /// MSR C000_0082 ([`Groups::SYSCALL`]).
@@ -229,8 +238,25 @@ pub struct VcpuState {
     pub sysenter_esp: u64,
     /// MSR 176 ([`Groups::SYSCALL`]).
     pub sysenter_eip: u64,
+    /// Page-fault address ([`Groups::CONTROL`]).
+    pub cr2: u64,
+    /// No register.
+    pub reserved_248: [u64; 4],
     /// MSR 277 ([`Groups::PAT`]).
     pub pat: u64,
+}
+
+/// The state page of a vCPU: what kernel and vmm share of it. Values in it are the guest's own; none is trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VcpuState {
+    /// rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, in the order of their encoding. rax and rsp are in
+    /// [`Groups::CORE`], the others always current.
+    pub gpr: [u64; 16],
+    /// The registers that a VMCB has, but for rax and rsp.
+    pub save: Save,
+    /// Debug addresses 0 to 3 ([`Groups::DEBUG`]).
+    pub dr: [u64; 4],
     /// Bit 0: interrupt shadow ([`Groups::EVENTS`]).
     pub shadow: u64,
     /// The event that waits, in EVENTINJ's format, or 0 ([`Groups::EVENTS`], never loaded).
@@ -248,8 +274,7 @@ pub struct VcpuState {
 const _: () = assert!(size_of::<VcpuState>() <= crate::addr::PAGE_SIZE as usize);
 
 /// A line of the CPUID table that the kernel answers from, or a hypercall that always answers the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CpuidEntry {
     /// eax on entry.
@@ -260,8 +285,8 @@ pub struct CpuidEntry {
     pub flags: u32,
     /// Answer: eax, ebx, ecx, edx.
     pub answer: [u32; 4],
-    /// Zero.
-    pub spare: u32,
+    /// 0 where there is no entry.
+    pub used: u32,
 }
 
 impl CpuidEntry {
@@ -278,6 +303,12 @@ impl CpuidEntry {
     pub const HYPERCALLS: u32 = 0xc000_0000;
     /// Entries that fit the page lent with `CpuidLoad`.
     pub const MAX: usize = 128;
+
+    /// The `step`th place where the kernel looks for an entry of a leaf, for steps from 0 on until one isn't used.
+    /// Standard leaves begin at 0, hypervisor leaves (4000_0000) at 32, extended ones (8000_0000) at 64.
+    pub const fn place(leaf: u32, step: usize) -> usize {
+        ((leaf ^ leaf >> 25) as usize + step) % Self::MAX
+    }
 }
 
 const _: () = assert!(size_of::<CpuidEntry>() * CpuidEntry::MAX == 4096);

@@ -130,7 +130,8 @@ impl Running<'_> {
                 Some("crashes") => {
                     self.cpu.set_mode(Mode::Kernel);
                     world.calls.borrow_mut().remove(&slot);
-                    return here.exception(frame, 14, 4, 0x40_0000, 0x10ff_fff0, 8);
+                    (frame.rip, frame.rsp, frame.rax) = (0x40_0000, 0x10ff_fff0, 8);
+                    return here.exception(frame, 14, 4);
                 }
                 Some(_) => circles = true,
                 None => {

@@ -49,6 +49,8 @@ pub struct Guest {
     /// Its ASID.
     pub asid: u32,
     root: Frame,
+    /// Where the CPUID table is.
+    pub table: Frame,
     rng: Rng,
     /// Its next entry begins without translations of its ASID.
     pub stale: bool,
@@ -74,13 +76,14 @@ pub enum Act {
 
 impl Guest {
     /// A vCPU that never ran.
-    pub fn new(vm: VmId, index: u8, kind: VmKind, asid: u32, root: Frame, world: &World) -> Self {
+    pub fn new(vm: VmId, index: u8, kind: VmKind, asid: u32, root: Frame, table: Frame, world: &World) -> Self {
         Self {
             vm,
             index,
             kind,
             asid,
             root,
+            table,
             rng: Rng::new(world.rng.next()),
             stale: true,
             inside: false,

@@ -6,7 +6,7 @@ use caisson_core::machine::{Machine, Mailbox, Mapping, Removed, TablePool};
 use caisson_core::svm::npt::{self, Tables, Tree};
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{CpuId, Frame, Gfn, PAGE_SIZE, Spa, VPage};
-use caisson_proto::kernel::{Access, Features, VmKind};
+use caisson_proto::kernel::{Access, Features, VCPU_FRAMES, VmKind};
 use caisson_proto::layout;
 use caisson_proto::rmp::Entry;
 use caisson_proto::supervisor::ExitKind;
@@ -141,10 +141,11 @@ impl Machine for &Hardware<'_> {
         Ok(Lease { page: VPage(layout::LEASE / PAGE_SIZE), ..lease })
     }
 
-    fn take_back(&self, slot: usize) {
+    fn take_back(&self, slot: usize, pages: u64) {
         if !self.world.breaks(Mutant::KeptLease) {
             let lent = self.world.lent.borrow_mut().remove(&slot);
-            self.world.check(lent.is_some(), || format!("slot {slot} is taken pages that it was not lent"));
+            let all = lent.is_some_and(|(_, lease)| lease.pages == pages);
+            self.world.check(all, || format!("slot {slot} is taken {pages} pages that it was not lent: {lent:?}"));
         }
         self.pause();
     }
@@ -242,6 +243,9 @@ impl Machine for &Hardware<'_> {
     }
 
     fn copy(&self, user: u64, at: Spa, bytes: u64, out: bool) -> Result<(), Status> {
+        if self.world.guests.borrow().iter().any(|guest| guest.table.spa() == at) && bytes == PAGE_SIZE && !out {
+            return if LENDABLE.contains(&(user / PAGE_SIZE)) { Ok(()) } else { Err(Status::BadLease) };
+        }
         self.copy_mail(user, at, bytes, out)
     }
 
@@ -323,14 +327,14 @@ impl Machine for &Hardware<'_> {
         self.pause();
     }
 
-    fn vcpu_create(&self, vcpu: Context, handler: usize, _: Frame, asid: u32, root: Frame) {
+    fn vcpu_create(&self, vcpu: Context, handler: usize, first: Frame, asid: u32, root: Frame) {
         let world = self.world;
         let (Kind::Vcpu(vm, index), Some(id)) = (vcpu.kind(), world.vm_of(vcpu)) else {
             world.fail(|| format!("context {} is made a vCPU of no VM", vcpu.number()));
             return;
         };
         let kind = world.manifest.services.get(handler).map_or(VmKind::Plain, |service| service.kind);
-        let guest = Guest::new(id, index as u8, kind, asid, root, world);
+        let guest = Guest::new(id, index as u8, kind, asid, root, Frame(first.0 + VCPU_FRAMES - 1), world);
         let before = world.guests.borrow_mut().insert(vcpu, guest);
         world.check(before.is_none(), || format!("vCPU {index} of VM slot {vm} is made twice"));
     }
@@ -381,10 +385,5 @@ impl Machine for &Hardware<'_> {
         if !self.world.breaks(Mutant::NoFlush) {
             self.guest(vcpu, "flush", |guest| guest.stale = true);
         }
-    }
-
-    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, _: u16) -> Result<(), Status> {
-        self.guest(vcpu, "CPUID table", |_| ());
-        if LENDABLE.contains(&lease.page.0) { Ok(()) } else { Err(Status::BadLease) }
     }
 }

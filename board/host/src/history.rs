@@ -5,7 +5,8 @@ use std::fmt::{self, Write};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use caisson_core::event::Event;
-use caisson_proto::abi::{KERNEL_SLOT, Status, Syscall, sender};
+use caisson_proto::abi::{KERNEL_SLOT, Status, Syscall};
+use caisson_proto::addr::Sender;
 use caisson_proto::firmware::FirmwareCall;
 use caisson_proto::kernel::KernelCall;
 use caisson_proto::memory::MemoryCall;
@@ -153,12 +154,12 @@ impl fmt::Display for Told<'_> {
                 }
             }
             What::Enter(slot, rax, words) => {
-                let from = match (rax >> 32) as u32 {
-                    0 => format!("{:?}", Status::from_word(rax & 0xffff)),
-                    sender::START => "start".into(),
-                    sender::DOORBELL => "doorbell".into(),
-                    sender::VCPU => "vCPU".into(),
-                    id => format!("message of {} (generation {})", self.name((id & 0xffff) as usize), id >> 16),
+                let from = match Sender((rax >> 32) as u32) {
+                    Sender(0) => format!("{:?}", Status::from_word(rax & 0xffff)),
+                    Sender::START => "start".into(),
+                    Sender::DOORBELL => "doorbell".into(),
+                    Sender::VCPU => "vCPU".into(),
+                    Sender(id) => format!("message of {} (generation {})", self.name((id & 0xffff) as usize), id >> 16),
                 };
                 write!(f, "  -> {}: {from} {words:x?}", self.name(*slot))
             }

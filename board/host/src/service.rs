@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use caisson_core::cpu::UserFrame;
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
-use caisson_proto::addr::ServiceId;
+use caisson_proto::addr::{Sender, ServiceId};
 use caisson_proto::layout;
 use caisson_proto::wire::{Field, Reply, Request, Words};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -97,7 +97,7 @@ fn spawn(world: &Rc<World>, slot: usize) -> Life {
     let main = move |yielder: &Yielder<Wake, UserFrame>, wake: Wake| {
         if let Wake::Run(frame) = wake {
             let id = ServiceId::from_bits(world.kernel.service(slot).id.get().bits());
-            world.check((frame.rax >> 32) as u32 == caisson_proto::abi::sender::START, || {
+            world.check(Sender((frame.rax >> 32) as u32) == Sender::START, || {
                 format!("slot {slot} begins with a message of {:#x}", frame.rax >> 32)
             });
             let sys = Sys {
@@ -133,7 +133,7 @@ pub struct Sys<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Delivered {
     /// The sender field.
-    pub sender: u32,
+    pub sender: Sender,
     /// The words.
     pub words: Words,
     /// The pages lent with it.
@@ -290,15 +290,15 @@ impl Sys<'_> {
     }
 
     /// Replies and waits for the next message.
-    pub fn reply_wait(&self, to: u32, status: Status, words: &Words) -> Delivered {
-        if to & 1 << 31 == 0
+    pub fn reply_wait(&self, to: Sender, status: Status, words: &Words) -> Delivered {
+        if let Some(service) = to.service()
             && !self.stopped()
-            && let Some(pending) = self.world.calls.borrow_mut().get_mut(&((to & 0xffff) as usize))
+            && let Some(pending) = self.world.calls.borrow_mut().get_mut(&service.index())
         {
             pending.answer = Some((status, *words));
         }
         let returned = self.syscall(Syscall::Reply as u64 | (status as u64) << 16, 0, words);
-        let sender = (returned.rax >> 32) as u32;
+        let sender = Sender((returned.rax >> 32) as u32);
         Delivered { sender, words: returned.words, lease: Lease::from_word(returned.rbx).ok().flatten() }
     }
 }

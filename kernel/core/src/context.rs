@@ -179,7 +179,7 @@ pub struct Stashed {
     /// The service that it goes to.
     pub target: ServiceId,
     /// Whose call it is.
-    pub caller: Caller,
+    pub caller: Sender,
     /// Its words.
     pub words: Words,
     /// Its lease word.
@@ -187,7 +187,7 @@ pub struct Stashed {
 }
 
 impl Stashed {
-    const NONE: Self = Self { target: ServiceId::new(0, 0), caller: Caller::NONE, words: [0; 8], lease: 0 };
+    const NONE: Self = Self { target: ServiceId::new(0, 0), caller: Sender::NONE, words: [0; 8], lease: 0 };
 }
 
 impl ContextState {

@@ -12,29 +12,24 @@ use crate::prelude::*;
 pub const SUPERVISORS: u16 = 8;
 
 impl<M: Machine> Here<'_, M> {
-    /// The service in user mode raised an exception.
-    #[allow(clippy::too_many_arguments)] // one fact each
-    pub fn exception(self, frame: &mut UserFrame, vector: u8, error: u64, rip: u64, rsp: u64, address: u64) -> Next {
-        let code = u64::from(vector) << 32 | error & 0xffff_ffff;
-        let report = ServiceReport { fault: FaultKind::Exception, code, rip, address, rsp, ..self.faulted() };
-        self.end_service(frame, report)
+    /// The service in user mode raised an exception. The frame says where: rip and rsp, and in rax the address of a page
+    /// fault.
+    pub fn exception(self, frame: &mut UserFrame, vector: u8, error: u64) -> Next {
+        frame.words[0] = u64::from(vector) << 32 | error & 0xffff_ffff;
+        self.blame(self.local.service.get().into(), FaultKind::Exception, frame)
     }
 
-    /// The service in user mode broke the rules.
+    /// The service in user mode broke the rules, or raised an exception.
     #[cold]
     pub(crate) fn blame(self, slot: usize, fault: FaultKind, frame: &mut UserFrame) -> Next {
+        let service = self.service(slot);
         let code = match fault {
-            FaultKind::Overrun => u64::from(self.service(slot).budget_ms.load(Ordering::Relaxed)),
+            FaultKind::Overrun => u64::from(service.budget_ms.load(Ordering::Relaxed)),
             _ => frame.words[0],
         };
         let UserFrame { rip, rax: address, rsp, .. } = *frame;
-        self.end_service(frame, ServiceReport { fault, code, rip, address, rsp, ..self.faulted() })
-    }
-
-    /// The report of the service in user mode, which faulted, without the fault.
-    fn faulted(self) -> ServiceReport {
-        let service = self.service(self.local.service.get().into());
-        ServiceReport { client: service.caller.get().to_word(), ..plain(service.id.get(), ServiceState::Faulted) }
+        let (client, plain) = (service.caller.get().to_word(), plain(service.id.get(), ServiceState::Faulted));
+        self.end_service(frame, ServiceReport { fault, code, rip, address, rsp, client, ..plain })
     }
 
     /// The service ends itself.

@@ -26,7 +26,7 @@ impl<M: Machine> Here<'_, M> {
         if frame.rax as u8 == Syscall::Call as u8 {
             self.call(frame, slot, service)
         } else if frame.rax as u8 == Syscall::Reply as u8
-            && let Some(caller) = service.caller.get().service()
+            && let Some(caller) = Sender(service.caller.word() as u32).service()
         {
             self.reply_to_service(frame, slot, caller)
         } else {
@@ -54,7 +54,7 @@ impl<M: Machine> Here<'_, M> {
         }
         service.goes_on_at(frame.rip, frame.rsp);
         let id = ServiceId::from_bits((frame.rax >> 16) as u32);
-        self.send(frame, id, Caller(service.id.word() as u32))
+        self.send(frame, id, Sender(service.id.word() as u32))
     }
 
     /// A call of the kernel, or one that isn't allowed.
@@ -69,7 +69,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Delivers the call whose words and lease the frame has, at once or in its turn.
     #[inline(always)]
-    pub(crate) fn send(self, frame: &mut UserFrame, to: ServiceId, caller: Caller) -> Next {
+    pub(crate) fn send(self, frame: &mut UserFrame, to: ServiceId, caller: Sender) -> Next {
         let turn = &self.service(to.index()).turn;
         if turn.try_enter() || turn.enter(|| self.local.context.get().unwrap_or_default()) {
             self.deliver(frame, to, caller)
@@ -80,7 +80,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Puts a call on hold: its service is busy elsewhere. The CPU runs something else.
     #[cold]
-    fn wait_turn(self, frame: &UserFrame, target: ServiceId, caller: Caller) -> Next {
+    fn wait_turn(self, frame: &UserFrame, target: ServiceId, caller: Sender) -> Next {
         let Some(context) = self.local.context.take() else { return Next::Pick };
         *self.context(context).call.lock() = Stashed { target, caller, words: frame.words, lease: frame.rbx };
         self.context(context).phase.swap(Phase::Waiting);
@@ -90,7 +90,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Hands the message in the frame to a service whose turn the context has.
     #[inline(always)]
-    pub(crate) fn deliver(self, frame: &mut UserFrame, id: ServiceId, caller: Caller) -> Next {
+    pub(crate) fn deliver(self, frame: &mut UserFrame, id: ServiceId, caller: Sender) -> Next {
         let target = self.service(id.index());
         if !target.id.is(id) || !target.life.is(Life::Alive) {
             return self.cant_deliver(frame, id, caller);
@@ -102,7 +102,7 @@ impl<M: Machine> Here<'_, M> {
     }
 
     #[inline(always)]
-    fn hand_over(self, frame: &mut UserFrame, slot: usize, caller: Caller) -> Next {
+    fn hand_over(self, frame: &mut UserFrame, slot: usize, caller: Sender) -> Next {
         let service = self.service(slot);
         service.caller.set(caller);
         service.alone.store(0, Ordering::Relaxed);
@@ -113,7 +113,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// The receiver is dead, another generation or condemned.
     #[cold]
-    fn cant_deliver(self, frame: &mut UserFrame, id: ServiceId, caller: Caller) -> Next {
+    fn cant_deliver(self, frame: &mut UserFrame, id: ServiceId, caller: Sender) -> Next {
         let target = self.service(id.index());
         if target.id.get() == id && target.is_doomed() {
             self.reap(id.index())
@@ -136,7 +136,7 @@ impl<M: Machine> Here<'_, M> {
 
     /// Lends what the frame says, and puts there what the receiver sees; or answers in the receiver's place.
     #[cold]
-    fn deliver_with_lease(self, frame: &mut UserFrame, to: usize, caller: Caller) -> Next {
+    fn deliver_with_lease(self, frame: &mut UserFrame, to: usize, caller: Sender) -> Next {
         let lend = |from: ServiceId| {
             let lease = Lease::from_word(frame.rbx).ok()??;
             // Only its own memory: image, stack and heap. What it shares may vanish while it is lent.
@@ -151,7 +151,7 @@ impl<M: Machine> Here<'_, M> {
             return self.answer(frame, caller, Status::BadLease);
         };
         frame.rbx = lent.to_word();
-        self.service(to).borrows.set(true);
+        self.service(to).borrows.set(lent.pages);
         self.hand_over(frame, to, caller)
     }
 
@@ -176,7 +176,7 @@ impl<M: Machine> Here<'_, M> {
             return self.other_syscall(frame, slot);
         }
         service.goes_on_at(frame.rip, frame.rsp);
-        service.caller.set(Caller::NONE);
+        service.caller.set(Sender::NONE);
         (frame.rax, frame.rbx) = (status, 0);
         if !service.turn.leave_alone() {
             return self.turn_over_and_go_on(frame, slot, false, caller);
@@ -210,8 +210,8 @@ impl<M: Machine> Here<'_, M> {
             return self.blame(slot, FaultKind::Protocol, frame);
         };
         let Some(context) = self.local.context.get() else { return Next::Pick };
-        let caller = service.caller.get();
-        if caller == Caller::VCPU && (status != Status::Ok || !self.apply(context, &frame.words)) {
+        let caller = Sender(service.caller.word() as u32);
+        if caller == Sender::VCPU && (status != Status::Ok || !self.apply(context, &frame.words)) {
             return self.blame(slot, FaultKind::Protocol, frame);
         }
         if service.is_doomed() {
@@ -225,16 +225,17 @@ impl<M: Machine> Here<'_, M> {
 
     /// Takes back what was lent to a service and forgets its caller.
     pub(crate) fn settle(self, slot: usize, service: &Service) {
-        if service.borrows.get() {
-            service.borrows.set(false);
-            self.machine.take_back(slot);
+        let pages = service.borrows.get();
+        if pages != 0 {
+            service.borrows.set(0);
+            self.machine.take_back(slot, pages);
         }
-        service.caller.set(Caller::NONE);
+        service.caller.set(Sender::NONE);
     }
 
     /// Gives the words in the frame to whoever waits for them.
     #[inline(always)]
-    pub(crate) fn answer(self, frame: &mut UserFrame, caller: Caller, status: Status) -> Next {
+    pub(crate) fn answer(self, frame: &mut UserFrame, caller: Sender, status: Status) -> Next {
         if let Some(id) = caller.service() {
             (frame.rax, frame.rbx) = (status as u64, 0);
             let next = self.go_on(frame, id.index());

@@ -91,8 +91,8 @@ pub trait Machine: Copy {
     /// # Errors
     /// [`Status::BadLease`] if a page isn't there, or is to be written and isn't writable.
     fn lend(&self, from: usize, to: usize, lease: Lease) -> Result<Lease, Status>;
-    /// Empties the lease window of a service.
-    fn take_back(&self, slot: usize);
+    /// Empties the lease window of a service, which has so many pages.
+    fn take_back(&self, slot: usize, pages: u64);
     /// Makes the image of a service pristine. Returns its entry point.
     fn reset_service(&self, slot: usize) -> u64;
 
@@ -182,9 +182,4 @@ pub trait Machine: Copy {
     fn vcpu_moment(&self, vcpu: Context, code: u16) -> Exit;
     /// This CPU is about to enter the guest of a vCPU of its own: flushes the translations of its ASID first.
     fn vcpu_flush(&self, vcpu: Context);
-    /// Copies `count` CPUID entries from the page at a lease of the service that is in user mode.
-    ///
-    /// # Errors
-    /// [`Status::BadLease`] if it can't be read.
-    fn vcpu_cpuid(&self, vcpu: Context, lease: Lease, count: u16) -> Outcome;
 }

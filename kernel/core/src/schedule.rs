@@ -121,13 +121,13 @@ impl<M: Machine> Here<'_, M> {
         let alive = service.is_alive();
         (frame.words, frame.rbx) = ([0; 8], 0);
         if alive && service.bells.take_fresh() {
-            return self.deliver(frame, service.id.get(), Caller::START);
+            return self.deliver(frame, service.id.get(), Sender::START);
         }
         frame.words[0] = service.bells.take();
         if alive && frame.words[0] != 0 {
-            return self.send(frame, service.id.get(), Caller::DOORBELL);
+            return self.send(frame, service.id.get(), Sender::DOORBELL);
         }
-        self.answer(frame, Caller::NONE, Status::Ok)
+        self.answer(frame, Sender::NONE, Status::Ok)
     }
 
     /// The last look before a guest is entered. `None`: look again.
@@ -155,7 +155,7 @@ impl<M: Machine> Here<'_, M> {
         let Kind::Vcpu(vm, _) = context.kind() else { return Next::Pick };
         let Some(target) = self.vms.get(vm).map(|vm| vm.handler.get()) else { return Next::Pick };
         (frame.words, frame.rbx) = (exit.to_words(), 0);
-        self.send(frame, target, Caller::VCPU)
+        self.send(frame, target, Sender::VCPU)
     }
 
     /// A vCPU's vmm has answered (or died): sees to its deadline, and to kicks that came meanwhile.

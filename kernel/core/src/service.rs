@@ -5,41 +5,6 @@
 
 use crate::prelude::*;
 
-/// Who waits for a service's reply, as the sender field that it sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller(pub u32);
-
-impl Caller {
-    /// Nobody: it waits for messages, or never ran.
-    pub const NONE: Self = Self(u32::MAX);
-    /// It was started and has not waited for a message yet.
-    pub const START: Self = Self(sender::START);
-    /// Its doorbells.
-    pub const DOORBELL: Self = Self(sender::DOORBELL);
-    /// A vCPU of its VM.
-    pub const VCPU: Self = Self(sender::VCPU);
-
-    /// The service, in this generation, that made a call.
-    pub fn service(self) -> Option<ServiceId> {
-        (self.0 >> 31 == 0).then_some(ServiceId::from_bits(self.0))
-    }
-}
-
-impl Default for Caller {
-    fn default() -> Self {
-        Self::NONE
-    }
-}
-
-impl Field for Caller {
-    fn to_word(self) -> u64 {
-        self.0.into()
-    }
-    fn from_word(word: u64) -> Option<Self> {
-        Some(Self(word as u32))
-    }
-}
-
 /// The report of a service in this state that did nothing wrong.
 pub const fn plain(id: ServiceId, state: ServiceState) -> ServiceReport {
     ServiceReport { id, state, fault: FaultKind::None, code: 0, rip: 0, address: 0, rsp: 0, client: 0 }
@@ -71,7 +36,7 @@ initial! {
         /// Whether it runs.
         pub life: Atomic<Life> = Atomic::new(Life::Dead as u64),
         /// Who waits for its reply.
-        pub caller: Atomic<Caller> = Atomic::new(Caller::NONE.0 as u64),
+        pub caller: Atomic<Sender> = Atomic::new(Sender::NONE.0 as u64),
         /// Where it goes on: after its last wait, or after the call that it made.
         pub rip: AtomicU64 = AtomicU64::new(0),
         /// Its stack pointer there.
@@ -82,8 +47,8 @@ initial! {
         pub spent: AtomicU64 = AtomicU64::new(0),
         /// How often it was refused something.
         pub refused: AtomicU32 = AtomicU32::new(0),
-        /// Whether pages are lent to it now.
-        pub borrows: Atomic<bool> = Atomic::new(0),
+        /// How many pages are lent to it now.
+        pub borrows: Atomic<u64> = Atomic::new(0),
         /// Doorbells that rang and were not taken; the first message, whose activation has the turn already.
         pub bells: Bells = Bells::new(),
         /// How it fares, and why.
@@ -126,7 +91,6 @@ impl Service {
     /// Starts a life.
     pub fn revive(&self, entry: u64, stack: u64) {
         self.goes_on_at(entry, stack);
-        self.borrows.set(false);
         // Before it is alive: whoever sees it alive also sees that the first message is still to come.
         self.bells.refresh();
         *self.epitaph.lock() = plain(self.id.get(), ServiceState::Running);

@@ -101,7 +101,7 @@ impl Early {
         self.map(root, OWN_PML4, root, 1, DATA)?;
         let table = self.reach(root, OWN_TABLE, 1)?;
         self.map(root, OWN_TABLE, table, 1, DATA)?;
-        let ist = IST.map(|(_, top)| (top, IST_PAGES));
+        let ist = IST_TOPS.map(|top| (top, IST_PAGES));
         for (top, pages) in [(STACK_TOP, STACK_PAGES)].into_iter().chain(ist) {
             let stack = self.take_frames(pages)?;
             self.map(root, top - pages * PAGE_SIZE, stack, pages, DATA)?;
@@ -150,7 +150,7 @@ impl Early {
 /// What this machine lacks.
 pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
     BOARD.call_once(|| boot.clone());
-    cpu::detect(boot.quirks.assume_wbnoinvd)?;
+    cpu::detect()?;
     if !boot.bundle.start.0.is_multiple_of(PAGE_SIZE) {
         return Err("a bundle that is page-aligned");
     }

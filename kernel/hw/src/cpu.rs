@@ -16,8 +16,6 @@ const CR4: u64 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18 
 /// EFER: SCE, LME, LMA, NXE, SVME.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12;
 
-static WBNOINVD: AtomicBool = AtomicBool::new(false);
-
 /// CPUID; all zero for a leaf that this CPU doesn't have.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     if leaf > __cpuid_count(leaf & 0x8000_0000, 0).eax {
@@ -26,11 +24,11 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     __cpuid_count(leaf, subleaf)
 }
 
-/// Checks what can't be done without, and settles which instruction writes caches back.
+/// Checks what can't be done without.
 ///
 /// # Errors
 /// What is lacking.
-pub(crate) fn detect(assume_wbnoinvd: bool) -> Result<(), &'static str> {
+pub(crate) fn detect() -> Result<(), &'static str> {
     let (extended, structured) = (cpuid(0x8000_0001, 0), cpuid(7, 0).ebx);
     let needed = [
         (extended.edx >> 20, "no-execute pages"),
@@ -48,7 +46,6 @@ pub(crate) fn detect(assume_wbnoinvd: bool) -> Result<(), &'static str> {
     if unsafe { VM_CR.read() } & 1 << 4 != 0 {
         return Err("SVM, which the firmware disabled");
     }
-    WBNOINVD.store(assume_wbnoinvd || cpuid(0x8000_0008, 0).ebx & 1 << 9 != 0, Ordering::Relaxed);
     Ok(())
 }
 
@@ -65,16 +62,11 @@ pub(crate) fn enable() {
     }
 }
 
-/// Whether [`write_back`] executes WBNOINVD.
-pub(crate) fn has_wbnoinvd() -> bool {
-    WBNOINVD.load(Ordering::Relaxed)
-}
-
 /// Writes every dirty line of this CPU's caches back: WBNOINVD (F3 0F 09), or WBINVD where that is lacking or asked for.
 pub(crate) fn write_back(invalidate: bool) {
     // SAFETY: neither changes memory contents that a program can see. Older CPUs take WBNOINVD for WBINVD.
     unsafe {
-        match has_wbnoinvd() && !invalidate {
+        match this().svm.wbnoinvd && !invalidate {
             true => asm!(".byte 0xf3, 0x0f, 0x09", options(nostack)),
             false => asm!("wbinvd", options(nostack)),
         }

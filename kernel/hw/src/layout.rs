@@ -43,12 +43,8 @@ pub const OWN_TABLE: u64 = PERCPU + 18 * PAGE_SIZE;
 pub const STACK_TOP: u64 = PERCPU + 48 * PAGE_SIZE;
 /// Pages of the kernel stack; nothing is mapped below it.
 pub const STACK_PAGES: u64 = 12;
-/// Just above the stack of double faults.
-pub const DOUBLE_FAULT_TOP: u64 = PERCPU + 56 * PAGE_SIZE;
-/// Just above the stack of non-maskable interrupts.
-pub const NMI_TOP: u64 = PERCPU + 64 * PAGE_SIZE;
-/// Just above the stack of machine checks.
-pub const MACHINE_CHECK_TOP: u64 = PERCPU + 72 * PAGE_SIZE;
+/// Just above the stacks of double faults, non-maskable interrupts and machine checks.
+pub const IST_TOPS: [u64; 3] = [PERCPU + 56 * PAGE_SIZE, PERCPU + 64 * PAGE_SIZE, PERCPU + 72 * PAGE_SIZE];
 /// Pages of each of those three; nothing is mapped below them.
 pub const IST_PAGES: u64 = 4;
 /// The window.

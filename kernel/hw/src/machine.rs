@@ -1,12 +1,10 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::svm::{cpuid::Table, state};
+use caisson_core::svm::state;
 use caisson_proto::kernel::Features;
 use caisson_proto::layout::GUEST;
 
 use crate::prelude::*;
-use core::array::from_fn;
-use zerocopy::{FromZeros, transmute};
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +75,7 @@ impl Machine for Silicon {
             home(slot).ok_or(Status::NotFound)?.space.map(in_window(gfn), frame, pages, READ_WRITE, pool);
         fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: Pool) -> Outcome =
             home(slot).ok_or(Status::NotFound)?.space.unmap(in_window(gfn), pages, pool);
-        fn take_back(&self, slot: usize) -> () = if let Some(home) = home(slot) { home.space.take_back() };
+        fn take_back(&self, slot: usize, pages: u64) -> () = if let Some(home) = home(slot) { home.space.take_back(pages) };
         fn window_drop(&self, slot: usize, pool: Pool) -> () = if let Some(home) = home(slot) { home.space.drop_guest(pool) };
         fn vcpu_flush(&self, context: Context) -> () = if let Some(vcpu) = vcpu(context) { vcpu.flush() };
         fn vcpu_save(&self, context: Context, groups: Groups) -> () =
@@ -93,7 +91,7 @@ impl Machine for Silicon {
     fn features(&self) -> Features {
         let mailbox = mailbox::MAILBOX.get();
         let mut features = Features::empty();
-        features.set(Features::WBNOINVD, cpu::has_wbnoinvd());
+        features.set(Features::WBNOINVD, this().svm.wbnoinvd);
         features.set(Features::SEV, mailbox.is_some());
         features.set(Features::SNP, mailbox::rmp().is_some());
         features
@@ -160,17 +158,6 @@ impl Machine for Silicon {
             vcpu.vmcb.control.n_cr3 = root.spa().0;
             vcpu.flush();
         }
-        Ok(())
-    }
-
-    fn vcpu_cpuid(&self, context: Context, lease: Lease, count: u16) -> Outcome {
-        // Read before the vCPU's frames are referred to: the page may be one of them.
-        let page = own_page(lease.page.0, Access::READ)?;
-        let words: [u64; 512] = from_fn(|index| kmap::word(page, index).load(Ordering::Relaxed));
-        let entries: [CpuidEntry; CpuidEntry::MAX] = transmute!(words);
-        let mut table = Table::new_zeroed();
-        entries.iter().take(count.into()).try_for_each(|entry| table.add(*entry))?;
-        vcpu(context).ok_or(Status::NotFound)?.cpuid = table;
         Ok(())
     }
 }

@@ -117,6 +117,7 @@ pub(crate) fn fault(trap: &Trap, next: &mut UserFrame) {
     if here.local.service.get() == NO_SERVICE {
         epitaph::epitaph(trap);
     }
-    let then = here.exception(next, trap.vector as u8, trap.error, trap.rip, trap.rsp, trap.address());
+    (next.rip, next.rsp, next.rax) = (trap.rip, trap.rsp, trap.address());
+    let then = here.exception(next, trap.vector as u8, trap.error);
     settle(then, next);
 }

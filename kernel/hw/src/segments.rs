@@ -13,9 +13,8 @@ const KERNEL_DATA: u16 = 0x10;
 const TASK: u16 = 0x28;
 /// SYSRET takes SS from here + 8 and CS from here + 16.
 const SYSRET_BASE: u16 = KERNEL_DATA | 3;
-/// Interrupt stack table, from its entry 1 on: vectors that have stacks of their own, and where these begin.
-pub(crate) const IST: [(u8, u64); 3] =
-    [(vector::DOUBLE_FAULT, DOUBLE_FAULT_TOP), (vector::NMI, NMI_TOP), (vector::MACHINE_CHECK, MACHINE_CHECK_TOP)];
+/// Interrupt stack table, from its entry 1 on: vectors that have stacks of their own, at [`IST_TOPS`].
+pub(crate) const IST: [u8; 3] = [vector::DOUBLE_FAULT, vector::NMI, vector::MACHINE_CHECK];
 
 /// Where the permission map lies in the task state: just behind.
 const PORTS_AT: u16 = size_of::<TaskStateSegment>() as u16;
@@ -36,7 +35,7 @@ impl Task {
     pub fn new() -> Self {
         let mut state = TaskStateSegment::new();
         state.privilege_stack_table[0] = VirtAddr::new_truncate(STACK_TOP);
-        let [first, second, third] = IST.map(|(_, top)| top);
+        let [first, second, third] = IST_TOPS;
         state.interrupt_stack_table = [first, second, third, 0, 0, 0, 0].map(VirtAddr::new_truncate);
         state.iomap_base = NO_PORTS;
         Self { state, map: [0xff; MAP_BYTES] }

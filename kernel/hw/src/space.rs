@@ -12,8 +12,6 @@ pub struct Space {
     lease_table: Frame,
     /// Differs from that of every other space, and moves when something is removed.
     version: AtomicU64,
-    /// Pages in the lease window.
-    lent: AtomicU64,
 }
 
 /// The last version that a space was given; 0 is none's.
@@ -36,7 +34,7 @@ impl Space {
         let root = pool.take()?;
         let lease_table = npt::reach(&mut Mapped, Tree { root, levels: 3 }, LEASE_PAGE, 1, pool).ok()?;
         let top = npt::entry(root, npt::TABLE);
-        let space = Self { top, lease_table, version: AtomicU64::new(0), lent: AtomicU64::new(0) };
+        let space = Self { top, lease_table, version: AtomicU64::new(0) };
         space.changed();
         Some(space)
     }
@@ -97,9 +95,8 @@ impl Space {
     pub(crate) fn lend(&self, lender: &Self, lease: Lease) -> Result<Lease, Status> {
         let pages = lease.pages.min(MAX_LEASE_PAGES);
         let access = if lease.write { READ_WRITE } else { Access::READ };
-        self.lent.store(pages, Ordering::Relaxed);
         for number in 0..pages {
-            let lent = lender.frame(lease.page.0 + number, access).inspect_err(|_| self.take_back())?;
+            let lent = lender.frame(lease.page.0 + number, access).inspect_err(|_| self.take_back(number))?;
             Mapped.write(self.lease_table, LEASE_INDEX + number as usize, npt::entry(lent, npt::leaf(access)));
         }
         Ok(Lease { page: VPage(LEASE_PAGE), pages, write: lease.write })
@@ -121,14 +118,10 @@ impl Space {
         found.map(|it| it.frame).ok_or(Status::BadLease)
     }
 
-    /// Empties the lease window. The version moves if something was there.
-    pub(crate) fn take_back(&self) {
-        let pages = self.lent.load(Ordering::Relaxed);
-        if pages != 0 {
-            (0..pages).for_each(|number| Mapped.write(self.lease_table, LEASE_INDEX + number as usize, 0));
-            self.lent.store(0, Ordering::Relaxed);
-            self.changed();
-        }
+    /// Empties the lease window, which has so many pages.
+    pub(crate) fn take_back(&self, pages: u64) {
+        (0..pages).for_each(|number| Mapped.write(self.lease_table, LEASE_INDEX + number as usize, 0));
+        self.changed();
     }
 
     /// Makes this the space that is loaded here. Loads CR3 only if another one was, or if something was removed

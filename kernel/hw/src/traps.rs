@@ -124,7 +124,7 @@ extern "C" fn dispatch(trap: &mut Trap) -> bool {
 pub(crate) fn fill_idt(table: Frame) {
     for number in 0..=255 {
         let stub = &raw const caisson_stubs as u64 + u64::from(number) * STUB_BYTES;
-        let stack = IST.iter().position(|(vector, _)| *vector == number).map_or(0, |at| at as u64 + 1);
+        let stack = IST.iter().position(|vector| *vector == number).map_or(0, |at| at as u64 + 1);
         let place = stub & 0xffff | (stub >> 16 & 0xffff) << 48;
         let gate = place | u64::from(KERNEL_CODE) << 16 | stack << 32 | 0x8e << 40;
         Mapped.write(table, 2 * usize::from(number), gate);

@@ -1,7 +1,7 @@
 //! The server loop: one message at a time.
 
-use caisson_proto::abi::{Lease, MAX_SERVICES, Status, sender};
-use caisson_proto::addr::ServiceId;
+use caisson_proto::abi::{Lease, MAX_SERVICES, Status};
+use caisson_proto::addr::{Sender, ServiceId};
 use caisson_proto::vcpu::{Action, Exit, Resume};
 use caisson_proto::wire::{Reply, Words};
 
@@ -50,14 +50,14 @@ pub fn serve<S: Server>(server: &mut S) -> ! {
     let mut delivered = reply_wait(Status::Ok, &[0; 8]);
     loop {
         let (status, words) = match delivered.sender {
-            sender::VCPU => {
+            Sender::VCPU => {
                 (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words())
             }
-            sender::DOORBELL => {
+            Sender::DOORBELL => {
                 server.doorbell(delivered.words[0]);
                 (Status::Ok, [0; 8])
             }
-            _ => match delivered.service() {
+            _ => match delivered.sender.service() {
                 Some(service) => {
                     let answer = server.call(service, &delivered.words, delivered.lease);
                     if answer.0 != Status::Ok {

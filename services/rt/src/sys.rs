@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU16, Ordering};
 
 use caisson_proto::abi::{KERNEL_SLOT, Lease, MAX_SERVICES, Status, Syscall};
-use caisson_proto::addr::{PAGE_SIZE, ServiceId, VPage};
+use caisson_proto::addr::{PAGE_SIZE, Sender, ServiceId, VPage};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::wire::{Field, Reply, Request, Words};
 
@@ -170,19 +170,12 @@ pub fn exit(kind: ExitKind, details: [u64; 6]) -> ! {
 /// A message delivered to this service.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivered {
-    /// A [`ServiceId`], or one of [`sender`](caisson_proto::abi::sender).
-    pub sender: u32,
+    /// Whose it is.
+    pub sender: Sender,
     /// The message.
     pub words: Words,
     /// Pages lent with it, in this service's lease window.
     pub lease: Option<Lease>,
-}
-
-impl Delivered {
-    /// The service that called, if it was one.
-    pub fn service(&self) -> Option<ServiceId> {
-        (self.sender & 1 << 31 == 0).then(|| ServiceId::from_bits(self.sender))
-    }
 }
 
 /// Replies to the message being served and waits for the next.
@@ -190,7 +183,7 @@ impl Delivered {
 pub fn reply_wait(status: Status, words: &Words) -> Delivered {
     let returned = syscall(number(Syscall::Reply, status as u16), 0, words);
     Delivered {
-        sender: (returned.rax >> 32) as u32,
+        sender: Sender((returned.rax >> 32) as u32),
         words: returned.words,
         lease: Lease::from_word(returned.lease).ok().flatten(),
     }

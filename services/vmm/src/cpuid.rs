@@ -64,7 +64,7 @@ pub fn table(host: impl Fn(u32, u32) -> [u32; 4], vcpus: u8, facts: Facts) -> Ve
     let mut out = Vec::new();
     let mut put = |leaf, subleaf: Option<u32>, flags, answer| {
         let flags = flags | if subleaf.is_some() { CpuidEntry::SUBLEAF } else { 0 };
-        out.push(CpuidEntry { leaf, subleaf: subleaf.unwrap_or(0), flags, answer, spare: 0 });
+        out.push(CpuidEntry { leaf, subleaf: subleaf.unwrap_or(0), flags, answer, used: 1 });
     };
     let [host_max, vendor @ ..] = host(0, 0);
     let [host_extended_max, ..] = host(0x8000_0000, 0);

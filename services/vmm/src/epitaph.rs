@@ -18,7 +18,7 @@ impl<P: Platform> Vmm<P> {
         for (name, values) in names.iter().zip(quads) {
             self.line(name, *values);
         }
-        self.line("rip rflags cpl efer", [state.rip, state.rflags, state.cpl, state.efer]);
+        self.line("rip rflags cpl efer", [state.rip, state.rflags, state.cpl.into(), state.efer]);
         self.line("cr0 cr2 cr3 cr4", [state.cr0, state.cr2, state.cr3, state.cr4]);
         for (name, segment) in ["es", "cs", "ss", "ds", "fs", "gs"].iter().zip(state.segments) {
             self.segment(name, segment);

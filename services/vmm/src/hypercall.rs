@@ -22,7 +22,7 @@ pub(crate) fn constant() -> impl Iterator<Item = CpuidEntry> {
     (1..16).filter(|number| !matches!(*number, KICK_CPU | SEND_IPI | SCHED_YIELD)).map(|number| {
         let rax = if number == VAPIC_POLL_IRQ { 0 } else { NO_SUCH_CALL };
         let (leaf, answer) = (CpuidEntry::HYPERCALLS + number as u32, [rax as u32, (rax >> 32) as u32, 0, 0]);
-        CpuidEntry { leaf, subleaf: 0, flags: CpuidEntry::HYPERCALL, answer, spare: 0 }
+        CpuidEntry { leaf, subleaf: 0, flags: CpuidEntry::HYPERCALL, answer, used: 1 }
     })
 }
 

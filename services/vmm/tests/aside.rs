@@ -22,7 +22,8 @@ const STEPPED: u16 = code::EXCEPTION + 1;
 fn machine(vcpus: u8) -> Machine {
     let mut vm = Machine::of(&VmConfig { test_devices: true, ..config(vcpus) });
     vm.fake().memory[(GATES + 13 * 16 + 2) as usize..][..2].copy_from_slice(&SELECTOR.to_le_bytes());
-    let boot = VcpuState { rflags: 2 | INTERRUPTS, dr7: 0x401, ..*vm.state(0) };
+    let mut boot = *vm.state(0);
+    (boot.rflags, boot.dr7) = (2 | INTERRUPTS, 0x401);
     for vcpu in 0..vcpus.into() {
         *vm.state(vcpu) = boot;
         let state = vm.state(vcpu);
@@ -87,7 +88,8 @@ fn a_vector_goes_to_a_device_and_comes_from_it() {
     vm.state(0).rip = CODE + 3;
     let resume = vm.exit(0, STEPPED, 0, 0);
     assert_eq!(resume.inject, 0);
-    let after = VcpuState { rip: CODE + 3, shadow: 0, ..before };
+    let mut after = VcpuState { shadow: 0, ..before };
+    after.rip = CODE + 3;
     assert_eq!(*vm.state(0), after);
     assert_eq!(device(&mut vm, 0), 0x0807_0605_0403_0201);
     assert_eq!(device(&mut vm, 8), 0x100f_0e0d_0c0b_0a09);
@@ -133,7 +135,9 @@ fn a_fault_is_the_guests() {
     let resume = vm.exit(0, code::HLT, 0, 0);
     assert_eq!(resume.inject, PROTECTION);
     const RESUME: u64 = 1 << 16;
-    assert_eq!(*vm.state(0), VcpuState { rip: CODE, rflags: before.rflags | RESUME, ..before });
+    let mut after = before;
+    (after.rip, after.rflags) = (CODE, before.rflags | RESUME);
+    assert_eq!(*vm.state(0), after);
     assert_eq!(device(&mut vm, 0), 0, "nothing was written");
 }
 

@@ -89,7 +89,7 @@ impl Machine for On<'_> {
     fn lend(&self, _: usize, _: usize, lease: Lease) -> Result<Lease, Status> {
         Ok(lease)
     }
-    fn take_back(&self, _: usize) {}
+    fn take_back(&self, _: usize, _: u64) {}
     fn reset_service(&self, _: usize) -> u64 {
         0
     }
@@ -161,7 +161,4 @@ impl Machine for On<'_> {
         Exit::default()
     }
     fn vcpu_flush(&self, _: Context) {}
-    fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Outcome {
-        Ok(())
-    }
 }

@@ -149,7 +149,7 @@ fn one(step: Step, page: &mut Page, vmcb: &mut Vmcb, extra: &mut Extra, limits: 
         Step::Save(groups) => {
             state::save(page, Groups::from_bits_truncate(groups), vmcb, extra);
             if Groups::from_bits_truncate(groups).contains(Groups::CONTROL) {
-                assert_eq!(page.get(offset_of!(VcpuState, efer)) & SVME, 0, "the vmm is shown SVME");
+                assert_eq!(page.get(offset_of!(VcpuState, save.efer)) & SVME, 0, "the vmm is shown SVME");
             }
         }
         Step::Advance(length) => exits::advance(vmcb, length.into()),

@@ -16,8 +16,8 @@ mod vmm;
 pub use memory::RECLAIM;
 pub use supervisor::KILL;
 
-use caisson_proto::abi::{Lease, Status, sender};
-use caisson_proto::addr::{ServiceId, Tsc};
+use caisson_proto::abi::{Lease, Status};
+use caisson_proto::addr::{Sender, ServiceId, Tsc};
 use caisson_proto::kernel::TimerSet;
 use caisson_proto::vcpu::{Exit, Resume};
 use caisson_proto::wire::Words;
@@ -39,21 +39,23 @@ pub trait Server {
 
 /// Serves until the end of this life.
 pub fn serve(sys: &Sys<'_>, server: &mut impl Server) {
-    let mut delivered = sys.reply_wait(sender::START, Status::Ok, &[0; 8]);
+    let mut delivered = sys.reply_wait(Sender::START, Status::Ok, &[0; 8]);
     while !sys.stopped() {
         let (status, words) = match delivered.sender {
-            sender::VCPU => {
+            Sender::VCPU => {
                 (Status::Ok, server.exit(&Exit::from_words(&delivered.words).unwrap_or_default()).to_words())
             }
-            sender::DOORBELL => {
+            Sender::DOORBELL => {
                 server.doorbell(delivered.words[0]);
                 (Status::Ok, [0; 8])
             }
-            from if from & 1 << 31 == 0 => server.call(ServiceId::from_bits(from), &delivered.words, delivered.lease),
-            other => {
-                sys.world.fail(|| format!("slot {} gets a message of {other:#x}", sys.slot));
-                (Status::Ok, [0; 8])
-            }
+            other => match other.service() {
+                Some(from) => server.call(from, &delivered.words, delivered.lease),
+                None => {
+                    sys.world.fail(|| format!("slot {} gets a message of {:#x}", sys.slot, other.0));
+                    (Status::Ok, [0; 8])
+                }
+            },
         };
         delivered = sys.reply_wait(delivered.sender, status, &words);
     }
@@ -62,7 +64,7 @@ pub fn serve(sys: &Sys<'_>, server: &mut impl Server) {
 /// Lets some time pass before anything is served.
 pub fn doze(sys: &Sys<'_>, ticks: u64) {
     let _ = sys.ask(&TimerSet { at: Tsc(sys.world.now.get() + ticks) });
-    sys.reply_wait(sender::START, Status::Ok, &[0; 8]);
+    sys.reply_wait(Sender::START, Status::Ok, &[0; 8]);
 }
 
 /// What the service in a slot runs.

@@ -307,7 +307,7 @@ impl Vmm<'_, '_> {
                 for index in 0..self.vcpus {
                     let vcpu = VcpuId { vm, index };
                     let table = Lease { page: VPage(LENDABLE.start), pages: 1, write: false };
-                    let loaded = sys.ask_lending(&CpuidLoad { vcpu, count: 3 }, Some(table));
+                    let loaded = sys.ask_lending(&CpuidLoad { vcpu }, Some(table));
                     let running = loaded.and_then(|_| sys.ask(&VcpuRun { vcpu }));
                     if running == Err(Status::Busy) && self.kind != VmKind::Plain {
                         // A command of the processor's is about it.

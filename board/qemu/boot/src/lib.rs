@@ -7,14 +7,12 @@
 //! The kernel's binary needs `-C relocation-model=static` and, in its build script,
 //! `cargo:rustc-link-arg-bins=-Tkernel.ld`. `kernel.ld` includes defmt's `defmt.x`.
 #![no_std]
-#![cfg_attr(not(target_os = "none"), forbid(unsafe_code))]
+// Elsewhere only what has rules to test is used, by its tests.
+#![cfg_attr(not(target_os = "none"), forbid(unsafe_code), allow(dead_code))]
 
 pub use caisson_core::boot::BootInfo;
 
-#[cfg(any(target_os = "none", test))]
 mod info;
-#[cfg(any(target_os = "none", test))]
-#[cfg_attr(test, allow(dead_code))] // only the map's entries have rules to test
 mod pvh;
 #[cfg(target_os = "none")]
 mod start;

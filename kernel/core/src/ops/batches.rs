@@ -71,15 +71,6 @@ impl<M: Machine> Call<'_, M> {
         let late = open.and_then(|(_, batch)| tables.batches.find(*batch)?.owed.iter().next());
         ok(TicketState { done: open.is_none(), late: late.unwrap_or_default() })
     }
-
-    pub(super) fn page_flush(&self, request: &PageFlush) -> Answer {
-        let mut tables = self.tables();
-        let frame = tables.frames.get(request.frame, &tables.batches).ok_or(Status::State)?;
-        let asid = frame.vm().and_then(|vm| Some(tables.asids.of(vm)?.0));
-        ensure(frame.state == FrameState::Private && asid == Some(request.asid), Status::State)?;
-        self.machine.flush_lines(request.frame, 1, request.asid);
-        ok(Accepted { ticket: Ticket(0) })
-    }
 }
 
 impl<M: Machine> Here<'_, M> {

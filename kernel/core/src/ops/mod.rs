@@ -82,7 +82,7 @@ operations! {
         GuestLook guest_look,
     }
     Caps::WRITEBACK => { InvalidateBegin invalidate_begin, InvalidateEnd invalidate_end, WriteBack write_back, }
-    Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, PageFlush page_flush, }
+    Caps::WRITEBACK.union(Caps::FIRMWARE) => { TicketCheck ticket_check, }
     Caps::FRAMES.union(Caps::FIRMWARE) => { GuestConvert guest_convert, }
     Caps::FRAMES.union(Caps::FIRMWARE).union(Caps::SUPERVISE) => { VmInfo vm_info, }
     Caps::FIRMWARE => {

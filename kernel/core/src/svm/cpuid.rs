@@ -1,44 +1,20 @@
-//! The CPUID table of a vCPU: a hash table in one frame, filled by its vmm, answered by the kernel.
+//! The CPUID table of a vCPU: a hash table in one frame, filled by its vmm, answered by the kernel. Whatever the vmm put
+//! there, a look into it ends and concerns nobody but its guest.
 
 use crate::prelude::*;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-const KNOWN_FLAGS: u32 = CpuidEntry::SUBLEAF | CpuidEntry::OSXSAVE | CpuidEntry::ASK | CpuidEntry::HYPERCALL;
-/// Marks an entry in use, in its spare word.
-const USED: u32 = 1;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const ECX_OSXSAVE: u32 = 1 << 27;
 
-/// Entries of one leaf lie in a row, in the vmm's order, from the leaf's hash on; an unused entry ends the row.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Table {
-    entries: [CpuidEntry; CpuidEntry::MAX],
-}
-
-const _: () = assert!(size_of::<Table>() == 4096 && CpuidEntry::MAX.is_power_of_two());
-
-/// Standard leaves from 0, hypervisor leaves (4000_0000) from 32, extended ones (8000_0000) from 64.
-const fn hash(leaf: u32) -> usize {
-    (leaf ^ leaf >> 25) as usize % CpuidEntry::MAX
-}
+/// Entries of one leaf lie in a row, in the vmm's order, from [`CpuidEntry::place`] on; an unused entry ends the row.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Table(pub [CpuidEntry; CpuidEntry::MAX]);
 
 impl Table {
-    /// Adds an entry. A leaf's first matching entry answers, so order matters among entries of one leaf.
-    ///
-    /// # Errors
-    /// [`Status::Malformed`] for an unknown flag or a spare word that isn't 0, [`Status::Exhausted`] if it is full.
-    pub fn add(&mut self, entry: CpuidEntry) -> Outcome {
-        ensure(entry.flags & !KNOWN_FLAGS == 0 && entry.spare == 0, Status::Malformed)?;
-        let mut row = (0..CpuidEntry::MAX).map(|step| (hash(entry.leaf) + step) % CpuidEntry::MAX);
-        let free = row.find(|&at| self.entries[at].spare == 0).ok_or(Status::Exhausted)?;
-        self.entries[free] = CpuidEntry { spare: USED, ..entry };
-        Ok(())
-    }
-
     fn find(&self, leaf: u32, fits: impl Fn(&CpuidEntry) -> bool) -> Option<&CpuidEntry> {
-        let row = (0..CpuidEntry::MAX).map(|step| &self.entries[(hash(leaf) + step) % CpuidEntry::MAX]);
-        row.take_while(|entry| entry.spare != 0).find(|entry| entry.leaf == leaf && fits(entry))
+        let row = (0..CpuidEntry::MAX).map(|step| &self.0[CpuidEntry::place(leaf, step)]);
+        row.take_while(|entry| entry.used != 0).find(|entry| entry.leaf == leaf && fits(entry))
     }
 
     /// What a hypercall with this rax answers, or `None` if the vmm is to.

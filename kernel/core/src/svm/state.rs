@@ -58,6 +58,12 @@ pub const fn gpr(number: usize) -> usize {
     offset_of!(VcpuState, gpr) + number % 16 * 8
 }
 
+/// Where the save area is in the state page.
+const SAVE: usize = offset_of!(VcpuState, save);
+/// The word of it that has CPL, and where.
+const CPL: usize = offset_of!(Save, reserved_0c8);
+const CPL_SHIFT: usize = 8 * (offset_of!(Save, cpl) - CPL);
+
 /// EFER.SVME: set for the CPU, hidden from the vmm.
 pub const SVME: u64 = 1 << 12;
 const LME: u64 = 1 << 8;
@@ -73,21 +79,19 @@ const RFLAGS: u64 = 0x003f_7fd5;
 fn each(groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, mut visit: impl FnMut(usize, &mut u64)) {
     let (save, control) = (&mut vmcb.save, &mut vmcb.control);
     macro_rules! words {
-        ($($group:ident: $($place:ident.$field:ident)+;)*) => { $(
-            if groups.contains(Groups::$group) { $( visit(offset_of!(VcpuState, $field), &mut $place.$field); )+ }
+        ($place:ident in $type:ident at $at:expr => $($group:ident: $($field:ident)+;)*) => { $(
+            if groups.contains(Groups::$group) { $( visit($at + offset_of!($type, $field), &mut $place.$field); )+ }
         )* };
     }
-    words! {
-        CORE: save.rip save.rflags;
-        CONTROL: save.cr0 save.cr2 save.cr3 save.cr4 save.efer;
-        DEBUG: save.dr6 save.dr7;
-        SYSCALL: save.star save.lstar save.cstar save.sfmask save.kernel_gs_base;
-        SYSCALL: save.sysenter_cs save.sysenter_esp save.sysenter_eip;
-        PAT: save.pat;
-        EVENTS: control.shadow;
-        TSC: control.tsc_offset extra.tsc_aux;
-        XCR0: extra.xcr0;
+    words! { save in Save at SAVE =>
+        CORE: rip rflags;
+        CONTROL: cr0 cr2 cr3 cr4 efer;
+        DEBUG: dr6 dr7;
+        SYSCALL: star lstar cstar sfmask kernel_gs_base sysenter_cs sysenter_esp sysenter_eip;
+        PAT: pat;
     }
+    words! { control in VcpuState at 0 => EVENTS: shadow; TSC: tsc_offset; }
+    words! { extra in VcpuState at 0 => TSC: tsc_aux; XCR0: xcr0; }
     if groups.contains(Groups::CORE) {
         visit(gpr(0), &mut save.rax);
         visit(gpr(4), &mut save.rsp);
@@ -96,18 +100,12 @@ fn each(groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra, mut visit: impl FnMu
         let addresses = extra.dr.iter_mut().enumerate();
         addresses.for_each(|(at, address)| visit(offset_of!(VcpuState, dr) + at * 8, address));
     }
-    for (at, segment) in save.segments.iter_mut().enumerate() {
-        let (group, offset) = match at {
-            6 => (Groups::TABLES, offset_of!(VcpuState, gdtr)),
-            7 => (Groups::SEGMENTS, offset_of!(VcpuState, ldtr)),
-            8 => (Groups::TABLES, offset_of!(VcpuState, idtr)),
-            9 => (Groups::SEGMENTS, offset_of!(VcpuState, tr)),
-            _ => (Groups::SEGMENTS, offset_of!(VcpuState, segments) + at * 16),
-        };
-        if groups.contains(group) {
-            let [head, base]: &mut [u64; 2] = transmute_mut!(segment);
-            visit(offset, head);
-            visit(offset + 8, base);
+    let words: &mut [u64; size_of::<Save>() / 8] = transmute_mut!(save);
+    for (at, [head, base]) in words.as_chunks_mut().0.iter_mut().enumerate().take(offset_of!(Save, reserved_0a0) / 16) {
+        // The seventh and the ninth are gdtr and idtr.
+        if groups.contains(if matches!(at, 6 | 8) { Groups::TABLES } else { Groups::SEGMENTS }) {
+            visit(SAVE + at * 16, head);
+            visit(SAVE + at * 16 + 8, base);
         }
     }
 }
@@ -127,7 +125,7 @@ pub fn load(page: &impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut 
     ensure(!groups.contains(Groups::XCR0) || check_xcr0(xcr0, limits.xcr0), Status::Range)?;
     each(groups, vmcb, extra, |offset, word| *word = page.get(offset));
     if groups.contains(Groups::CORE) {
-        vmcb.save.cpl = page.get(offset_of!(VcpuState, cpl)) as u8 & 3;
+        vmcb.save.cpl = (page.get(SAVE + CPL) >> CPL_SHIFT) as u8 & 3;
         vmcb.save.rflags = vmcb.save.rflags & RFLAGS | 2;
     }
     // At an exit from a guest with LME and neither paging nor CR4.PAE, QEMU 7.2 leaves the host without paging. The bit
@@ -179,10 +177,10 @@ pub fn resume(page: &impl StatePage, resume: &Resume, vmcb: &mut Vmcb, extra: &m
 pub fn save(page: &mut impl StatePage, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) {
     each(groups, vmcb, extra, |offset, word| page.set(offset, *word));
     if groups.contains(Groups::CORE) {
-        page.set(offset_of!(VcpuState, cpl), vmcb.save.cpl.into());
+        page.set(SAVE + CPL, u64::from(vmcb.save.cpl) << CPL_SHIFT);
     }
     if groups.contains(Groups::CONTROL) {
-        page.set(offset_of!(VcpuState, efer), vmcb.save.efer & !SVME | extra.lme);
+        page.set(SAVE + offset_of!(Save, efer), vmcb.save.efer & !SVME | extra.lme);
     }
     if groups.contains(Groups::EVENTS) {
         page.set(offset_of!(VcpuState, event), extra.event);

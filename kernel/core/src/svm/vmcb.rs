@@ -76,63 +76,6 @@ pub struct Control {
     reserved_0d0: [u64; 102],
 }
 
-/// The state save area.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Save {
-    /// es cs ss ds fs gs gdtr ldtr idtr tr.
-    pub segments: [Segment; 10],
-    reserved_0a0: [u8; 43],
-    /// Current privilege level.
-    pub cpl: u8,
-    reserved_0cc: u32,
-    /// Extended features.
-    pub efer: u64,
-    reserved_0d8: [u64; 14],
-    /// Control register 4.
-    pub cr4: u64,
-    /// Control register 3.
-    pub cr3: u64,
-    /// Control register 0.
-    pub cr0: u64,
-    /// Debug control.
-    pub dr7: u64,
-    /// Debug status.
-    pub dr6: u64,
-    /// Flags.
-    pub rflags: u64,
-    /// Instruction pointer.
-    pub rip: u64,
-    reserved_180: [u64; 11],
-    /// Stack pointer.
-    pub rsp: u64,
-    reserved_1e0: [u64; 3],
-    /// rax.
-    pub rax: u64,
-    /// MSR C000_0081.
-    pub star: u64,
-    /// MSR C000_0082.
-    pub lstar: u64,
-    /// MSR C000_0083.
-    pub cstar: u64,
-    /// MSR C000_0084.
-    pub sfmask: u64,
-    /// MSR C000_0102.
-    pub kernel_gs_base: u64,
-    /// MSR 174.
-    pub sysenter_cs: u64,
-    /// MSR 175.
-    pub sysenter_esp: u64,
-    /// MSR 176.
-    pub sysenter_eip: u64,
-    /// Page-fault address.
-    pub cr2: u64,
-    reserved_248: [u64; 4],
-    /// The guest's PAT.
-    pub pat: u64,
-    reserved_270: [u64; 306],
-}
-
 /// A VMCB: one frame.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -141,6 +84,7 @@ pub struct Vmcb {
     pub control: Control,
     /// The guest's registers.
     pub save: Save,
+    reserved_670: [u64; 306],
 }
 
 const _: () = assert!(size_of::<Vmcb>() == 4096);

@@ -38,7 +38,7 @@ macro_rules! without_the_rest {
         fn lend(&self, _: usize, _: usize, lease: Lease) -> Result<Lease, Status> {
             Ok(lease)
         }
-        fn take_back(&self, _: usize) {}
+        fn take_back(&self, _: usize, _: u64) {}
         fn reset_service(&self, _: usize) -> u64 {
             0
         }
@@ -79,9 +79,6 @@ macro_rules! without_the_rest {
             unreachable!("nobody kicks a vCPU")
         }
         fn vcpu_flush(&self, _: Context) {}
-        fn vcpu_cpuid(&self, _: Context, _: Lease, _: u16) -> Result<(), Status> {
-            Ok(())
-        }
     };
 }
 pub(crate) use without_the_rest;

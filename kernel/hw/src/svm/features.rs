@@ -12,6 +12,8 @@ pub(crate) struct Features {
     pub flush: u32,
     /// RDTSCP or RDPID, and so TSC_AUX.
     pub tsc_aux: bool,
+    /// WBNOINVD, or it is to be taken for granted.
+    pub wbnoinvd: bool,
     /// What a vCPU may hold.
     pub limits: Limits,
     /// The I/O permission map (APM volume 2, section 15.10.1): [`IOPM_FRAMES`] frames of ones intercept every port.
@@ -34,7 +36,8 @@ impl Features {
         let limits = Limits { xcr0: u64::from(cpuid(0xd, 0).eax) & XCR0, quirks: *quirks };
         let flush = if svm.edx & 1 << 6 != 0 { TLB_FLUSH_ASID } else { TLB_FLUSH_ALL };
         let tsc_aux = extended.edx & 1 << 27 != 0 || structured.ecx & 1 << 22 != 0;
-        Self { asids: svm.ebx, flush, tsc_aux, limits, iopm }
+        let wbnoinvd = quirks.assume_wbnoinvd || cpuid(0x8000_0008, 0).ebx & 1 << 9 != 0;
+        Self { asids: svm.ebx, flush, tsc_aux, wbnoinvd, limits, iopm }
     }
 }
 

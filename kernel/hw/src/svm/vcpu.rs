@@ -27,6 +27,7 @@ pub(crate) struct Vcpu {
 
 const _: () = assert!(size_of::<Vcpu>() as u64 == VCPU_FRAMES * PAGE_SIZE && offset_of!(VcpuState, gpr) == 0);
 const _: () = assert!(offset_of!(Vcpu, fpu) % 64 == 0 && offset_of!(Vcpu, msr_map) as u64 == 4 * PAGE_SIZE);
+const _: () = assert!(offset_of!(Vcpu, cpuid) as u64 == (VCPU_FRAMES - 1) * PAGE_SIZE);
 
 /// The state page: shared memory, so it is only ever read and written word by word.
 #[repr(C)]

@@ -61,7 +61,7 @@ impl Vcpu {
 /// Answers what needs nobody's decision: CPUID and hypercalls from the table, WBINVD by nothing but counting it, as no
 /// device of a guest's reads memory around the caches. False if the vmm is to answer.
 extern "C" fn answer(Vcpu { vmcb, page, cpuid, .. }: &mut Vcpu) -> bool {
-    let Vmcb { control, save } = &mut *vmcb;
+    let Vmcb { control, save, .. } = &mut *vmcb;
     // With TF set, a #DB is due, and that is the vmm's.
     if save.rflags & 1 << 8 != 0 {
         return false;

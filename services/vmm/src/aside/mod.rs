@@ -168,7 +168,9 @@ impl<P: Platform> Vmm<P> {
     /// The code segment that the guest has for its own handlers.
     fn handlers_segment(&mut self, state: &VcpuState) -> Option<u16> {
         let gate = state.idtr.base.wrapping_add(GATE + 2);
-        let at = self.translate(&VcpuState { cpl: 0, ..*state }, gate, Access::Read)?;
+        let mut kernel = *state;
+        kernel.cpl = 0;
+        let at = self.translate(&kernel, gate, Access::Read)?;
         let mut selector = [0; 2];
         self.ram.read(&mut self.platform, at, &mut selector).ok()?;
         Some(u16::from_le_bytes(selector) & !3).filter(|selector| *selector != 0)
@@ -234,7 +236,8 @@ impl<P: Platform> Vmm<P> {
         let Some(step) = self.aside.step.take() else { return self.stop() };
         self.fill(exit, Groups::CONTROL, state);
         let cr2 = if vector == PF { state.cr2 } else { step.saved.cr2 };
-        *state = VcpuState { cr2, ..step.saved };
+        *state = step.saved;
+        state.cr2 = cr2;
         let error = matches!(vector, 8 | 10..=14 | 17).then_some(error);
         Resume { inject: exception(vector, error), groups: GROUPS, ..Resume::at(0, 0) }
     }

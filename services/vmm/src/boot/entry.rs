@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use caisson_proto::vcpu::{Segment, VcpuState};
+use caisson_proto::vcpu::{Save, Segment, VcpuState};
 
 use super::{mbi, place};
 
@@ -42,7 +42,7 @@ pub fn after_init(tsc_offset: u64) -> VcpuState {
     let data = Segment { selector: 0, attributes: 0x093, limit: 0xffff, base: 0 };
     let code = Segment { selector: 0xf000, attributes: 0x09b, limit: 0xffff, base: 0xffff_0000 };
     let table = Segment { selector: 0, attributes: 0, limit: 0xffff, base: 0 };
-    VcpuState {
+    let save = Save {
         rip: 0xfff0,
         rflags: 2,
         segments: [data, code, data, data, data, data],
@@ -54,10 +54,9 @@ pub fn after_init(tsc_offset: u64) -> VcpuState {
         dr6: 0xffff_0ff0,
         dr7: 0x400,
         pat: PAT_RESET,
-        xcr0: 1,
-        tsc_offset,
-        ..VcpuState::default()
-    }
+        ..Save::default()
+    };
+    VcpuState { save, xcr0: 1, tsc_offset, ..VcpuState::default() }
 }
 
 /// The state after a start-up IPI: real mode at `vector` × 4096.
@@ -73,7 +72,8 @@ pub fn after_sipi(vector: u8, tsc_offset: u64) -> VcpuState {
 pub fn boot_64(entry: u64, tsc_offset: u64) -> VcpuState {
     let data = Segment { selector: BOOT_DS, attributes: 0xc93, limit: u32::MAX, base: 0 };
     let code = Segment { selector: BOOT_CS, attributes: 0xa9b, limit: u32::MAX, base: 0 };
-    let mut state = VcpuState {
+    let mut state = after_init(tsc_offset);
+    state.save = Save {
         rip: entry,
         segments: [data, code, data, data, data, data],
         gdtr: Segment { limit: 4 * 8 - 1, base: place::GDT, ..Segment::default() },
@@ -82,7 +82,7 @@ pub fn boot_64(entry: u64, tsc_offset: u64) -> VcpuState {
         cr3: place::TABLES,
         cr4: CR4_64,
         efer: EFER_64,
-        ..after_init(tsc_offset)
+        ..state.save
     };
     // rsi points to the boot parameters.
     if let Some(rsi) = state.gpr.get_mut(6) {
@@ -95,13 +95,14 @@ pub fn boot_64(entry: u64, tsc_offset: u64) -> VcpuState {
 pub fn boot_32(entry: u64, tsc_offset: u64) -> VcpuState {
     let data = Segment { selector: 0x10, attributes: 0xc93, limit: u32::MAX, base: 0 };
     let code = Segment { selector: 0x08, attributes: 0xc9b, limit: u32::MAX, base: 0 };
-    let mut state = VcpuState {
+    let mut state = after_init(tsc_offset);
+    state.save = Save {
         rip: entry,
         segments: [data, code, data, data, data, data],
         gdtr: Segment { limit: 3 * 8 - 1, base: mbi::place::GDT, ..Segment::default() },
         idtr: Segment::default(),
         cr0: CR0_32,
-        ..after_init(tsc_offset)
+        ..state.save
     };
     let [rax, _, _, rbx, ..] = &mut state.gpr;
     (*rax, *rbx) = (u64::from(mbi::BOOT_MAGIC), mbi::place::INFO);

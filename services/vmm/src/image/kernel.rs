@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use caisson_proto::abi::{MAX_VCPUS, Status};
 use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VcpuId, VmId};
+use caisson_proto::cpuid::arrange;
 use caisson_proto::info::ShareUse;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
@@ -94,36 +95,55 @@ impl OnKernel {
     }
 }
 
-/// Where a group's registers lie in the state page: pieces of offset and length.
-fn pieces(group: Groups) -> &'static [(usize, usize)] {
-    macro_rules! range {
-        ($first:ident to $last:ident) => {{
-            let first = offset_of!(VcpuState, $first);
-            (first, offset_of!(VcpuState, $last) + WORD - first)
-        }};
-        ($field:ident before $next:ident) => {{
-            let first = offset_of!(VcpuState, $field);
-            (first, offset_of!(VcpuState, $next) - first)
+/// How many words there are in pieces of the state page, each with its first byte and the one after its last.
+const fn count(pieces: &[(usize, usize)]) -> usize {
+    let (mut at, mut words) = (0, 0);
+    while at < pieces.len() {
+        words += (pieces[at].1 - pieces[at].0) / WORD;
+        at += 1;
+    }
+    words
+}
+
+/// Where they are.
+const fn list<const WORDS: usize>(pieces: &[(usize, usize)]) -> [usize; WORDS] {
+    let (mut at, mut word, mut list) = (0, 0, [0; WORDS]);
+    while at < pieces.len() {
+        let mut offset = pieces[at].0;
+        while offset < pieces[at].1 {
+            list[word] = offset;
+            (word, offset) = (word + 1, offset + WORD);
+        }
+        at += 1;
+    }
+    list
+}
+
+/// Offsets of a group's words in the state page.
+fn words(group: Groups) -> &'static [usize] {
+    // From one field to before another one.
+    macro_rules! words {
+        ($($($first:ident).+ to $($next:ident).+),+) => {{
+            const PIECES: &[(usize, usize)] =
+                &[$((offset_of!(VcpuState, $($first).+), offset_of!(VcpuState, $($next).+))),+];
+            const { &list::<{ count(PIECES) }>(PIECES) }
         }};
     }
     match group {
-        Groups::CORE => const { &[range!(gpr before rip), range!(rip to cpl)] },
-        Groups::SEGMENTS => const { &[range!(segments before gdtr)] },
-        Groups::TABLES => const { &[range!(gdtr before cr0)] },
-        Groups::CONTROL => const { &[range!(cr0 to efer)] },
-        Groups::DEBUG => const { &[range!(dr6 before star)] },
-        Groups::SYSCALL => const { &[range!(star to sysenter_eip)] },
-        Groups::PAT => const { &[range!(pat to pat)] },
-        Groups::EVENTS => const { &[range!(shadow to event)] },
-        Groups::TSC => const { &[range!(tsc_offset to tsc_aux)] },
-        Groups::XCR0 => const { &[range!(xcr0 to xcr0)] },
+        Groups::CORE => words!(gpr to save, save.reserved_0c8 to save.efer, save.rflags to save.reserved_180),
+        Groups::SEGMENTS => {
+            words!(save.segments to save.gdtr, save.ldtr to save.idtr, save.tr to save.reserved_0a0)
+        }
+        Groups::TABLES => words!(save.gdtr to save.ldtr, save.idtr to save.tr),
+        Groups::CONTROL => words!(save.efer to save.reserved_0d8, save.cr4 to save.dr7, save.cr2 to save.reserved_248),
+        Groups::DEBUG => words!(save.dr7 to save.rflags, dr to shadow),
+        Groups::SYSCALL => words!(save.star to save.cr2),
+        Groups::PAT => words!(save.pat to dr),
+        Groups::EVENTS => words!(shadow to tsc_offset),
+        Groups::TSC => words!(tsc_offset to xcr0),
+        Groups::XCR0 => words!(xcr0 to wbinvds),
         _ => &[],
     }
-}
-
-/// Offsets of a group's words.
-fn words(group: Groups) -> impl Iterator<Item = usize> {
-    pieces(group).iter().flat_map(|&(offset, length)| (offset..offset + length).step_by(WORD))
 }
 
 impl Platform for OnKernel {
@@ -169,7 +189,7 @@ impl Platform for OnKernel {
         }
         let Some(page) = self.page(vcpu).copied() else { return };
         let bytes = state.as_mut_bytes();
-        for offset in groups.iter().flat_map(words) {
+        for &offset in groups.iter().flat_map(words) {
             if let (Some(target), Ok(word)) = (bytes.get_mut(offset..offset + WORD), page.get::<u64>(offset)) {
                 target.copy_from_slice(&word.to_ne_bytes());
             }
@@ -179,7 +199,7 @@ impl Platform for OnKernel {
     fn store(&mut self, vcpu: u8, groups: Groups, state: &VcpuState) {
         let Some(page) = self.page(vcpu).copied() else { return };
         let bytes = state.as_bytes();
-        for offset in groups.iter().flat_map(words) {
+        for &offset in groups.iter().flat_map(words) {
             if let Some(word) = bytes.get(offset..).and_then(|rest| rest.first_chunk()) {
                 // The offset is inside the page.
                 let _ = page.put(offset, &u64::from_ne_bytes(*word));
@@ -204,9 +224,8 @@ impl Platform for OnKernel {
 
     fn load_cpuid(&mut self, vcpu: u8, entries: &[CpuidEntry]) -> Result<(), Status> {
         let mut page = LeasePage::zeroed();
-        let bytes = entries.as_bytes();
-        page.0.get_mut(..bytes.len()).ok_or(Status::Range)?.copy_from_slice(bytes);
-        kernel_lend(&CpuidLoad { vcpu: self.id(vcpu), count: entries.len() as u16 }, &page).map(|_| ())
+        page.0.copy_from_slice(arrange(entries).ok_or(Status::Exhausted)?.as_bytes());
+        kernel_lend(&CpuidLoad { vcpu: self.id(vcpu) }, &page).map(|_| ())
     }
 
     fn host_cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -1,6 +1,6 @@
 //! The guest's page tables: linear to guest-physical (APM volume 2, chapter 5).
 
-use caisson_proto::vcpu::VcpuState;
+use caisson_proto::vcpu::{Save, VcpuState};
 
 use crate::platform::Platform;
 use crate::ram::Ram;
@@ -72,7 +72,7 @@ pub struct Paging {
 impl Paging {
     /// As a state page has it; CORE and CONTROL must be current.
     pub fn of(state: &VcpuState) -> Self {
-        let VcpuState { cr0, cr3, cr4, efer, cpl, .. } = *state;
+        let Save { cr0, cr3, cr4, efer, cpl, .. } = state.save;
         Self { cr0, cr3, cr4, efer, user: cpl == 3 }
     }
 

@@ -1,7 +1,7 @@
 //! Fetching and decoding: any state, any tables, any bytes.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use caisson_proto::vcpu::{Groups, Segment, VcpuState};
+use caisson_proto::vcpu::{Groups, Save, Segment, VcpuState};
 use caisson_vmm::insn::decode::{CodePages, MAX_BYTES, code_bits};
 use caisson_vmm::insn::walk::{Access, Paging};
 use caisson_vmm::ram::Ram;
@@ -38,8 +38,8 @@ fn set_up(u: &mut Unstructured) -> Result<(Fake, Ram, VcpuState)> {
     }
     fake.memory[input.at.into()..][..MAX_BYTES].copy_from_slice(&input.code);
     let [cr0, cr3, cr4, efer] = input.control;
-    let mut state =
-        VcpuState { gpr: input.registers, rip: input.rip, cr0, cr3: cr3 & 0x7_ffff, cr4, efer, ..VcpuState::default() };
+    let save = Save { rip: input.rip, cr0, cr3: cr3 & 0x7_ffff, cr4, efer, ..Save::default() };
+    let mut state = VcpuState { gpr: input.registers, save, ..VcpuState::default() };
     state.cpl = if input.user { 3 } else { 0 };
     state.segments[1] = Segment { selector: 8, attributes: input.attributes, limit: u32::MAX, base: input.base };
     if u.arbitrary()? {

@@ -1,7 +1,7 @@
 //! A VM on the fake platform, and the exits that its vCPUs take.
 
 use caisson_proto::exits::code;
-use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume, VcpuState};
+use caisson_proto::vcpu::{Exit, ExitFlags, Groups, Resume, Save, VcpuState};
 use caisson_proto::vmm::{Encryption, OnReset, Virtio, VmConfig};
 use caisson_vmm::{Facts, Vmm};
 
@@ -79,7 +79,10 @@ impl Machine {
             vmm.attach(caisson_vmm::virtio::Virtio::new(config, crate::virtio::contents()).expect("its disk is one"));
         }
         // What scratch space holds means nothing.
-        Self { vmm, scratch: VcpuState { rip: 0xbad, cr3: 0xbad, ..VcpuState::default() } }
+        Self {
+            vmm,
+            scratch: VcpuState { save: Save { rip: 0xbad, cr3: 0xbad, ..Save::default() }, ..VcpuState::default() },
+        }
     }
 
     /// Its surroundings.

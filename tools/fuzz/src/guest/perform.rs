@@ -52,7 +52,7 @@ impl Machine {
             Act::Segment { index: segment, attributes, base, cpl } => {
                 let state = self.state(index);
                 state.segments[usize::from(segment)] = Segment { selector: 8, attributes, limit: u32::MAX, base };
-                state.cpl = cpl.into();
+                state.cpl = cpl;
             }
             Act::Poke { word, value } => {
                 self.fake().memory[word as usize * 8..][..8].copy_from_slice(&value.to_le_bytes());

@@ -2,10 +2,9 @@ extern crate std;
 
 use std::vec::Vec;
 
-use caisson_proto::abi::Status;
+use caisson_proto::cpuid::arrange;
 use caisson_proto::vcpu::CpuidEntry;
 use proptest::prelude::*;
-use zerocopy::FromZeros;
 
 use crate::svm::cpuid::Table;
 
@@ -16,16 +15,12 @@ fn entry() -> impl Strategy<Value = CpuidEntry> {
         subleaf,
         flags,
         answer,
-        spare: 0,
+        used: 0,
     })
 }
 
 fn table(entries: &[CpuidEntry]) -> Table {
-    let mut table = Table::new_zeroed();
-    for entry in entries {
-        table.add(*entry).unwrap();
-    }
-    table
+    Table(arrange(entries).unwrap())
 }
 
 /// The rule as ipc-proto tells it: the first entry that fits answers.
@@ -81,12 +76,19 @@ fn a_hypercall_is_no_leaf() {
 fn is_bounded() {
     let full = table(&[CpuidEntry { leaf: 7, flags: CpuidEntry::SUBLEAF, ..CpuidEntry::default() }; CpuidEntry::MAX]);
     assert_eq!(full.look_up(7, 1, 0), Some([0; 4]));
-    assert_eq!(full.clone().add(CpuidEntry::default()), Err(Status::Exhausted));
+    assert_eq!(arrange(&[CpuidEntry::default(); CpuidEntry::MAX + 1]), None);
 }
 
-#[test]
-fn refuses_what_it_does_not_know() {
-    let mut table = Table::new_zeroed();
-    assert_eq!(table.add(CpuidEntry { flags: 16, ..CpuidEntry::default() }), Err(Status::Malformed));
-    assert_eq!(table.add(CpuidEntry { spare: 1, ..CpuidEntry::default() }), Err(Status::Malformed));
+proptest! {
+    #![proptest_config(super::cases(256))]
+
+    #[test]
+    fn a_look_into_anything_ends(words in prop::collection::vec(any::<[u32; 8]>(), CpuidEntry::MAX), asked in any::<[u32; 8]>()) {
+        let entry = |[leaf, subleaf, flags, used, answer @ ..]: [u32; 8]| CpuidEntry { leaf, subleaf, flags, answer, used };
+        let table = Table(words.into_iter().map(entry).collect::<Vec<_>>().try_into().unwrap());
+        for leaf in asked.into_iter().chain(table.0.map(|entry| entry.leaf)) {
+            table.look_up(leaf, asked[0], asked[1].into());
+            table.hypercall(leaf.into());
+        }
+    }
 }

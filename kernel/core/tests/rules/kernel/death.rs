@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use caisson_core::context::{Context, Phase};
 use caisson_core::death::SUPERVISORS;
 use caisson_core::event::Event;
-use caisson_proto::abi::{Lease, Status, doorbell, sender};
-use caisson_proto::addr::{ServiceId, VPage, VcpuId};
+use caisson_proto::abi::{Lease, Status, doorbell};
+use caisson_proto::addr::{Sender, ServiceId, VPage, VcpuId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::{
     FaultKind, ServiceKill, ServiceReport, ServiceRestart, ServiceState, ServiceStatus, VmKind, VmState, verdict,
@@ -38,7 +38,7 @@ fn an_idle_service_is_killed_at_once_and_started_anew() {
     assert_eq!(system.ask(0, &ServiceRestart { service: new }), Err(Status::State), "it runs");
     assert_eq!(system.machine.reset.borrow().last(), Some(&MEMORY));
     assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(MEMORY));
-    assert_eq!(system.got(0).sender, sender::START, "and not the bell that rang for its predecessor");
+    assert_eq!(system.got(0).sender, Sender::START, "and not the bell that rang for its predecessor");
     assert_eq!(system.frames[0].rip, caisson_proto::layout::IMAGE);
     assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(SUPERVISOR));
     assert_eq!(system.got(0).words, words(doorbell::SERVICE_DIED));
@@ -172,7 +172,7 @@ fn a_supervisor_that_dies_is_started_again_but_not_for_ever() {
         assert_eq!(system.id(SUPERVISOR).generation(), life);
         system.awake(0, SUPERVISOR);
         assert_eq!(system.exit(0, 4), At::User(SUPERVISOR));
-        assert_eq!(system.got(0).sender, sender::START);
+        assert_eq!(system.got(0).sender, Sender::START);
         assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::Idle);
         assert_eq!(system.machine.off.get(), None);
     }
@@ -193,7 +193,7 @@ fn a_supervisor_is_started_again_when_its_queue_has_heard_of_its_death() {
     assert_eq!(system.got(0).status, Status::Died);
     assert!(!system.kernel.service(SUPERVISOR).is_alive());
     assert_eq!(system.pick(1), At::User(SUPERVISOR));
-    assert_eq!(system.got(1).sender, sender::START);
+    assert_eq!(system.got(1).sender, Sender::START);
     assert_eq!(system.machine.off.get(), None);
 }
 
@@ -213,7 +213,7 @@ fn a_supervisor_that_dies_in_a_call_is_started_again_by_the_last_in_its_queue() 
     assert_eq!(system.got(1).status, Status::Dead);
     assert!(system.kernel.service(SUPERVISOR).is_alive());
     assert_eq!(system.reply(1, Status::Ok, [0; 8]), At::User(SUPERVISOR));
-    assert_eq!(system.got(1).sender, sender::START);
+    assert_eq!(system.got(1).sender, Sender::START);
 }
 
 #[test]

@@ -157,8 +157,9 @@ impl Machine for &Fake {
         assert!(self.lent.borrow_mut().insert(to, (from, lease)).is_none(), "lent twice");
         Ok(Lease { page: VPage(layout::LEASE >> 12), ..lease })
     }
-    fn take_back(&self, slot: usize) {
-        assert!(self.lent.borrow_mut().remove(&slot).is_some(), "nothing was lent");
+    fn take_back(&self, slot: usize, pages: u64) {
+        let lent = self.lent.borrow_mut().remove(&slot).map(|(_, lease)| lease.pages);
+        assert_eq!(lent, Some(pages), "not what was lent");
         let meanwhile = self.at_take_back.borrow_mut().take();
         if let Some(meanwhile) = meanwhile {
             meanwhile();
@@ -323,9 +324,6 @@ impl Machine for &Fake {
     }
     fn vcpu_flush(&self, vcpu: Context) {
         self.flushed.borrow_mut().push(vcpu);
-    }
-    fn vcpu_cpuid(&self, _: Context, lease: Lease, _: u16) -> Result<(), Status> {
-        if lease.page == NOT_THERE { Err(Status::BadLease) } else { Ok(()) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use caisson_core::context::Context;
 use caisson_proto::abi::{Lease, Status};
-use caisson_proto::addr::{Frame, Gfn, Spa, Ticket, VPage, VcpuId, VmId};
+use caisson_proto::addr::{Frame, Gfn, Spa, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::*;
 use caisson_proto::mailbox;
@@ -33,7 +33,6 @@ fn the_mailbox_and_asids_need_their_capability() {
         assert_eq!(system.as_service(slot, &SiliconCopy { at: Spa(0), bytes: 1, write: false }).err(), denied);
     }
     assert_eq!(system.as_service(VMM, &private(vm, 0, 1)).err(), Some(Status::Denied));
-    assert_eq!(system.as_service(VMM, &PageFlush { frame: Frame(512), asid: 3 }).err(), Some(Status::Denied));
 }
 
 #[test]
@@ -243,22 +242,6 @@ fn a_page_turns_shared_after_its_encrypted_lines_are_flushed() {
     // And there and back.
     system.as_service(FIRMWARE, &private(vm, 2, 1)).unwrap();
     system.as_service(FIRMWARE, &shared(2, 1)).unwrap();
-}
-
-#[test]
-fn a_private_page_is_flushed_under_its_own_vms_asid_only() {
-    let mut system = System::new(1);
-    let vm = guest(&mut system);
-    bind(&mut system, vm, 3).unwrap();
-    let flush = |frame, asid| PageFlush { frame: Frame(frame), asid };
-    assert_eq!(system.as_service(FIRMWARE, &flush(512, 3)).err(), Some(Status::State), "it is shared");
-    system.as_service(FIRMWARE, &private(vm, 0, 1)).unwrap();
-    for (frame, asid) in [(512, 0), (512, 4), (513, 3), (20, 3), (FRAMES as u64, 3)] {
-        assert_eq!(system.as_service(FIRMWARE, &flush(frame, asid)).err(), Some(Status::State), "{frame} {asid}");
-    }
-    system.machine.lines.borrow_mut().clear();
-    assert_eq!(system.as_service(NOTIFIER, &flush(512, 3)).unwrap().ticket, Ticket(0));
-    assert_eq!(*system.machine.lines.borrow(), [(Frame(512), 1, 3)]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Calls, replies, doorbells, leases.
 
 use caisson_core::event::Event;
-use caisson_proto::abi::{Lease, Status, Syscall, sender};
-use caisson_proto::addr::{ServiceId, VPage};
+use caisson_proto::abi::{Lease, Status, Syscall};
+use caisson_proto::addr::{Sender, ServiceId, VPage};
 use caisson_proto::kernel::{FaultKind, ServiceState};
 
 use super::fake::NOT_THERE;
@@ -16,7 +16,7 @@ fn a_call_is_delivered_and_its_reply_comes_back() {
     system.awake(0, VMM);
     assert_eq!(system.call(0, MEMORY, words(7)), At::User(MEMORY));
     let got = system.got(0);
-    assert_eq!((got.sender, got.words, got.lease), (system.id(VMM).bits(), words(7), 0));
+    assert_eq!((got.sender, got.words, got.lease), (Sender(system.id(VMM).bits()), words(7), 0));
     assert_eq!(system.reply(0, Status::Exhausted, words(9)), At::User(VMM));
     let got = system.got(0);
     assert_eq!((got.status, got.words), (Status::Exhausted, words(9)));
@@ -31,7 +31,7 @@ fn calls_nest() {
     system.awake(0, VMM);
     assert_eq!(system.call(0, MEMORY, words(1)), At::User(MEMORY));
     assert_eq!(system.call(0, NOTIFIER, words(2)), At::User(NOTIFIER));
-    assert_eq!(system.got(0).sender, system.id(MEMORY).bits());
+    assert_eq!(system.got(0).sender, Sender(system.id(MEMORY).bits()));
     assert_eq!(system.reply(0, Status::Ok, words(3)), At::User(MEMORY));
     assert_eq!(system.got(0).words, words(3));
     assert_eq!(system.reply(0, Status::Ok, words(4)), At::User(VMM));
@@ -111,7 +111,7 @@ fn a_busy_service_takes_its_callers_in_order() {
     assert_eq!(system.reply(1, Status::Ok, words(20)), At::User(OTHER_VMM));
     assert_eq!(system.got(1).words, words(20));
     assert_eq!(system.pick(2), At::User(MEMORY));
-    assert_eq!((system.got(2).sender, system.got(2).words), (sender::DOORBELL, words(4)));
+    assert_eq!((system.got(2).sender, system.got(2).words), (Sender::DOORBELL, words(4)));
 }
 
 #[test]
@@ -145,11 +145,11 @@ fn a_dead_generation_is_refused_with_the_new_id() {
     }
     system.here(0).restart(MEMORY).unwrap();
     assert_eq!(system.call_id(0, old, 0, words(1)), At::User(MEMORY), "its first message comes before others");
-    assert_eq!(system.got(0).sender, sender::START);
+    assert_eq!(system.got(0).sender, Sender::START);
     assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::User(VMM));
     assert_eq!((system.got(0).status, system.got(0).words), (Status::Dead, words(new.bits().into())));
     assert_eq!(system.call_id(0, new, 0, words(1)), At::User(MEMORY));
-    assert_eq!((system.got(0).sender, system.got(0).words), (system.id(VMM).bits(), words(1)));
+    assert_eq!((system.got(0).sender, system.got(0).words), (Sender(system.id(VMM).bits()), words(1)));
 }
 
 #[test]
@@ -180,7 +180,8 @@ fn an_exception_ends_the_service_and_its_lease() {
     system.awake(0, VMM);
     system.call_id(0, system.id(MEMORY), LENT.to_word(), words(1));
     let mut frame = system.frames[0];
-    let next = system.here(0).exception(&mut frame, 14, 6, 0x40_1234, 0x10ff_0000, 0xdead_beef);
+    (frame.rip, frame.rsp, frame.rax) = (0x40_1234, 0x10ff_0000, 0xdead_beef);
+    let next = system.here(0).exception(&mut frame, 14, 6);
     system.frames[0] = frame;
     assert_eq!(system.settle(0, next), At::User(VMM));
     assert_eq!(system.got(0).status, Status::Died);

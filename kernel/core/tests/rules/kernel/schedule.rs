@@ -2,8 +2,8 @@
 
 use caisson_core::context::{Context, Phase};
 use caisson_core::schedule::{BELLS_IN_A_ROW, SLICE_MS, WATCH_MS};
-use caisson_proto::abi::{Status, doorbell, sender};
-use caisson_proto::addr::{Tsc, VcpuId, VmId};
+use caisson_proto::abi::{Status, doorbell};
+use caisson_proto::addr::{Sender, Tsc, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::{FaultKind, ServiceKill, TimerSet, VcpuKick, VcpuRun, VmDestroy, VmKind};
 use caisson_proto::vcpu::{Action, Exit};
@@ -27,7 +27,7 @@ fn crowd() -> (System, VmId) {
 }
 
 fn exit_of(system: &System, cpu: usize) -> Exit {
-    assert_eq!(system.got(cpu).sender, sender::VCPU);
+    assert_eq!(system.got(cpu).sender, Sender::VCPU);
     Exit::from_words(&system.got(cpu).words).unwrap()
 }
 
@@ -197,7 +197,7 @@ fn a_service_timer_rings_once() {
     system.machine.now.set(50);
     assert!(!system.here(0).tick());
     assert_eq!(system.pick(0), At::User(VMM));
-    assert_eq!((system.got(0).sender, system.got(0).words), (sender::DOORBELL, words(doorbell::TIMER)));
+    assert_eq!((system.got(0).sender, system.got(0).words), (Sender::DOORBELL, words(doorbell::TIMER)));
     assert_eq!(system.ask(0, &TimerSet { at: Tsc(90) }), Ok(caisson_proto::wire::Done {}));
     assert_eq!(system.ask(0, &TimerSet { at: Tsc(0) }), Ok(caisson_proto::wire::Done {}));
     assert_eq!(system.reply(0, Status::Ok, [0; 8]), At::Idle);

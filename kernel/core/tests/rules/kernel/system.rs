@@ -11,7 +11,7 @@ use caisson_core::ipc::Next;
 use caisson_core::kernel::Kernel;
 use caisson_core::schedule::Choice;
 use caisson_proto::abi::{KERNEL_SLOT, Lease, Status, Syscall};
-use caisson_proto::addr::{CpuId, Frame, ServiceId, VPage, VcpuId, VmId};
+use caisson_proto::addr::{CpuId, Frame, Sender, ServiceId, VPage, VcpuId, VmId};
 use caisson_proto::bundle::ServiceRecord;
 use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::{
@@ -54,7 +54,7 @@ pub enum At {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Got {
     pub status: Status,
-    pub sender: u32,
+    pub sender: Sender,
     pub words: Words,
     pub lease: u64,
 }
@@ -192,7 +192,7 @@ impl System {
         let frame = self.frames[cpu];
         Got {
             status: Status::from_word(frame.rax & 0xffff).unwrap(),
-            sender: (frame.rax >> 32) as u32,
+            sender: Sender((frame.rax >> 32) as u32),
             words: frame.words,
             lease: frame.rbx,
         }

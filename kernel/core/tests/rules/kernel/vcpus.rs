@@ -5,7 +5,7 @@ use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{Frame, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::{CpuidLoad, TablesDonate, VcpuKick, VcpuRead, VcpuRun, VmCreate, VmDestroy, VmKind};
-use caisson_proto::vcpu::{Action, CpuidEntry, Groups};
+use caisson_proto::vcpu::{Action, Groups};
 
 use super::fake::NOT_THERE;
 use super::system::{At, MEMORY, OTHER_VMM, System, VMM};
@@ -28,7 +28,7 @@ fn only_the_handler_of_a_living_vm_may_and_only_what_exists() {
         assert_eq!(system.as_service(slot, &VcpuRun { vcpu }), Err(status));
         assert_eq!(system.as_service(slot, &VcpuKick { vcpu }), Err(status));
         assert_eq!(system.as_service(slot, &VcpuRead { vcpu, groups: Groups::all() }), Err(status));
-        assert_eq!(system.as_service(slot, &CpuidLoad { vcpu, count: 0 }), Err(status));
+        assert_eq!(system.as_service(slot, &CpuidLoad { vcpu }), Err(status));
     }
     system.as_service(MEMORY, &VmDestroy { vm }).unwrap();
     assert_eq!(system.as_service(VMM, &VcpuRun { vcpu: own }), Err(Status::State));
@@ -74,18 +74,19 @@ fn a_cpuid_table_comes_in_one_page() {
     let mut system = System::new(1);
     let vm = system.vm(VMM, VmKind::Plain, 1, 64);
     let vcpu = VcpuId { vm, index: 0 };
-    let most = CpuidEntry::MAX as u16;
     system.awake(0, VMM);
-    let load = |count| CpuidLoad { vcpu, count };
-    assert!(system.ask_lending(0, &load(most), Some(PAGE)).is_ok());
-    assert_eq!(system.ask_lending(0, &load(most + 1), Some(PAGE)), Err(Status::Range));
-    assert_eq!(system.ask_lending(0, &load(1), Some(Lease { pages: 2, ..PAGE })), Err(Status::Range));
-    assert_eq!(system.ask_lending(0, &load(1), Some(Lease { page: NOT_THERE, ..PAGE })), Err(Status::BadLease));
-    assert_eq!(system.ask_lending(0, &load(1), None), Err(Status::BadLease));
+    let load = CpuidLoad { vcpu };
+    assert!(system.ask_lending(0, &load, Some(PAGE)).is_ok());
+    let last = system.machine.copied.borrow().last().copied();
+    let table = system.kernel.inspect(|tables| tables.books[vm.index()].vcpus[0]).flatten().unwrap().0 + 6;
+    assert_eq!(last, Some((PAGE.page.0 << 12, Frame(table).spa(), 4096, false)), "the last of its frames");
+    assert_eq!(system.ask_lending(0, &load, Some(Lease { pages: 2, ..PAGE })), Err(Status::Range));
+    assert_eq!(system.ask_lending(0, &load, Some(Lease { page: NOT_THERE, ..PAGE })), Err(Status::BadLease));
+    assert_eq!(system.ask_lending(0, &load, None), Err(Status::BadLease));
     system.reply(0, Status::Ok, [0; 8]);
     system.run(VMM, vcpu);
     system.awake(0, VMM);
-    assert_eq!(system.ask_lending(0, &load(1), Some(PAGE)), Err(Status::Busy));
+    assert_eq!(system.ask_lending(0, &load, Some(PAGE)), Err(Status::Busy));
 }
 
 #[test]
