@@ -4,7 +4,7 @@ mod common;
 
 use caisson_fuzz::virtio::contents;
 use caisson_proto::supervisor::SetupError;
-use caisson_proto::vmm::{Balloon, Disk, Virtio as Wanted, VmConfig};
+use caisson_proto::vmm::{Balloon, Disk, Net, Virtio as Wanted, VmConfig};
 use caisson_vmm::Event;
 use caisson_vmm::virtio::memory::Broken;
 use caisson_vmm::virtio::{FIRST_PIN, PLACE, Trouble, Virtio};
@@ -18,7 +18,12 @@ const BUFFER: u64 = 0x60_0000;
 const VECTOR: u8 = 0x51;
 
 fn asked() -> VmConfig {
-    let virtio = Wanted { disk: Some(Disk { overlay: 0x2000 }), balloon: Some(Balloon { target: MIB }), console: true };
+    let virtio = Wanted {
+        disk: Some(Disk { overlay: 0x2000 }),
+        balloon: Some(Balloon { target: MIB }),
+        console: true,
+        net: Some(Net { mac: [2, 0, 0, 0, 0, 9] }),
+    };
     VmConfig { virtio, ..config(1) }
 }
 
