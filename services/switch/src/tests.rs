@@ -129,7 +129,7 @@ impl Wire {
 fn a_frame_goes_to_whose_address_it_has() {
     let mut wire = Wire::new();
     let sent = frame(mac(3), mac(2), b"hello");
-    assert_eq!(wire.send(2, &[sent.clone()]), Ok(0));
+    assert_eq!(wire.send(2, std::slice::from_ref(&sent)), Ok(0));
     assert_eq!(wire.bells.0, [3]);
     assert_eq!(wire.all(3), [sent]);
     assert!([2, 4, 5].map(|slot| wire.all(slot).len()) == [0; 3]);
@@ -142,7 +142,7 @@ fn groups_and_strangers_go_to_everybody_else_of_the_network() {
     for to in [EVERYBODY, [1, 0, 0x5e, 0, 0, 1], mac(99)] {
         let mut wire = Wire::new();
         let sent = frame(to, mac(2), b"who is there");
-        assert_eq!(wire.send(2, &[sent.clone()]), Ok(0));
+        assert_eq!(wire.send(2, std::slice::from_ref(&sent)), Ok(0));
         assert_eq!(wire.bells.0, [3, 4]);
         assert_eq!((wire.all(3), wire.all(4)), (vec![sent.clone()], vec![sent]));
         assert_eq!((wire.all(2).len(), wire.all(5).len()), (0, 0));
@@ -192,12 +192,12 @@ fn more_than_fits_is_fetched_again() {
     let mut wire = Wire::new();
     let long = frame(mac(3), mac(2), &[7; 1500]);
     for _ in 0..FRAMES {
-        wire.send(2, &[long.clone()]).unwrap();
+        wire.send(2, std::slice::from_ref(&long)).unwrap();
     }
     let (first, more) = wire.fetch(3).unwrap();
     assert_eq!((first.len(), more), (AREA / (long.len() + 2), true));
     wire.bells.0.clear();
-    wire.send(2, &[long.clone()]).unwrap();
+    wire.send(2, std::slice::from_ref(&long)).unwrap();
     assert!(wire.bells.0.is_empty(), "it knows that there is more");
     assert_eq!(wire.all(3).len(), FRAMES - first.len() + 1);
 }
@@ -242,10 +242,10 @@ fn a_vmm_that_died_loses_its_port_until_it_calls_again() {
     let mut wire = Wire::new();
     wire.bells.1.push(3);
     let sent = frame(mac(3), mac(2), b"hello");
-    wire.send(2, &[sent.clone()]).unwrap();
+    wire.send(2, std::slice::from_ref(&sent)).unwrap();
     // It wasn't there, so what was for it is gone, and now it is for a stranger.
     wire.bells = Rung::default();
-    wire.send(2, &[sent.clone()]).unwrap();
+    wire.send(2, std::slice::from_ref(&sent)).unwrap();
     assert_eq!(wire.bells.0, [4]);
     let mut pages = Pages(vec![0; AREA], true);
     assert_eq!(wire.call(3, 1, &Fetch {}, Some(&mut pages)), Ok(Fetched { bytes: 0, more: false }));
@@ -293,7 +293,7 @@ proptest! {
             }
             let (to, from) = (if to == 0 { EVERYBODY } else { mac(to) }, if from == 0 { own(slot) } else { mac(from) });
             let sent = frame(to, from, &number.to_le_bytes());
-            wire.send(slot, &[sent.clone()]).unwrap();
+            wire.send(slot, std::slice::from_ref(&sent)).unwrap();
             if from != own(slot) {
                 continue;
             }
