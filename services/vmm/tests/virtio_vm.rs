@@ -3,6 +3,7 @@
 mod common;
 
 use caisson_fuzz::virtio::contents;
+use caisson_proto::stats::{VM, VM_PAGE, VmStat, data_word};
 use caisson_proto::supervisor::SetupError;
 use caisson_proto::vmm::{Balloon, Disk, Net, Virtio as Wanted, VmConfig};
 use caisson_vmm::Event;
@@ -229,6 +230,9 @@ fn what_a_guest_sends_goes_to_the_switch() {
         write(&mut machine, registers(3) + 0x64, 1);
     }
     assert_eq!(machine.fake().sent, vec![frame(5); 3]);
+    machine.vmm.refresh([]);
+    let published = |stat: VmStat| machine.vmm.platform.published[&VM_PAGE][data_word(VM) + stat.word()];
+    assert_eq!((published(VmStat::NetSent), published(VmStat::NetSentBytes), published(VmStat::NetLost)), (3, 180, 0));
     // Without its driver nothing is sent.
     write(&mut machine, registers(3) + 0x70, 0);
     offer(&mut machine, 3, 1, 3, (BUFFER, 72), 0);

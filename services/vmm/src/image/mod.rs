@@ -152,7 +152,8 @@ fn start() -> ! {
     let facts = Facts { tsc_khz: info().head.tsc_khz, xsave: true };
     let vmm = Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
     let mut vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
-    if config.virtio.net.is_some() && caisson_rt::slot_of(switch::NAME).is_none() {
+    let switch = caisson_rt::slot_of(switch::NAME).filter(|_| config.virtio.net.is_some());
+    if config.virtio.net.is_some() && switch.is_none() {
         give_up(SetupError::Config, Status::NotFound);
     }
     match Virtio::new(&config, caisson_rt::file(file::DISK)) {
@@ -166,7 +167,7 @@ fn start() -> ! {
         launch: None,
         waiting,
         scratch,
-        known: Known::new(vm, memory),
+        known: Known::new(vm, memory, switch),
     };
     if kind == VmKind::Plain {
         image.vmm.start();

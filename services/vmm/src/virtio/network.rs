@@ -1,7 +1,7 @@
 //! The network's card between its guest and the switch.
 
 use super::Device;
-use super::net::{Net, RECEIVE, TRANSMIT};
+use super::net::{Counts, Net, RECEIVE, TRANSMIT};
 use crate::platform::Platform;
 use crate::vmm::Vmm;
 
@@ -17,6 +17,11 @@ impl<P: Platform> Vmm<P> {
         if let Some(number) = self.virtio.net() {
             self.receive_frames(number);
         }
+    }
+
+    /// What passed the card, if there is one.
+    pub(crate) fn net_counts(&mut self) -> Option<Counts> {
+        self.virtio.card().map(|card| card.counts())
     }
 
     /// Sends what the guest gave the card, and gives it what came.
