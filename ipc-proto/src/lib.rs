@@ -29,6 +29,7 @@ pub mod rmp;
 pub mod slots;
 pub mod stats;
 pub mod supervisor;
+pub mod switch;
 pub mod vcpu;
 #[cfg(feature = "config")]
 pub mod vmm;

@@ -246,6 +246,20 @@ statistics! {
         WriteBacksDone "writebacks_done" CUMULATIVE NONE 1;
         /// Batches that owed no write-back.
         OwedNothing "batches_owed_nothing" CUMULATIVE NONE 1;
+        /// Frames that its network card sent.
+        NetSent "net_frames_sent" CUMULATIVE NONE 1;
+        /// Bytes of those that were frames.
+        NetSentBytes "net_bytes_sent" CUMULATIVE BYTES 1;
+        /// Of those sent, how many nobody took.
+        NetLost "net_frames_lost" CUMULATIVE NONE 1;
+        /// Frames that its card received.
+        NetReceived "net_frames_received" CUMULATIVE NONE 1;
+        /// Bytes of these.
+        NetReceivedBytes "net_bytes_received" CUMULATIVE BYTES 1;
+        /// Frames for it that its driver's buffers were too short for.
+        NetCut "net_frames_cut" CUMULATIVE NONE 1;
+        /// Frames for it that its port of the switch had no room for.
+        NetMissed "net_frames_missed" CUMULATIVE NONE 1;
         /// How long the vmm took to ask memory for a page that the guest lacked.
         Populate "populate_cycles_hist" LOG CYCLES BUCKETS;
     }

@@ -55,6 +55,13 @@ pub struct Balloon {
     pub target: u64,
 }
 
+/// A port of the [switch](crate::switch).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Net {
+    /// Its address, as the switch knows it.
+    pub mac: crate::switch::Mac,
+}
+
 /// Devices by virtio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Virtio {
@@ -64,6 +71,8 @@ pub struct Virtio {
     pub balloon: Option<Balloon>,
     /// Whether it has a console.
     pub console: bool,
+    /// The network's card, if it is in one.
+    pub net: Option<Net>,
 }
 
 /// A VM as its owner configured it, checked and completed by the build.

@@ -47,8 +47,8 @@ pub use log::set_log_sink;
 pub use server::{Server, answer, serve};
 #[cfg(target_os = "none")]
 pub use sys::{
-    Delivered, LeasePage, call, call_raw, exit, kernel, kernel_borrow, kernel_lend, kernel_relend, kernel_words,
-    known_id, null, reply_wait, ring_doorbell,
+    Delivered, LeasePage, call, call_borrow, call_lend, call_raw, exit, kernel, kernel_borrow, kernel_lend,
+    kernel_relend, kernel_words, known_id, null, reply_wait, ring_doorbell,
 };
 
 pub use caisson_proto as proto;

@@ -3,10 +3,13 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU16, Ordering};
 
-use caisson_proto::abi::{KERNEL_SLOT, Lease, MAX_SERVICES, Status, Syscall};
+use caisson_proto::abi::{KERNEL_SLOT, Lease, MAX_LEASE_PAGES, MAX_SERVICES, Status, Syscall};
 use caisson_proto::addr::{PAGE_SIZE, Sender, ServiceId, VPage};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::wire::{Field, Reply, Request, Words};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+const PAGE: usize = PAGE_SIZE as usize;
 
 /// What a system call came back with.
 struct Returned {
@@ -133,6 +136,33 @@ pub fn kernel_relend<R: Request>(request: &R, lease: Lease) -> Result<R::Reply, 
 /// What the kernel refused it for.
 pub fn kernel_borrow<R: Request>(request: &R, page: &mut LeasePage) -> Result<R::Reply, Status> {
     decode::<R>(call_raw(KERNEL_SLOT, &request.encode(), Some(Lease { write: true, ..page.lease() })))
+}
+
+/// A lease of the first pages of a value, so many that `bytes` of it are lent. Nothing else lies in them.
+fn lease_of<T>(value: *const T, bytes: usize, write: bool) -> Lease {
+    const { assert!(align_of::<T>() == PAGE && size_of::<T>() <= MAX_LEASE_PAGES as usize * PAGE && size_of::<T>() > 0) };
+    let pages = bytes.clamp(1, size_of::<T>()).div_ceil(PAGE) as u64;
+    Lease { page: VPage(value as u64 >> 12), pages, write }
+}
+
+/// Calls the service in `slot`, lending the first `bytes` of a value for it to read. The value has pages of its own.
+///
+/// # Errors
+/// What the service replied; `Malformed` also if the reply is none of this request.
+pub fn call_lend<R: Request, T: IntoBytes + Immutable>(
+    slot: u16, request: &R, value: &T, bytes: usize,
+) -> Result<R::Reply, Status> {
+    decode::<R>(call_raw(slot, &request.encode(), Some(lease_of(value, bytes, false))))
+}
+
+/// Like [`call_lend`], lending all of the value for the service to write.
+///
+/// # Errors
+/// What the service replied; `Malformed` also if the reply is none of this request.
+pub fn call_borrow<R: Request, T: FromBytes + IntoBytes>(
+    slot: u16, request: &R, value: &mut T,
+) -> Result<R::Reply, Status> {
+    decode::<R>(call_raw(slot, &request.encode(), Some(lease_of(value, size_of::<T>(), true))))
 }
 
 fn decode<R: Request>((status, words): (Status, Words)) -> Result<R::Reply, Status> {

@@ -11,6 +11,7 @@ use caisson_proto::vmm::VmConfig;
 
 use crate::platform::Platform;
 use crate::vcpu::Life;
+use crate::virtio::net::Counts;
 use crate::vmm::Vmm;
 
 /// The event to inject, in EVENTINJ's format (APM volume 2, section 15.20): its type, and an NMI's and an exception's.
@@ -169,6 +170,20 @@ impl<P: Platform> Vmm<P> {
     pub fn refresh(&mut self, known: impl IntoIterator<Item = (VmStat, u64)>) {
         for (stat, value) in known {
             self.platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
+        }
+        if let Some(counts) = self.net_counts() {
+            let Counts { sent, sent_bytes, lost, received, received_bytes, cut } = counts;
+            let counts = [
+                (VmStat::NetSent, sent),
+                (VmStat::NetSentBytes, sent_bytes),
+                (VmStat::NetLost, lost),
+                (VmStat::NetReceived, received),
+                (VmStat::NetReceivedBytes, received_bytes),
+                (VmStat::NetCut, cut),
+            ];
+            for (stat, value) in counts {
+                self.platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
+            }
         }
         for (at, vcpu) in self.vcpus.iter().enumerate() {
             let (page, exits) = (vcpu_page(at), &vcpu.exits);

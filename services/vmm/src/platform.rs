@@ -3,6 +3,7 @@
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa};
 use caisson_proto::supervisor::ExitKind;
+use caisson_proto::switch::Area;
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState, code};
 
 use crate::virtio::Trouble;
@@ -64,6 +65,16 @@ pub trait Platform {
 
     /// Put bytes on the VM's console; how many were taken.
     fn console_out(&mut self, bytes: &[u8]) -> usize;
+
+    /// Pass the frames of a batch on, which has so many bytes; how many were dropped. `None` if nobody took it.
+    fn send_frames(&mut self, _batch: &Area, _bytes: usize) -> Option<u64> {
+        None
+    }
+
+    /// Fetch frames that wait for the guest as a batch: its bytes, and whether more wait. `None` if nobody gives any.
+    fn fetch_frames(&mut self, _batch: &mut Area) -> Option<(usize, bool)> {
+        None
+    }
 
     /// Set a word of a page of the VM's [statistics](caisson_proto::stats), by one store.
     fn publish(&mut self, _page: usize, _word: usize, _value: u64) {}

@@ -3,8 +3,9 @@
 mod common;
 
 use caisson_fuzz::virtio::contents;
+use caisson_proto::stats::{VM, VM_PAGE, VmStat, data_word};
 use caisson_proto::supervisor::SetupError;
-use caisson_proto::vmm::{Balloon, Disk, Virtio as Wanted, VmConfig};
+use caisson_proto::vmm::{Balloon, Disk, Net, Virtio as Wanted, VmConfig};
 use caisson_vmm::Event;
 use caisson_vmm::virtio::memory::Broken;
 use caisson_vmm::virtio::{FIRST_PIN, PLACE, Trouble, Virtio};
@@ -18,7 +19,12 @@ const BUFFER: u64 = 0x60_0000;
 const VECTOR: u8 = 0x51;
 
 fn asked() -> VmConfig {
-    let virtio = Wanted { disk: Some(Disk { overlay: 0x2000 }), balloon: Some(Balloon { target: MIB }), console: true };
+    let virtio = Wanted {
+        disk: Some(Disk { overlay: 0x2000 }),
+        balloon: Some(Balloon { target: MIB }),
+        console: true,
+        net: Some(Net { mac: [2, 0, 0, 0, 0, 9] }),
+    };
     VmConfig { virtio, ..config(1) }
 }
 
@@ -27,7 +33,7 @@ fn machine() -> Machine {
     let mut machine = Machine::of(&config);
     machine.x2apic(0);
     // Their pins of the I/O APIC: level-triggered, to this vCPU.
-    for device in 0..3 {
+    for device in 0..4 {
         let entry = 0x10 + 2 * u64::from(FIRST_PIN + device);
         for (register, value) in [(entry, u64::from(VECTOR + device) | 1 << 15), (entry + 1, 0)] {
             write(&mut machine, 0xfec0_0000, register);
@@ -81,15 +87,15 @@ fn offer(machine: &mut Machine, device: u64, queue: u64, number: u16, span: (u64
 fn they_are_where_the_tables_say() {
     let mut machine = machine();
     let memory = machine.fake().memory[0xe_0000..0x10_0000].to_vec();
-    assert_eq!(memory.windows(8).filter(|bytes| *bytes == b"LNRO0005").count(), 3);
-    for (device, id) in [(0, 2), (1, 5), (2, 3)] {
+    assert_eq!(memory.windows(8).filter(|bytes| *bytes == b"LNRO0005").count(), 4);
+    for (device, id) in [(0, 2), (1, 5), (2, 3), (3, 1)] {
         assert_eq!(
             (read(&mut machine, registers(device)), read(&mut machine, registers(device) + 8)),
             (0x7472_6976, id)
         );
     }
-    assert_eq!(read(&mut machine, registers(3)), u32::MAX, "no fourth one");
-    assert_eq!(machine.fake().events.last(), Some(&Event::NoDevice(registers(3))));
+    assert_eq!(read(&mut machine, registers(4)), u32::MAX, "no fifth one");
+    assert_eq!(machine.fake().events.last(), Some(&Event::NoDevice(registers(4))));
     let mut without = Machine::new(1);
     assert_eq!(read(&mut without, registers(0)), u32::MAX);
     let memory = without.fake().memory[0xe_0000..0x10_0000].to_vec();
@@ -205,4 +211,78 @@ fn a_slow_console_loses_nothing() {
     assert_eq!(u16::from(used(&mut machine)), sent);
     let expected: Vec<u8> = text.iter().copied().cycle().take(16_384 * usize::from(sent)).collect();
     assert!(machine.fake().console == expected);
+}
+
+/// A frame of so many bytes that are a number.
+fn frame(number: u8) -> Vec<u8> {
+    vec![number; 60]
+}
+
+#[test]
+fn what_a_guest_sends_goes_to_the_switch() {
+    let mut machine = machine();
+    start(&mut machine, 3, 1);
+    put(&mut machine, BUFFER, &[vec![0; 12], frame(5)].concat());
+    assert_eq!(offer(&mut machine, 3, 1, 0, (BUFFER, 72), 0), interrupt(VECTOR + 3));
+    write(&mut machine, registers(3) + 0x64, 1);
+    for number in 1..3 {
+        offer(&mut machine, 3, 1, number, (BUFFER, 72), 0);
+        write(&mut machine, registers(3) + 0x64, 1);
+    }
+    assert_eq!(machine.fake().sent, vec![frame(5); 3]);
+    machine.vmm.refresh([]);
+    let published = |stat: VmStat| machine.vmm.platform.published[&VM_PAGE][data_word(VM) + stat.word()];
+    assert_eq!((published(VmStat::NetSent), published(VmStat::NetSentBytes), published(VmStat::NetLost)), (3, 180, 0));
+    // Without its driver nothing is sent.
+    write(&mut machine, registers(3) + 0x70, 0);
+    offer(&mut machine, 3, 1, 3, (BUFFER, 72), 0);
+    assert_eq!(machine.fake().sent.len(), 3);
+}
+
+#[test]
+fn what_waits_at_the_switch_comes_when_there_are_buffers() {
+    let mut machine = machine();
+    machine.fake().waiting.extend([frame(1), frame(2)]);
+    machine.vmm.frames_wait();
+    assert_eq!(machine.fake().waiting.len(), 2, "its driver isn't there");
+    start(&mut machine, 3, 0);
+    put(&mut machine, BUFFER, &[0xee; 200]);
+    assert_eq!(offer(&mut machine, 3, 0, 0, (BUFFER, 1526), 2), interrupt(VECTOR + 3));
+    assert_eq!(machine.fake().memory[BUFFER as usize + 12..][..60], frame(1));
+    write(&mut machine, registers(3) + 0x64, 1);
+    offer(&mut machine, 3, 0, 1, (BUFFER, 1526), 2);
+    assert_eq!(machine.fake().memory[BUFFER as usize + 12..][..60], frame(2));
+    write(&mut machine, registers(3) + 0x64, 1);
+    offer(&mut machine, 3, 0, 2, (BUFFER, 1526), 2);
+    assert_eq!(read(&mut machine, registers(3) + 0x60), 0, "nothing came");
+    // Rung, it looks again, and the buffer that waits takes it.
+    machine.fake().waiting.extend([frame(3)]);
+    assert_eq!(machine.fake().memory[USED as usize + 2], 2);
+    machine.vmm.frames_wait();
+    assert_eq!((machine.fake().memory[USED as usize + 2], read(&mut machine, registers(3) + 0x60)), (3, 1));
+    assert_eq!(machine.fake().memory[BUFFER as usize + 12..][..60], frame(3));
+}
+
+/// What is more than a turn's worth is sent when the driver acknowledges the interrupt.
+#[test]
+fn a_guest_that_sends_without_end_lets_others_have_their_turn() {
+    let mut machine = machine();
+    put(&mut machine, BUFFER, &[0; 2048]);
+    let descriptor = [BUFFER.to_le_bytes(), 1526_u64.to_le_bytes()].concat();
+    put(&mut machine, TABLE, &descriptor);
+    // A queue of 16 that is full, of the same frame, and is so again whenever some were sent.
+    start(&mut machine, 3, 1);
+    for (register, value) in [(0x44, 0), (0x38, 16), (0x44, 1)] {
+        write(&mut machine, registers(3) + register, value);
+    }
+    put(&mut machine, AVAILABLE + 2, &16_u16.to_le_bytes());
+    machine.fake().refill = Some((AVAILABLE + 2, 400));
+    write(&mut machine, registers(3) + 0x50, 1);
+    let before = machine.fake().sent.len();
+    assert!((100..400).contains(&before), "{before}");
+    assert_eq!(read(&mut machine, registers(3) + 0x60), 1);
+    for _ in 0..4 {
+        write(&mut machine, registers(3) + 0x64, 1);
+    }
+    assert!(machine.fake().sent.len() > 400);
 }

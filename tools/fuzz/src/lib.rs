@@ -56,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     target("sev-firmware", "sev-firmware: requests, bells and any processor", service::firmware, 2500),
     target("supervisor", "the supervisor: deaths and bells", service::supervisor, 30_000),
     target("console", "the console: line, guests' output, notices", service::console, 5000),
+    target("switch", "the switch: batches of any vmm, lives and deaths", service::switch, 2500),
     target("stats", "statistics: a block's bytes, and the console's lines", stats::stats, 5000),
     target("manifest", "system.toml", service::system, 2500),
     target("vm-file", "a VM's file", service::vm, 5000),

@@ -105,8 +105,8 @@ fn a_reader_finds_what_was_written() {
     let bundle = write(&plan, &contents).unwrap();
     assert_eq!(bundle.len() % PAGE, 0);
     let (header, rest) = Header::read_from_prefix(&bundle).unwrap();
-    assert_eq!((header.magic, header.services, header.pages), (MAGIC, 8, (bundle.len() / PAGE) as u64));
-    let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 8).unwrap();
+    assert_eq!((header.magic, header.services, header.pages), (MAGIC, 9, (bundle.len() / PAGE) as u64));
+    let (records, rest) = <[ServiceRecord]>::ref_from_prefix_with_elems(rest, 9).unwrap();
     let (maps, _) = <[MapRecord]>::ref_from_prefix_with_elems(rest, header.maps as usize).unwrap();
     assert_eq!(header.shared, plan.rings.len() as u64 + 2 * PAGES as u64);
     let at = |page: u64, bytes: usize| &bundle[page as usize * PAGE..][..bytes];
@@ -120,18 +120,18 @@ fn a_reader_finds_what_was_written() {
     };
     let all = info(0);
     assert_eq!((name(&all.names[0]), name(&all.names[2]), name(&all.names[3])), ("supervisor", "vmm-a", "vmm-b"));
-    assert_eq!((all.services, all.is_vmm[0], all.is_vmm[2]), (8, 0, 1));
+    assert_eq!((all.services, all.is_vmm[0], all.is_vmm[2]), (9, 0, 1));
     let segment = map(0, 0x400 << 12);
     assert_eq!((segment.file_pages, segment.pages, segment.access, segment.kind), (1, 3, 3, MapRecord::OWN));
     assert_eq!(at(segment.first, PAGE), &[5; PAGE]);
     assert_eq!(records[0].entry, 0x40_0010);
-    assert_eq!(map(7, 0x400 << 12).first, segment.first, "the same image is there once");
+    assert_eq!(map(8, 0x400 << 12).first, segment.first, "the same image is there once");
     let stack = maps.iter().find(|map| map.page + u64::from(map.pages) == STACK_TOP >> 12).unwrap();
     assert_eq!((stack.service, stack.file_pages, stack.access, stack.kind), (0, 0, 3, MapRecord::OWN));
     // The processor's registers, a command and its data, and nobody else has them.
-    let mailbox = map(7, MAILBOX);
+    let mailbox = map(8, MAILBOX);
     assert_eq!((mailbox.pages, mailbox.file_pages, mailbox.access, mailbox.kind), (11, 0, 3, MapRecord::OWN));
-    assert!(maps.iter().filter(|map| map.service != 7).all(|map| map.page != MAILBOX >> 12));
+    assert!(maps.iter().filter(|map| map.service != 8).all(|map| map.page != MAILBOX >> 12));
     let file = |slot, number: u64| map(slot, FILES + number * FILE_STRIDE);
     assert_eq!((at(file(2, 0).first, 3), at(file(3, 0).first, 3)), (&[1; 3][..], &[2; 3][..]));
     assert_eq!(file(2, 1).first, file(3, 1).first, "the same kernel is there once");
@@ -162,7 +162,7 @@ fn a_reader_finds_what_was_written() {
     }
     let shared = maps.iter().filter(|map| map.kind == MapRecord::SHARED).count();
     assert_eq!(shared, 2 * (plan.rings.len() + plan.shares.len()));
-    for slot in 0..8 {
+    for slot in 0..9 {
         for (number, ring) in info(slot).ring.iter().enumerate().take(info(slot).rings as usize) {
             let ends = |record: &RingEnds| match ring.role {
                 1 => (record.producer, record.producer_number, record.consumer, record.consumer_number),

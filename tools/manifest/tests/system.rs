@@ -54,7 +54,7 @@ fn circle() {
 
 #[test]
 fn unknown_service() {
-    let error = broken("call = [\"memory\", ", "call = [\"memry\", ");
+    let error = broken("\"switch\", \"memory\", ", "\"switch\", \"memry\", ");
     says(&error, &["service \"vmm\" names service \"memry\"", "did you mean \"memory\"?"]);
     says(&broken("from = [\"supervisor\"]", "from = [\"nobody\"]"), &["Notices", "\"nobody\""]);
     says(&broken("to = \"notifier\"", "to = \"nobody\""), &["Reclaimed", "\"nobody\""]);
@@ -142,7 +142,7 @@ fn too_many() {
     for at in 0..60 {
         many += &format!("[[service]]\nname = \"s{at}\"\npackage = \"p\"\nrank = 1\nstack = \"4K\"\nbudget-ms = 1\n");
     }
-    says(&parse(&many).map(|_| ()).unwrap_err(), &["67 services; at most 64"]);
+    says(&parse(&many).map(|_| ()).unwrap_err(), &["68 services; at most 64"]);
     let names: Vec<String> = (0..=MAX_GUESTS).map(|at| format!("g{at}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let error = |vms: &[&str]| plan(&parse(QEMU).unwrap(), vms).map(|_| ()).unwrap_err().to_string();
@@ -155,20 +155,24 @@ fn too_many() {
 fn the_boards_machine_with_two_vms() {
     let plan = qemu(&["a", "b"]);
     let names: Vec<&str> = plan.services.iter().map(|service| service.name.as_str()).collect();
-    assert_eq!(names, ["supervisor", "console", "vmm-a", "vmm-b", "memory", "notifier", "sev-firmware", "psp"]);
+    assert_eq!(
+        names,
+        ["supervisor", "console", "vmm-a", "vmm-b", "switch", "memory", "notifier", "sev-firmware", "psp"]
+    );
     let record = |slot: usize| plan.services[slot].record;
-    assert_eq!(record(2).may_call, 1 << 4 | 1 << 6, "a vmm calls memory and sev-firmware");
-    assert_eq!(record(4).may_call, 1 << 5 | 1 << 6, "memory calls notifier and sev-firmware");
-    assert_eq!(record(5).may_call, 1 << 6, "notifier calls sev-firmware");
-    assert_eq!(record(0).may_call | record(1).may_call | record(6).may_call | record(7).may_call, 0);
-    assert_eq!((record(6).caps, record(7).caps), ((Caps::FIRMWARE | Caps::TIMER).bits(), Caps::SILICON.bits()));
-    assert_eq!(record(7).may_ring & 1 << 6, 1 << 6, "the processor interrupts its driver");
-    assert_eq!(record(6).may_ring & 0b111100, 0b111100, "sev-firmware rings its clients");
-    assert_eq!(record(0).may_ring & (1 << 4 | 1 << 1), 1 << 4 | 1 << 1);
+    assert_eq!(record(2).may_call, 1 << 4 | 1 << 5 | 1 << 7, "a vmm calls the switch, memory and sev-firmware");
+    assert_eq!(record(5).may_call, 1 << 6 | 1 << 7, "memory calls notifier and sev-firmware");
+    assert_eq!(record(6).may_call, 1 << 7, "notifier calls sev-firmware");
+    assert_eq!([0, 1, 4, 7, 8].map(|slot| record(slot).may_call), [0; 5]);
+    assert_eq!((record(4).caps, record(4).may_ring), (0, 0b1110), "the switch rings vmms, and console of its log");
+    assert_eq!((record(7).caps, record(8).caps), ((Caps::FIRMWARE | Caps::TIMER).bits(), Caps::SILICON.bits()));
+    assert_eq!(record(8).may_ring & 1 << 7, 1 << 7, "the processor interrupts its driver");
+    assert_eq!(record(7).may_ring & 0b110_1100, 0b110_1100, "sev-firmware rings its clients");
+    assert_eq!(record(0).may_ring & (1 << 5 | 1 << 1), 1 << 5 | 1 << 1);
     assert_eq!(record(2).is_vmm, 1);
-    assert_eq!(record(4).caps & Caps::FRAMES.bits(), Caps::FRAMES.bits());
+    assert_eq!(record(5).caps & Caps::FRAMES.bits(), Caps::FRAMES.bits());
     assert_eq!(record(1).interrupt, 4);
-    assert_eq!(record(4).interrupt, 0xffff);
+    assert_eq!(record(5).interrupt, 0xffff);
     let consoles: Vec<(u16, u16, u16)> = plan
         .rings
         .iter()

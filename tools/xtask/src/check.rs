@@ -6,6 +6,7 @@ mod impostor;
 mod judges;
 mod kill;
 mod machines;
+mod network;
 mod recycle;
 mod statistics;
 mod steps;
@@ -105,6 +106,11 @@ const STEPS: &[Step] = &[
         name: "virtio",
         about: "Linux's virtio drivers: a disk is what its file is, what is written is read again, free memory is given back",
         run: virtio::run,
+    },
+    Step {
+        name: "network",
+        about: "two guests reach each other, a third in another network doesn't; the switch is killed under a connection, which goes on",
+        run: network::run,
     },
     Step {
         name: "statistics",

@@ -1,6 +1,6 @@
 //! Which guests there are, checked before anything is built or booted.
 
-mod devices;
+pub mod devices;
 mod room;
 
 use std::fs::File;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use caisson_manifest::plan::MAX_GUESTS;
 use caisson_manifest::vm::{self, MAX_DISK, VmFile};
 use caisson_manifest::{Size, system::System};
+use caisson_proto::switch;
 use caisson_proto::vmm::{Encryption, OnReset, Virtio};
 
 use crate::cli::MachineArgs;
@@ -49,6 +50,8 @@ pub struct Guest {
     pub disk: Option<PathBuf>,
     /// Its virtio devices.
     pub virtio: Virtio,
+    /// The network that its card is in.
+    pub network: Option<String>,
     /// The physical CPU of vCPU 0.
     pub first_cpu: u16,
 }
@@ -110,9 +113,9 @@ pub fn resolve(paths: &Paths, system: &System, args: &MachineArgs) -> Result<Mac
         return Err(Failure::setup(format!("{} guests; at most {MAX_GUESTS} can run side by side", files.len())));
     }
     let mut guests: Vec<Guest> = Vec::new();
-    for file in files {
+    for (number, file) in (1..).zip(files) {
         let next = guests.last().map_or(0, |last| last.first_cpu + u16::from(last.vcpus)) % cpus;
-        let guest = guest(paths, args, file, next)?;
+        let guest = guest(paths, args, file, number, next)?;
         if guest.first_cpu >= cpus {
             let (name, first) = (&guest.name, guest.first_cpu);
             return Err(Failure::setup(format!(
@@ -123,6 +126,11 @@ pub fn resolve(paths: &Paths, system: &System, args: &MachineArgs) -> Result<Mac
             return Err(Failure::setup(format!("two VMs are named \"{}\"; give each its own `name`", guest.name)));
         }
         guests.push(guest);
+    }
+    devices::addresses(&guests)?;
+    if guests.iter().any(|guest| guest.network.is_some()) && system.service(switch::NAME).is_none() {
+        let (board, name) = (&system.board, switch::NAME);
+        return Err(Failure::setup(format!("board \"{board}\" has no service \"{name}\": leave out `network`")));
     }
     let memory = machine_memory(args, &guests)?;
     Ok(Machine { cpus, memory, guests, icount: args.icount })
@@ -152,7 +160,7 @@ fn debians(kernel: &Path) -> Option<&str> {
     kernel.to_str()?.strip_prefix(vm::PACKAGE)
 }
 
-fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Result<Guest, Failure> {
+fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, number: u8, first_cpu: u16) -> Result<Guest, Failure> {
     let name = file.name.clone().unwrap_or_default();
     vm::check_name(&name)?;
     let vcpus = vm::check_vcpus(&name, file.vcpus.map_or(args.vcpus, u64::from))?;
@@ -182,7 +190,7 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         }
     };
     let disk = file.disk.clone().or(args.disk.clone());
-    let virtio = devices::virtio(&name, memory, &file, disk.as_deref())?;
+    let virtio = devices::virtio(&name, number, memory, &file, disk.as_deref())?;
     let guest = Guest {
         name,
         vcpus,
@@ -196,6 +204,7 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, first_cpu: u16) -> Res
         encryption: file.encryption.unwrap_or_default(),
         disk,
         virtio,
+        network: file.network,
         first_cpu: file.first_cpu.unwrap_or(first_cpu),
     };
     if guest.cmdline.len() > 2047 || guest.cmdline.contains('\0') {

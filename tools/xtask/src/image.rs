@@ -9,6 +9,7 @@ use caisson_manifest::bundle::{self, Contents};
 use caisson_manifest::image::image;
 use caisson_manifest::plan::{Plan, plan};
 use caisson_manifest::system::{self, System};
+use caisson_proto::switch;
 use caisson_proto::vmm::{VmConfig, file};
 
 use crate::cli::{LogLevel, MachineArgs};
@@ -185,6 +186,10 @@ fn contents(machine: &Machine, plan: &Plan, programs: &HashMap<String, PathBuf>)
         }
         let files = match service.vm.map(|vm| &machine.guests[vm]) {
             Some(guest) => vm_files(machine, guest)?,
+            None if service.name == switch::NAME => {
+                let slots = plan.services.iter().map(|service| service.vm);
+                vec![guests::devices::ports(&machine.guests, slots).into()]
+            }
             None => Vec::new(),
         };
         contents.push(Contents { image: images[path].clone(), files });

@@ -18,10 +18,18 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 insmod /lib/pvpanic.ko 2>/dev/null && insmod /lib/pvpanic-mmio.ko 2>/dev/null
 [ -e /sys/bus/acpi/devices/LNRO0005:00 ] && sh /lib/virtio.sh
+[ -e /sys/class/net/eth0 ] && sh /lib/network.sh
 export PATH=/bin HOME=/root TERM=vt100 PS1='guest:\w# '
 cd /root
 if [ -e /dev/hvc0 ]; then setsid sh -c 'exec sh < /dev/hvc0 > /dev/hvc0 2>&1'; else setsid cttyhack sh; fi
 poweroff -f
+"#;
+
+/// Where there is a network, the guest's address in it is 10.0.0.N, of its card's last byte.
+const NETWORK: &str = r#"read address < /sys/class/net/eth0/address
+ip link set lo up
+ip address add 10.0.0.$((0x${address##*:}))/24 dev eth0
+ip link set eth0 up
 "#;
 
 const FOLDER: u32 = 0o040_755;
@@ -31,13 +39,16 @@ const CONSOLE: u32 = 0o020_600;
 
 /// Modules of the guest's kernel for virtio's devices: file, and where it is among the kernel's modules. What a kernel has built
 /// in is no file.
-const VIRTIO: [(&str, &str); 6] = [
+const VIRTIO: [(&str, &str); 9] = [
     ("virtio", "kernel/drivers/virtio"),
     ("virtio_ring", "kernel/drivers/virtio"),
     ("virtio_mmio", "kernel/drivers/virtio"),
     ("virtio_blk", "kernel/drivers/block"),
     ("virtio_balloon", "kernel/drivers/virtio"),
     ("virtio_console", "kernel/drivers/char"),
+    ("failover", "kernel/net/core"),
+    ("net_failover", "kernel/drivers/net"),
+    ("virtio_net", "kernel/drivers/net"),
 ];
 
 /// Modules of the guest's kernel by which it reports a panic: pvpanic's core and its ACPI device.
@@ -72,6 +83,7 @@ pub fn assemble(busybox: &Path, modules: &Path) -> Result<Vec<u8>, Failure> {
         script.push_str(&format!("insmod /lib/{name}.ko\n"));
     }
     archive.add(Builder::new("lib/virtio.sh").mode(PROGRAM), script.as_bytes())?;
+    archive.add(Builder::new("lib/network.sh").mode(PROGRAM), NETWORK.as_bytes())?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|&name| name != "busybox") {
         archive.add(Builder::new(&format!("bin/{applet}")).mode(LINK), b"busybox")?;
     }

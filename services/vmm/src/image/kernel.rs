@@ -10,13 +10,14 @@ use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
 use caisson_proto::memory::{GiveBack, Populate};
 use caisson_proto::supervisor::ExitKind;
+use caisson_proto::switch::{self, Area, Fetch, Send};
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_proto::wire::Request;
 use caisson_rt::rings::Outward;
 use caisson_rt::share::{PAGE_WORDS, ShareWindow};
 use caisson_rt::time;
 use caisson_rt::window::{GuestWindow, StatePage};
-use caisson_rt::{LeasePage, kernel, kernel_lend};
+use caisson_rt::{LeasePage, call_borrow, call_lend, kernel, kernel_lend};
 use caisson_vmm::{Event, Platform};
 use zerocopy::IntoBytes;
 
@@ -47,10 +48,18 @@ pub fn call_memory<R: Request>(memory: u16, request: &R) -> Result<R::Reply, Sta
     }
 }
 
+/// Calls the switch, again where it was restarted before it had the message. What it died of it is not given once more: the
+/// frames are lost, as on any wire.
+fn call_switch<T>(mut call: impl FnMut() -> Result<T, Status>) -> Option<T> {
+    (0..RETRIES).map(|_| call()).find(|result| !matches!(result, Err(Status::Dead)))?.ok()
+}
+
 /// The surroundings.
 pub struct OnKernel {
     vm: VmId,
     memory: u16,
+    /// The switch's slot, where there is one.
+    switch: Option<u16>,
     guest: GuestWindow,
     states: [Option<StatePage>; MAX_VCPUS],
     output: Option<Outward>,
@@ -67,6 +76,7 @@ impl OnKernel {
         Self {
             vm,
             memory,
+            switch: caisson_rt::slot_of(switch::NAME),
             guest: GuestWindow::new(layout::USER_END - layout::GUEST),
             states,
             output,
@@ -244,6 +254,17 @@ impl Platform for OnKernel {
             sent += ring.write(rest);
         }
         sent
+    }
+
+    fn send_frames(&mut self, batch: &Area, bytes: usize) -> Option<u64> {
+        let (slot, request) = (self.switch?, Send { bytes: bytes as u64 });
+        call_switch(|| call_lend(slot, &request, batch, bytes)).map(|sent| sent.dropped)
+    }
+
+    fn fetch_frames(&mut self, batch: &mut Area) -> Option<(usize, bool)> {
+        let slot = self.switch?;
+        let fetched = call_switch(|| call_borrow(slot, &Fetch {}, batch))?;
+        Some((usize::try_from(fetched.bytes).ok()?, fetched.more))
     }
 
     fn publish(&mut self, page: usize, word: usize, value: u64) {

@@ -1,9 +1,10 @@
-//! What memory and notifier know of the VM, asked for when somebody reads its statistics.
+//! What memory, notifier and the switch know of the VM, asked for when somebody reads its statistics.
 
 use caisson_proto::addr::VmId;
 use caisson_proto::memory::{FramesOf, NoticesOf, VmFrames};
 use caisson_proto::notifier::VmNotices;
 use caisson_proto::stats::VmStat;
+use caisson_proto::switch::Report;
 use caisson_rt::{call, time};
 use caisson_vmm::Vmm;
 
@@ -16,14 +17,16 @@ const NEW_MS: u64 = 50;
 pub struct Known {
     vm: VmId,
     memory: u16,
+    /// The switch's slot, where the VM has a port.
+    switch: Option<u16>,
     /// The TSC when they were last asked; 0 for never.
     asked: u64,
 }
 
 impl Known {
-    /// Nothing was asked yet of the service in slot `memory`.
-    pub fn new(vm: VmId, memory: u16) -> Self {
-        Self { vm, memory, asked: 0 }
+    /// Nothing was asked yet of memory and the switch, which are in these slots.
+    pub fn new(vm: VmId, memory: u16, switch: Option<u16>) -> Self {
+        Self { vm, memory, switch, asked: 0 }
     }
 
     /// Asks, unless that was done just now. Who doesn't answer leaves its part as it was.
@@ -56,6 +59,8 @@ impl Known {
                 (VmStat::OwedNothing, owed_nothing),
             ]
         });
-        vmm.refresh(frames.into_iter().flatten().chain(notices.into_iter().flatten()));
+        let report = self.switch.and_then(|slot| call(slot, &Report {}).ok());
+        let missed = report.map(|report| (VmStat::NetMissed, report.missed));
+        vmm.refresh(frames.into_iter().flatten().chain(notices.into_iter().flatten()).chain(missed));
     }
 }

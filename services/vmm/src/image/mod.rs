@@ -12,6 +12,7 @@ use caisson_proto::kernel::VmKind;
 use caisson_proto::memory::VmMake;
 use caisson_proto::stats::READ;
 use caisson_proto::supervisor::{ExitKind, SetupError};
+use caisson_proto::switch::{self, FRAMES};
 use caisson_proto::vcpu::{Exit, Resume, VcpuState};
 use caisson_proto::vmm::{Encryption, VmConfig, file};
 use caisson_proto::wire::Words;
@@ -99,6 +100,9 @@ impl Server for Image {
         if bits & self.vmm.platform.room_bit() != 0 {
             self.vmm.console_room();
         }
+        if bits & FRAMES != 0 {
+            self.vmm.frames_wait();
+        }
         if self.input.as_ref().is_some_and(|input| bits & input.data_bit() != 0) {
             self.feed();
         }
@@ -148,6 +152,10 @@ fn start() -> ! {
     let facts = Facts { tsc_khz: info().head.tsc_khz, xsave: true };
     let vmm = Vmm::new(platform, &config, caisson_rt::file(file::KERNEL), caisson_rt::file(file::INITRD), facts);
     let mut vmm = vmm.unwrap_or_else(|why| give_up(why, Status::Ok));
+    let switch = caisson_rt::slot_of(switch::NAME).filter(|_| config.virtio.net.is_some());
+    if config.virtio.net.is_some() && switch.is_none() {
+        give_up(SetupError::Config, Status::NotFound);
+    }
     match Virtio::new(&config, caisson_rt::file(file::DISK)) {
         Ok(devices) => vmm.attach(devices),
         Err(why) => give_up(why, Status::Ok),
@@ -159,7 +167,7 @@ fn start() -> ! {
         launch: None,
         waiting,
         scratch,
-        known: Known::new(vm, memory),
+        known: Known::new(vm, memory, switch),
     };
     if kind == VmKind::Plain {
         image.vmm.start();

@@ -30,6 +30,8 @@ pub enum Broken {
     Buffer,
     /// The request is too short, or lacks a part that it must have.
     Request,
+    /// A frame wants an offload, which isn't offered.
+    Offload,
     /// Memory couldn't be had.
     Memory,
 }
@@ -47,6 +49,7 @@ impl Broken {
             Self::Indirect => "an indirect table was not offered",
             Self::Buffer => "a buffer is outside memory",
             Self::Request => "a request lacks a part",
+            Self::Offload => "a frame wants an offload that was not offered",
             Self::Memory => "there is no memory for its queue or buffer",
         }
     }

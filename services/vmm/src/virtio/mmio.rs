@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::console::Console;
 use super::memory::{Broken, Reach};
+use super::net::Net;
 use super::queue::Queue;
 use super::{Device, Served, Trouble};
 
@@ -94,6 +95,19 @@ impl Transport {
     /// The console, if the device is one.
     pub fn console(&mut self) -> Option<&mut Console> {
         self.device.console()
+    }
+
+    /// The network's card, if the device is one.
+    pub fn net(&mut self) -> Option<&mut Net> {
+        self.device.net()
+    }
+
+    /// Leaves what is in a queue until the driver acknowledges the interrupt, which it gets for that.
+    pub fn defer(&mut self, queue: u16) {
+        if self.is_live() {
+            self.more |= 1 << queue;
+            self.interrupt |= USED;
+        }
     }
 
     /// Does what waits in a queue, of its own accord.

@@ -9,6 +9,8 @@ pub mod chain;
 pub mod console;
 pub mod memory;
 pub mod mmio;
+pub mod net;
+mod network;
 pub mod overlay;
 pub mod queue;
 mod wiring;
@@ -92,6 +94,11 @@ pub trait Device: Debug {
         None
     }
 
+    /// The network's card, if it is one.
+    fn net(&mut self) -> Option<&mut net::Net> {
+        None
+    }
+
     /// Carries out a request of queue `queue`.
     ///
     /// # Errors
@@ -117,6 +124,7 @@ pub fn count(config: &VmConfig) -> usize {
     usize::from(config.virtio.disk.is_some())
         + usize::from(config.virtio.balloon.is_some())
         + usize::from(config.virtio.console)
+        + usize::from(config.virtio.net.is_some())
 }
 
 impl Virtio {
@@ -140,6 +148,9 @@ impl Virtio {
         if config.virtio.console {
             devices.push(Transport::new(Box::new(console::Console::default())));
         }
+        if let Some(wanted) = &config.virtio.net {
+            devices.push(Transport::new(Box::new(net::Net::new(wanted.mac))));
+        }
         Ok(Self { devices })
     }
 
@@ -158,5 +169,16 @@ impl Virtio {
     fn console(&mut self) -> Option<u8> {
         let live = self.devices.iter_mut().position(|device| device.is_live() && device.console().is_some())?;
         u8::try_from(live).ok()
+    }
+
+    /// Number of the network's card, if there is one and its driver is there.
+    fn net(&mut self) -> Option<u8> {
+        let live = self.devices.iter_mut().position(|device| device.is_live() && device.net().is_some())?;
+        u8::try_from(live).ok()
+    }
+
+    /// The card, whether or not its driver is there.
+    fn card(&mut self) -> Option<&mut net::Net> {
+        self.devices.iter_mut().find_map(Transport::net)
     }
 }

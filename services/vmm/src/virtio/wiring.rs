@@ -27,11 +27,16 @@ impl<P: Platform> Vmm<P> {
         let (number, offset) = self.virtio.at(gpa)?;
         self.with_virtio(number, |device, memory| device.write(offset, bytes, value, memory));
         self.update_virtio_console();
+        if self.virtio.net() == Some(number) {
+            self.update_virtio_net(number);
+        }
         Some(())
     }
 
     /// Lets a device act, and carries out what comes of it.
-    fn with_virtio(&mut self, number: u8, act: impl FnOnce(&mut Transport, &mut dyn Reach) -> Option<Trouble>) {
+    pub(super) fn with_virtio(
+        &mut self, number: u8, act: impl FnOnce(&mut Transport, &mut dyn Reach) -> Option<Trouble>,
+    ) {
         let Some(device) = self.virtio.device(number) else { return };
         let before = device.line();
         let told = act(device, &mut Guest { ram: &mut self.ram, platform: &mut self.platform });

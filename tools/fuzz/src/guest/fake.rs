@@ -1,11 +1,12 @@
 //! A platform made of plain memory. It fails the test if it is asked for what the kernel would refuse.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa};
 use caisson_proto::supervisor::ExitKind;
+use caisson_proto::switch::{Area, begin, split};
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_vmm::{Event, Platform};
 
@@ -40,6 +41,13 @@ pub struct Fake {
     pub console: Vec<u8>,
     /// How much the console takes.
     pub console_limit: Option<usize>,
+    /// Frames that were sent.
+    pub sent: Vec<Vec<u8>>,
+    /// Frames that wait for the guest.
+    pub waiting: VecDeque<Vec<u8>>,
+    /// After each batch of frames the guest's other vCPU puts as many requests into the queue whose index lies here, until so
+    /// many frames were sent.
+    pub refill: Option<(u64, usize)>,
     /// What was published of statistics.
     pub published: BTreeMap<usize, Vec<u64>>,
     /// WBINVDs that the kernel counted.
@@ -163,6 +171,31 @@ impl Platform for Fake {
         let taken = bytes.len().min(room);
         self.console.extend_from_slice(&bytes[..taken]);
         taken
+    }
+    fn send_frames(&mut self, batch: &Area, bytes: usize) -> Option<u64> {
+        let (mut rest, before) = (&batch.0[..bytes], self.sent.len());
+        while let Some((frame, later)) = split(rest) {
+            self.sent.push(frame.to_vec());
+            rest = later;
+        }
+        assert!(bytes > 0 && rest.is_empty(), "what isn't frames is sent");
+        if let Some((at, until)) = self.refill
+            && self.sent.len() < until
+        {
+            let index = self.memory[at as usize..].first_chunk_mut::<2>().expect("a queue");
+            *index = (u16::from_le_bytes(*index) + (self.sent.len() - before) as u16).to_le_bytes();
+        }
+        Some(0)
+    }
+    fn fetch_frames(&mut self, batch: &mut Area) -> Option<(usize, bool)> {
+        let mut end = 0;
+        while let Some(frame) = self.waiting.front() {
+            let Some((place, next)) = begin(&mut batch.0, end, frame.len()) else { break };
+            place.copy_from_slice(frame);
+            end = next;
+            self.waiting.pop_front();
+        }
+        Some((end, !self.waiting.is_empty()))
     }
     fn publish(&mut self, page: usize, word: usize, value: u64) {
         assert!(page <= self.states.len());

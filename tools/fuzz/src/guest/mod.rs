@@ -16,7 +16,7 @@ pub use instructions::instructions;
 pub use tables::tables;
 
 use arbitrary::Unstructured;
-use caisson_proto::vmm::{Balloon, Disk, Virtio, VmConfig};
+use caisson_proto::vmm::{Balloon, Disk, Net, Virtio, VmConfig};
 
 use act::{Act, Msr, Port, Strings};
 use machine::{Machine, config};
@@ -30,7 +30,12 @@ where
     A: arbitrary::Arbitrary<'a>,
 {
     let mut input = Unstructured::new(data);
-    let virtio = Virtio { disk: Some(Disk { overlay: 8192 }), balloon: Some(Balloon { target: 0 }), console: true };
+    let virtio = Virtio {
+        disk: Some(Disk { overlay: 8192 }),
+        balloon: Some(Balloon { target: 0 }),
+        console: true,
+        net: Some(Net { mac: [2; 6] }),
+    };
     let config = VmConfig { test_devices: true, virtio, ..config(2) };
     let mut machine = Machine::of(&config);
     for _ in 0..MAX_ACTS {

@@ -6,10 +6,12 @@ pub mod memory;
 use std::sync::OnceLock;
 
 use arbitrary::{Arbitrary, Unstructured};
+use caisson_proto::switch::{MAX_FRAME, begin, count};
 use caisson_vmm::virtio::balloon::Balloon;
 use caisson_vmm::virtio::blk::Blk;
 use caisson_vmm::virtio::console::Console;
 use caisson_vmm::virtio::mmio::Transport;
+use caisson_vmm::virtio::net::Net;
 use caisson_vmm::virtio::overlay::Overlay;
 use caisson_vmm::virtio::{Device, Trouble};
 
@@ -49,6 +51,18 @@ enum Act {
     Acknowledge,
     /// Of a console: somebody types, and what was written is fetched.
     Type(u8),
+    /// Of a card: what was sent is fetched, and frames come, or what is none.
+    Exchange {
+        lengths: [u16; 3],
+        bytes: u16,
+        more: bool,
+    },
+    /// A frame that is sent, with this header and in two pieces.
+    Frame {
+        header: [u8; 2],
+        length: u16,
+        cut: u8,
+    },
 }
 
 fn register(u: &mut Unstructured) -> arbitrary::Result<u64> {
@@ -135,6 +149,36 @@ fn perform(driver: &mut Driver, act: Act) {
                 driver.told.extend(told);
             }
         }
+        Act::Exchange { lengths, bytes, more } => {
+            let Some(card) = driver.device.net() else { return };
+            card.send(|batch, bytes| {
+                assert!(count(&batch.0[..bytes]).is_some(), "what isn't frames is sent");
+                Some(u64::from(more))
+            });
+            if card.is_hungry() {
+                card.fetch(|batch| {
+                    let mut at = 0;
+                    for length in lengths {
+                        let length = usize::from(length) % (MAX_FRAME + 20);
+                        at = begin(&mut batch.0, at, length).map_or(at, |(_, next)| next);
+                    }
+                    Some((if bytes % 2 == 0 { at } else { bytes.into() }, more))
+                });
+            } else {
+                card.expect();
+            }
+            for queue in 0..2 {
+                let told = driver.device.poke(queue, &mut driver.memory);
+                driver.told.extend(told);
+            }
+        }
+        Act::Frame { header: [flags, segmentation], length, cut } => {
+            driver.memory.put(0x2_0000, &[flags & 1, segmentation & 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            let (length, cut) = (u32::from(length % 1600), u32::from(cut));
+            driver.chain(1, 0, &[(0x2_0000, cut), (0x2_0000 + u64::from(cut), length)], &[]);
+            driver.offer(1, 0);
+            driver.notify(1);
+        }
         Act::Acknowledge => {
             let reasons = driver.read(0x60);
             driver.write(0x64, reasons);
@@ -147,7 +191,8 @@ pub fn anything(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let device = match input.arbitrary::<u8>() {
         Ok(kind) if kind % 4 == 0 => balloon(kind.into()),
-        Ok(kind) if kind % 4 == 1 => Transport::new(Box::new(Console::default())),
+        Ok(kind) if kind % 8 == 1 => Transport::new(Box::new(Console::default())),
+        Ok(kind) if kind % 8 == 5 => Transport::new(Box::new(Net::new([2; 6]))),
         Ok(kind) => disk(u64::from(kind / 64) * 4096),
         Err(_) => return,
     };

@@ -15,10 +15,11 @@ const FILL: &str = "dd if=/dev/zero of=/tmp/@ bs=1M count=48 2>/dev/null; echo b
 /// Writes to the console.
 const WRITE: &str = "seq 1000 1400; echo busy=$((@*3))";
 /// Who is killed how often under what work.
-const VICTIMS: [(&str, usize, &str); 6] = [
+const VICTIMS: [(&str, usize, &str); 7] = [
     ("memory", 3, FILL),
     ("console", 3, WRITE),
     ("notifier", 2, FILL),
+    ("switch", 1, WRITE),
     ("sev-firmware", 1, WRITE),
     ("psp", 2, FILL),
     ("supervisor", 2, WRITE),

@@ -10,7 +10,7 @@ use crate::setup::{self, TARGET};
 /// Packages that are built for the machine. Those without a heap are apart: cargo gives each the features of all that
 /// are in one call.
 const MACHINE: [&[&str]; 2] = [&PLAIN, &["caisson-vmm"]];
-const PLAIN: [&str; 16] = [
+const PLAIN: [&str; 17] = [
     "caisson-kernel",
     "caisson-hw",
     "caisson-qemu-boot",
@@ -19,6 +19,7 @@ const PLAIN: [&str; 16] = [
     "caisson-memory",
     "caisson-notifier",
     "caisson-sev-firmware",
+    "caisson-switch",
     "caisson-qemu-console",
     "caisson-qemu-bench",
     "caisson-qemu-psp",

@@ -43,7 +43,7 @@ struct Guest {
     /// All that it wrote.
     text: String,
     prompt: Prompt,
-    /// It comes to a shell: its file names no kernel of its own.
+    /// It comes to a shell: its file names no kernel, or one of Debian's.
     has_shell: bool,
 }
 
@@ -142,7 +142,7 @@ impl Witness {
             name: guest.name.clone(),
             text: String::new(),
             prompt: Prompt::new(now),
-            has_shell: !file.contains("kernel"),
+            has_shell: !file.contains("kernel") || file.contains("debian:"),
         });
         let guests = guests.collect();
         let services: Vec<String> = built.services.iter().map(|service| service.name.clone()).collect();

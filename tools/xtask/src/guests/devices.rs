@@ -4,12 +4,16 @@ use std::fs::File;
 use std::path::Path;
 
 use caisson_manifest::vm::{self, VmFile};
-use caisson_proto::vmm::{Disk, Encryption, Virtio};
+use caisson_proto::abi::MAX_SERVICES;
+use caisson_proto::switch::PortRecord;
+use caisson_proto::vmm::{Disk, Encryption, Net, Virtio};
+use zerocopy::IntoBytes;
 
+use super::Guest;
 use crate::failure::{Context, Failure};
 
-/// The devices of a VM with so many bytes of memory, by its file and its disk, if it has one.
-pub fn virtio(name: &str, memory: u64, file: &VmFile, disk: Option<&Path>) -> Result<Virtio, Failure> {
+/// The devices of the VM of this number, counted from 1, with so many bytes of memory, by its file and its disk, if it has one.
+pub fn virtio(name: &str, number: u8, memory: u64, file: &VmFile, disk: Option<&Path>) -> Result<Virtio, Failure> {
     let wrong = |what: &str| Err(Failure::setup(format!("VM \"{name}\": {what}")));
     if file.disk_overlay.is_some() && disk.is_none() {
         return wrong("`disk-overlay` needs a `disk`");
@@ -24,13 +28,58 @@ pub fn virtio(name: &str, memory: u64, file: &VmFile, disk: Option<&Path>) -> Re
             _ => None,
         },
         console: file.virtio_console.unwrap_or(false),
+        net: card(name, number, file)?,
     };
     if virtio != Virtio::default() && file.encryption.unwrap_or_default() != Encryption::None {
         return wrong(
-            "it is encrypted, so devices can't reach its memory: leave out `disk`, `balloon` and `virtio-console`",
+            "it is encrypted, so devices can't reach its memory: leave out `disk`, `balloon`, `virtio-console` and `network`",
         );
     }
     Ok(virtio)
+}
+
+/// The network's card.
+fn card(name: &str, number: u8, file: &VmFile) -> Result<Option<Net>, Failure> {
+    match (&file.network, &file.mac) {
+        (Some(network), mac) => {
+            vm::check_network(name, network)?;
+            let mac = mac.as_deref().map_or(Ok(vm::usual_mac(number)), |mac| vm::check_mac(name, mac))?;
+            Ok(Some(Net { mac }))
+        }
+        (None, Some(_)) => Err(Failure::setup(format!("VM \"{name}\": `mac` needs a `network`"))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Checks that nobody has the address of another in the same network.
+pub fn addresses(guests: &[Guest]) -> Result<(), Failure> {
+    let address = |guest: &Guest| guest.network.clone().zip(guest.virtio.net);
+    for (at, guest) in guests.iter().enumerate() {
+        let other = guests.iter().take(at).find(|other| address(other).is_some() && address(other) == address(guest));
+        if let Some(other) = other {
+            let (first, second) = (&other.name, &guest.name);
+            return Err(Failure::setup(format!(
+                "VMs \"{first}\" and \"{second}\" have the same address in one network: give each its own `mac`"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What the switch is told: the port of each service, whose slots are of these VMs.
+pub fn ports(guests: &[Guest], slots: impl Iterator<Item = Option<usize>>) -> Vec<u8> {
+    let mut networks: Vec<&str> = guests.iter().filter_map(|guest| guest.network.as_deref()).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    let mut records = [PortRecord::default(); MAX_SERVICES];
+    for (record, guest) in records.iter_mut().zip(slots).filter_map(|(record, vm)| Some((record, guests.get(vm?)?))) {
+        let place = guest.network.as_deref().and_then(|name| networks.iter().position(|network| *network == name));
+        if let Some((at, net)) = place.zip(guest.virtio.net) {
+            // There are no more networks than guests.
+            *record = PortRecord { network: at as u8 + 1, spare: 0, mac: net.mac };
+        }
+    }
+    records.as_bytes().to_vec()
 }
 
 fn checked_disk(name: &str, path: &Path, file: &VmFile) -> Result<Disk, Failure> {
@@ -50,11 +99,14 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let said = |text: &str, disk: Option<&Path>| {
             let file = VmFile::parse(Path::new("a.toml"), text).unwrap();
-            virtio("a", 128 * MIB, &file, disk).map_err(|failure| failure.text)
+            virtio("a", 3, 128 * MIB, &file, disk).map_err(|failure| failure.text)
         };
         assert_eq!(said("", None), Ok(Virtio::default()));
         assert!(said("disk-overlay = \"1M\"", None).unwrap_err().contains("needs a `disk`"));
         assert!(said("balloon-target = \"1M\"", None).unwrap_err().contains("needs `balloon = true`"));
+        assert!(said("mac = \"02:00:00:00:00:01\"", None).unwrap_err().contains("needs a `network`"));
+        assert_eq!(said("network = \"lan\"", None).unwrap().net, Some(Net { mac: [2, 0, 0, 0, 0, 3] }));
+        assert!(said("network = \"lan\"\nencryption = \"sev-snp\"", None).unwrap_err().contains("is encrypted"));
         assert!(said("balloon = true\nencryption = \"sev\"", None).unwrap_err().contains("is encrypted"));
         assert!(said("", Some(Path::new("/nothing/there"))).unwrap_err().contains("open the disk"));
         assert!(said("", Some(Path::new("/"))).unwrap_err().contains("is no file"));
