@@ -117,6 +117,17 @@ requests! {
         /** First page. */ gfn: Gfn,
         /** How many, at most 512. */ pages: u64,
     } -> Done;
+    /// Promise a VM more of the memory that it may have: it is sure to get so many pages more. `Exhausted` if others were promised
+    /// what there is, `Range` if it may have no more than it was promised.
+    Promise = 8 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** How many. */ pages: u64,
+    } -> Done;
+    /// Promise a VM less: of what it was promised and hasn't, so many pages, or all there are of these.
+    Unpromise = 9 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** How many. */ pages: u64,
+    } -> Done;
     /// How memory stands. Anybody may ask.
     Report = 3 {} -> MemoryReport;
     /// How a VM's frames stand.

@@ -25,7 +25,7 @@ pub mod slots;
 use caisson_proto::abi::{Status, doorbell};
 use caisson_proto::addr::{Frame, ServiceId, VmId};
 use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
-use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, NoticesOf, Reclaimed};
+use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, NoticesOf, Promise, Reclaimed, Unpromise};
 use caisson_proto::notifier::VmNotices;
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
@@ -144,6 +144,12 @@ impl Memory {
             Ok(MemoryCall::VmMake(request)) => answer(self.vm_make(sender, &request, kernel)),
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
+            Ok(MemoryCall::Promise(Promise { vm, pages })) => {
+                answer(self.promise(sender, vm, pages, kernel).map(|()| Done {}))
+            }
+            Ok(MemoryCall::Unpromise(Unpromise { vm, pages })) => {
+                answer(self.unpromise(sender, vm, pages, kernel).map(|()| Done {}))
+            }
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
             Ok(MemoryCall::FramesOf(FramesOf { vm })) => answer(self.vm_frames(sender, vm, kernel)),
             Ok(MemoryCall::NoticesOf(NoticesOf { vm })) => {

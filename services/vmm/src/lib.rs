@@ -36,6 +36,7 @@ mod msr_list;
 mod nmi;
 mod pages;
 pub mod platform;
+pub mod plugged;
 mod ports;
 pub mod ram;
 mod startup;

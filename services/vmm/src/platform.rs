@@ -21,6 +21,14 @@ pub trait Platform {
     /// What memory answered.
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
 
+    /// Have so many pages more of guest memory promised, or fewer.
+    ///
+    /// # Errors
+    /// What memory answered: `Exhausted` if others were promised what there is.
+    fn promise(&mut self, _pages: u64, _more: bool) -> Result<(), Status> {
+        Ok(())
+    }
+
     /// All guest memory is the guest's alone from now on: it can be neither read nor written.
     fn seal(&mut self) {}
 

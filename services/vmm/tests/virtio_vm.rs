@@ -18,7 +18,8 @@ const BUFFER: u64 = 0x60_0000;
 const VECTOR: u8 = 0x51;
 
 fn asked() -> VmConfig {
-    let virtio = Wanted { disk: Some(Disk { overlay: 0x2000 }), balloon: Some(Balloon { target: MIB }), console: true };
+    let (disk, balloon) = (Some(Disk { overlay: 0x2000 }), Some(Balloon { target: MIB }));
+    let virtio = Wanted { disk, balloon, plug: None, console: true };
     VmConfig { virtio, ..config(1) }
 }
 

@@ -7,7 +7,7 @@ use caisson_proto::addr::{Gfn, Gpa, PAGE_SIZE, VcpuId, VmId};
 use caisson_proto::info::ShareUse;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
-use caisson_proto::memory::{GiveBack, Populate};
+use caisson_proto::memory::{GiveBack, Populate, Promise, Unpromise};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_proto::wire::Request;
@@ -133,6 +133,15 @@ impl Platform for OnKernel {
 
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         call_memory(self.memory, &GiveBack { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    fn promise(&mut self, pages: u64, more: bool) -> Result<(), Status> {
+        let vm = self.vm;
+        if more {
+            call_memory(self.memory, &Promise { vm, pages }).map(|_| ())
+        } else {
+            call_memory(self.memory, &Unpromise { vm, pages }).map(|_| ())
+        }
     }
 
     fn seal(&mut self) {

@@ -130,7 +130,8 @@ fn start() -> ! {
         Encryption::SevEs => (VmKind::SevEs, Policy::Sev(POLICY_ES)),
         Encryption::SevSnp => (VmKind::SevSnp, Policy::Snp(POLICY_SNP)),
     };
-    let pages = (config.memory >> 12) + caisson_vmm::ASIDE_PAGES;
+    let most = config.memory.saturating_add(config.virtio.plug.map_or(0, |plug| plug.most));
+    let pages = (most >> 12) + caisson_vmm::ASIDE_PAGES;
     let request = VmMake {
         kind,
         vcpus: config.vcpus,

@@ -80,6 +80,28 @@ pub trait Reach {
     /// # Errors
     /// `Range` for what isn't all guest memory; or memory's own answer. Some of the pages may be gone then.
     fn release(&mut self, gfn: u64, pages: u64) -> Result<(), Status>;
+
+    /// Of the [blocks](crate::plugged) that these bytes touch, how many are plugged, and how many there are; `None` outside their
+    /// region.
+    fn plugged(&self, _gpa: u64, _bytes: u64) -> Option<(u64, u64)> {
+        None
+    }
+
+    /// Plugs blocks, none of which is plugged.
+    ///
+    /// # Errors
+    /// As [`Ram::plug`].
+    fn plug(&mut self, _gpa: u64, _bytes: u64) -> Result<(), Status> {
+        Err(Status::Range)
+    }
+
+    /// Unplugs blocks, all of which are plugged.
+    ///
+    /// # Errors
+    /// As [`Ram::unplug`].
+    fn unplug(&mut self, _gpa: u64, _bytes: u64) -> Result<(), Status> {
+        Err(Status::Range)
+    }
 }
 
 /// Copies a little-endian number of 16 bits out.
@@ -99,8 +121,7 @@ pub(crate) struct Guest<'a, P> {
 
 impl<P: Platform> Reach for Guest<'_, P> {
     fn contains(&self, gpa: u64, bytes: u64) -> bool {
-        let Some(end) = gpa.checked_add(bytes) else { return false };
-        self.ram.ranges().any(|(start, length)| gpa >= start && end <= start + length)
+        self.ram.is_whole(gpa, bytes)
     }
 
     fn read(&mut self, gpa: u64, into: &mut [u8]) -> Result<(), Broken> {
@@ -113,5 +134,17 @@ impl<P: Platform> Reach for Guest<'_, P> {
 
     fn release(&mut self, gfn: u64, pages: u64) -> Result<(), Status> {
         self.ram.release(self.platform, gfn, pages)
+    }
+
+    fn plugged(&self, gpa: u64, bytes: u64) -> Option<(u64, u64)> {
+        self.ram.plugged().count(gpa, bytes)
+    }
+
+    fn plug(&mut self, gpa: u64, bytes: u64) -> Result<(), Status> {
+        self.ram.plug(self.platform, gpa, bytes)
+    }
+
+    fn unplug(&mut self, gpa: u64, bytes: u64) -> Result<(), Status> {
+        self.ram.unplug(self.platform, gpa, bytes)
     }
 }

@@ -7,6 +7,7 @@ pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;
+pub mod mem;
 pub mod memory;
 pub mod mmio;
 pub mod overlay;
@@ -45,6 +46,8 @@ pub enum Trouble {
     Broken(Broken),
     /// No more of the disk can be changed: what the guest writes fails.
     DiskFull,
+    /// memory can't promise what the guest would plug.
+    NotPlugged(Status),
     /// memory didn't take pages back.
     NotReleased(Status),
     /// The guest gave back so many pages of 4 KiB so far. Told each time that they have doubled.
@@ -116,6 +119,7 @@ pub struct Virtio {
 pub fn count(config: &VmConfig) -> usize {
     usize::from(config.virtio.disk.is_some())
         + usize::from(config.virtio.balloon.is_some())
+        + usize::from(config.virtio.plug.is_some())
         + usize::from(config.virtio.console)
 }
 
@@ -136,6 +140,10 @@ impl Virtio {
         if let Some(wanted) = &config.virtio.balloon {
             let target = u32::try_from(wanted.target / PAGE).map_err(|_| SetupError::Config)?;
             devices.push(Transport::new(Box::new(balloon::Balloon::new(target))));
+        }
+        if let Some(wanted) = &config.virtio.plug {
+            let region = crate::ram::Ram::with_region(config.memory, wanted.most).plugged().region();
+            devices.push(Transport::new(Box::new(mem::Mem::new(region, wanted.wanted))));
         }
         if config.virtio.console {
             devices.push(Transport::new(Box::new(console::Console::default())));

@@ -84,6 +84,7 @@ impl Trouble {
         match self {
             Self::Broken(broken) => (broken.why(), 0),
             Self::DiskFull => ("the disk's overlay is full", 0),
+            Self::NotPlugged(status) => ("memory has none to plug: status", status as u64),
             Self::NotReleased(status) => ("memory took no pages back: status", status as u64),
             Self::GaveBack(pages) => ("pages that the guest gave back", pages),
         }

@@ -30,7 +30,9 @@ where
     A: arbitrary::Arbitrary<'a>,
 {
     let mut input = Unstructured::new(data);
-    let virtio = Virtio { disk: Some(Disk { overlay: 8192 }), balloon: Some(Balloon { target: 0 }), console: true };
+    let plug = None;
+    let virtio =
+        Virtio { disk: Some(Disk { overlay: 8192 }), balloon: Some(Balloon { target: 0 }), plug, console: true };
     let config = VmConfig { test_devices: true, virtio, ..config(2) };
     let mut machine = Machine::of(&config);
     for _ in 0..MAX_ACTS {
