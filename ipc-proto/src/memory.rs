@@ -10,6 +10,9 @@ use crate::wire::Done;
 /// Errors are [`Status`] values.
 pub type Error = Status;
 
+/// Doorbell bit (to a vmm): there is too little memory, or enough again, so [`Need`] says something new.
+pub const NEED: u64 = 1 << 30;
+
 /// Slots of one VM at the most; their ids are below this.
 pub const MAX_SLOTS: u64 = 32_764;
 
@@ -67,6 +70,16 @@ replies! {
         pub promised: u64,
         /// Never to be used again.
         pub leaked: u64,
+    }
+    /// How far the machine is from having enough for VMs that may have more than they were promised, in frames that nobody was
+    /// promised.
+    pub struct Needed {
+        /// How many are lacking; 0 where there is no shortage.
+        pub lacking: u64,
+        /// How many there are beyond plenty.
+        pub spare: u64,
+        /// How many VMs share both.
+        pub vms: u64,
     }
     /// How the frames of one VM stand, and what memory took from it since the VM or memory itself began.
     pub struct VmFrames {
@@ -128,6 +141,8 @@ requests! {
         /** A VM of the caller's. */ vm: VmId,
         /** How many. */ pages: u64,
     } -> Done;
+    /// What is needed of VMs with a balloon: for their vmms to ask when [`NEED`] rings.
+    Need = 10 { /** A VM of the caller's. */ vm: VmId } -> Needed;
     /// How memory stands. Anybody may ask.
     Report = 3 {} -> MemoryReport;
     /// How a VM's frames stand.

@@ -123,11 +123,17 @@ impl Memory {
             at += self.shown(vm, Gfn(at))?.1;
         }
         let mut budget = self.budget(vm, report.pages, kernel)?;
+        self.notice(vm, report.pages, kernel);
         let mut at = gfn.0;
         while at < end {
             let (access, shown) = self.shown(vm, Gfn(at))?;
             let pages = shown.min(end - at);
-            self.fill(&report, Gfn(at), pages, access, &mut budget, kernel)?;
+            if let Err(status) = self.fill(&report, Gfn(at), pages, access, &mut budget, kernel) {
+                if status == Status::Exhausted {
+                    self.short(kernel);
+                }
+                return Err(status);
+            }
             at += pages;
         }
         self.keep_reserve(kernel);

@@ -33,6 +33,7 @@ pub mod launch;
 mod mmio;
 mod msr;
 mod msr_list;
+pub mod need;
 mod nmi;
 mod pages;
 pub mod platform;
@@ -44,6 +45,7 @@ mod strings;
 mod vcpu;
 pub mod virtio;
 pub mod vmm;
+pub mod waiting;
 
 pub use aside::PAGES as ASIDE_PAGES;
 pub use platform::{Event, Platform};

@@ -21,6 +21,9 @@ pub trait Platform {
     /// What memory answered.
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
 
+    /// Let a little time pass, 10 ms, in which others may give memory back.
+    fn pause(&mut self) {}
+
     /// Have so many pages more of guest memory promised, or fewer.
     ///
     /// # Errors

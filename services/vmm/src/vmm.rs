@@ -176,6 +176,7 @@ impl<P: Platform> Vmm<P> {
         }
         let resume = self.finish(at, exit, state, resume, lost);
         self.current = MAX_VCPUS;
+        let resume = if resume.action == Action::Run { resume } else { self.parks(at, resume) };
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }

@@ -27,6 +27,8 @@ const WORD: usize = size_of::<u64>();
 const RETRIES: usize = 3;
 /// How long it may take until memory that somebody else had is written back, in milliseconds.
 const PATIENCE_MS: u64 = 200;
+/// How long a device waits before it asks again for a page that memory hasn't, in milliseconds.
+const PAUSE_MS: u64 = 10;
 
 /// Calls memory. One that was restarted has what this VM needs: it enumerates the kernel's tables, and knows the
 /// one slot that this vmm uses. One that is `Busy` has
@@ -133,6 +135,13 @@ impl Platform for OnKernel {
 
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         call_memory(self.memory, &GiveBack { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    fn pause(&mut self) {
+        let until = time::now().0.saturating_add(time::ticks(PAUSE_MS));
+        while time::now().0 < until {
+            core::hint::spin_loop();
+        }
     }
 
     fn promise(&mut self, pages: u64, more: bool) -> Result<(), Status> {

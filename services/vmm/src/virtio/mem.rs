@@ -3,11 +3,17 @@
 //!
 //! Which blocks are plugged, [`Plugged`](crate::plugged::Plugged) knows; the device asks for it by its [`Reach`].
 
+use alloc::vec;
+use alloc::vec::Vec;
 use core::ops::Range;
+
+use caisson_proto::console::Knob;
+use caisson_proto::stats::VmStat;
 
 use super::chain::Chain;
 use super::memory::{Broken, Reach};
 use super::{CONFIG, Device, Served, Trouble, put};
+use crate::need::Told;
 use crate::plugged::BLOCK;
 
 /// The driver knows that it can't read what isn't plugged.
@@ -156,6 +162,25 @@ impl Device for Mem {
             put(&mut config, at, &value.to_le_bytes());
         }
         config
+    }
+
+    fn resize(&mut self, knob: Knob, bytes: u64) -> bool {
+        let fits = bytes <= self.region.end - self.region.start && bytes.is_multiple_of(BLOCK);
+        if knob != Knob::Plugged || !fits {
+            return false;
+        }
+        self.wanted = bytes;
+        true
+    }
+
+    fn follow(&mut self, told: &Told) -> bool {
+        // A driver that was told to wait tries again when something changes, and else only after a minute.
+        told.spare > 0 && self.plugged < self.wanted && core::mem::take(&mut self.refused)
+    }
+
+    fn known(&self) -> Vec<(VmStat, u64)> {
+        let most = self.region.end - self.region.start;
+        vec![(VmStat::Plugged, self.plugged), (VmStat::PlugWanted, self.wanted), (VmStat::PlugMost, most)]
     }
 
     fn serve(&mut self, _: u16, chain: &Chain, memory: &mut dyn Reach) -> Result<Served, Broken> {

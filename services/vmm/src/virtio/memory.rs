@@ -7,7 +7,7 @@ use core::fmt;
 use caisson_proto::abi::Status;
 
 use crate::platform::Platform;
-use crate::ram::Ram;
+use crate::ram::{NoMemory, Ram};
 
 /// What is wrong with a queue or a request. The device does nothing more until the driver resets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,17 +119,34 @@ pub(crate) struct Guest<'a, P> {
     pub platform: &'a mut P,
 }
 
+/// How often a device asks for a page that memory hasn't: for a second. A vCPU can be parked, a device can't.
+const TRIES: u32 = 100;
+
+impl<P: Platform> Guest<'_, P> {
+    /// Does something with guest memory, and again while others may give some back.
+    fn patiently(&mut self, mut act: impl FnMut(&mut Ram, &mut P) -> Result<(), NoMemory>) -> Result<(), Broken> {
+        for _ in 0..TRIES {
+            match act(self.ram, self.platform) {
+                Ok(()) => return Ok(()),
+                Err(NoMemory { refused: Some(Status::Exhausted), .. }) => self.platform.pause(),
+                Err(_) => break,
+            }
+        }
+        Err(Broken::Memory)
+    }
+}
+
 impl<P: Platform> Reach for Guest<'_, P> {
     fn contains(&self, gpa: u64, bytes: u64) -> bool {
         self.ram.is_whole(gpa, bytes)
     }
 
     fn read(&mut self, gpa: u64, into: &mut [u8]) -> Result<(), Broken> {
-        self.ram.read(self.platform, gpa, into).map_err(|_| Broken::Memory)
+        self.patiently(|ram, platform| ram.read(platform, gpa, into))
     }
 
     fn write(&mut self, gpa: u64, from: &[u8]) -> Result<(), Broken> {
-        self.ram.write(self.platform, gpa, from).map_err(|_| Broken::Memory)
+        self.patiently(|ram, platform| ram.write(platform, gpa, from))
     }
 
     fn release(&mut self, gfn: u64, pages: u64) -> Result<(), Status> {

@@ -1,9 +1,12 @@
 //! The devices among the others of their VM: addresses, interrupts, the console, the log.
 
+use caisson_proto::console::Knob;
+
 use super::console::{RECEIVE, TRANSMIT};
 use super::memory::{Guest, Reach};
 use super::mmio::Transport;
 use super::{FIRST_PIN, Trouble, Virtio};
+use crate::need::Told;
 use crate::platform::{Event, Platform};
 use crate::vmm::Vmm;
 
@@ -41,6 +44,28 @@ impl<P: Platform> Vmm<P> {
         }
         if let Some(trouble) = told {
             self.note(Event::Virtio(number, trouble));
+        }
+    }
+
+    /// Changes how much memory the guest is to have. Whether it has a device for that, and may have so much.
+    pub fn resize(&mut self, knob: Knob, bytes: u64) -> bool {
+        (0..self.virtio.count()).any(|number| {
+            let mut taken = false;
+            self.with_virtio(number, |device, _| {
+                taken = device.resize(knob, bytes);
+                None
+            });
+            taken
+        })
+    }
+
+    /// The machine has too little memory, or enough again.
+    pub fn follow(&mut self, told: &Told) {
+        for number in 0..self.virtio.count() {
+            self.with_virtio(number, |device, _| {
+                device.follow(told);
+                None
+            });
         }
     }
 
