@@ -28,6 +28,8 @@ wire_enum! {
         Reclaimed = 3,
         /// [`Notice`](crate::supervisor::Notice) from the supervisor to the console.
         Notices = 4,
+        /// [`Resize`](crate::console::Resize) from the console to a vmm.
+        Resize = 5,
     }
 }
 

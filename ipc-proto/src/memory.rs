@@ -10,6 +10,9 @@ use crate::wire::Done;
 /// Errors are [`Status`] values.
 pub type Error = Status;
 
+/// Doorbell bit (to a vmm): there is too little memory, or enough again, so [`Need`] says something new.
+pub const NEED: u64 = 1 << 30;
+
 /// Slots of one VM at the most; their ids are below this.
 pub const MAX_SLOTS: u64 = 32_764;
 
@@ -83,6 +86,16 @@ replies! {
         /// Never to be used again.
         pub leaked: u64,
     }
+    /// How far the machine is from having enough for VMs that may have more than they were promised, in frames that nobody was
+    /// promised.
+    pub struct Needed {
+        /// How many are lacking; 0 where there is no shortage.
+        pub lacking: u64,
+        /// How many there are beyond plenty.
+        pub spare: u64,
+        /// How many VMs share both.
+        pub vms: u64,
+    }
     /// How the frames of one VM stand, and what memory took from it since the VM or memory itself began.
     pub struct VmFrames {
         /// Mapped in it.
@@ -134,6 +147,19 @@ requests! {
         /** First page. */ gfn: Gfn,
         /** How many, at most 512. */ pages: u64,
     } -> Done;
+    /// Promise a VM more of the memory that it may have: it is sure to get so many pages more. `Exhausted` if others were promised
+    /// what there is, `Range` if it may have no more than it was promised.
+    Promise = 8 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** How many. */ pages: u64,
+    } -> Done;
+    /// Promise a VM less: of what it was promised and hasn't, so many pages, or all there are of these.
+    Unpromise = 9 {
+        /** A VM of the caller's. */ vm: VmId,
+        /** How many. */ pages: u64,
+    } -> Done;
+    /// What is needed of VMs with a balloon: for their vmms to ask when [`NEED`] rings.
+    Need = 10 { /** A VM of the caller's. */ vm: VmId } -> Needed;
     /// How memory stands. Anybody may ask.
     Report = 3 {} -> MemoryReport;
     /// How a VM's frames stand.
@@ -175,20 +201,20 @@ requests! {
     } -> Progress;
     /// Make a gmem: private memory without a host address, for slots of one VM to show. `Invalid` for flags, of which there are none,
     /// and for a length that is 0 or not whole pages; `Exhausted` if there are too many.
-    GmemMake = 8 {
+    GmemMake = 20 {
         /** A VM of the caller's. */ vm: VmId,
         /** 0. */ flags: u64,
         /** Its length. */ bytes: u64,
     } -> GmemMade;
     /// Give a gmem up. `Busy` while a slot shows it; `NotFound` if it isn't the VM's.
-    GmemDrop = 9 {
+    GmemDrop = 21 {
         /** A VM of the caller's. */ vm: VmId,
         /** Which. */ gmem: GmemId,
     } -> Done;
     /// Make guest frames private, or shared again, at most 512, where slots with a gmem show all of them (`NotFound`). What is there turns
     /// in place: the caller reaches it only while it is shared. A plain VM's contents stay, an encrypted VM's are lost.
     /// `Exhausted`, and nothing is done, if there is no room to note it. What the kernel refuses else ends it: ask again.
-    Attribute = 10 {
+    Attribute = 22 {
         /** A VM of the caller's. */ vm: VmId,
         /** First page. */ gfn: Gfn,
         /** How many, at most 512. */ pages: u64,
@@ -197,21 +223,21 @@ requests! {
     /// Back private pages of a plain VM with the contents of the leased ones: how many were filled. If none was, why: `BadLease` for
     /// pages that weren't lent or can't be read, `State` for a shared one, `Exists` for one that is there,
     /// `Poisoned`, `NotFound`, `Exhausted`; `Unsupported` for an encrypted VM, whose processor takes contents at its launch.
-    Fill = 11 {
+    Fill = 23 {
         /** A VM of the caller's. */ vm: VmId,
         /** First page. */ gfn: Gfn,
         /** How many, not more than are leased. */ pages: u64,
     } -> Filled;
     /// Take the private memory behind pages of a gmem, at most 512 pages a call: how many were looked at; go on after
     /// those. What is shared stays. `Invalid` for no page or a range that wraps; `NotFound` for a gmem that isn't the VM's.
-    Punch = 12 {
+    Punch = 24 {
         /** A VM of the caller's. */ vm: VmId,
         /** First page. */ at: GmemAddress,
         /** How many. */ pages: u64,
     } -> Punched;
     /// The memory behind a guest frame that a slot with a gmem shows is broken: nobody sees or gets it any more, and the page is
     /// `Poisoned` until a hole is punched there.
-    Poison = 13 {
+    Poison = 25 {
         /** A VM of the caller's. */ vm: VmId,
         /** Which. */ gfn: Gfn,
     } -> Done;

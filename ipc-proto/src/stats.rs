@@ -260,6 +260,20 @@ statistics! {
         NetCut "net_frames_cut" CUMULATIVE NONE 1;
         /// Frames for it that its port of the switch had no room for.
         NetMissed "net_frames_missed" CUMULATIVE NONE 1;
+        /// What people want the guest's balloon to hold.
+        BalloonAsked "balloon_asked" INSTANT BYTES 1;
+        /// What it is to hold, with what others need.
+        BalloonTarget "balloon_target" INSTANT BYTES 1;
+        /// What its driver says that it holds.
+        BalloonActual "balloon_actual" INSTANT BYTES 1;
+        /// What it can be asked for at the most; 0 without a balloon.
+        BalloonMost "balloon_most" INSTANT BYTES 1;
+        /// Memory that is plugged.
+        Plugged "memory_plugged" INSTANT BYTES 1;
+        /// How much of it is wanted.
+        PlugWanted "memory_plug_wanted" INSTANT BYTES 1;
+        /// How much of it there can be; 0 where none can be plugged.
+        PlugMost "memory_plug_most" INSTANT BYTES 1;
         /// How long the vmm took to ask memory for a page that the guest lacked.
         Populate "populate_cycles_hist" LOG CYCLES BUCKETS;
     }

@@ -62,6 +62,15 @@ pub struct Net {
     pub mac: crate::switch::Mac,
 }
 
+/// Memory that comes and goes while the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Plug {
+    /// Bytes of it at the most, a multiple of 128 MiB.
+    pub most: u64,
+    /// Bytes that the guest is to have of it at first, a multiple of 2 MiB.
+    pub wanted: u64,
+}
+
 /// Devices by virtio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Virtio {
@@ -69,6 +78,8 @@ pub struct Virtio {
     pub disk: Option<Disk>,
     /// The balloon, if it has one.
     pub balloon: Option<Balloon>,
+    /// The memory that can be plugged, if there is any.
+    pub plug: Option<Plug>,
     /// Whether it has a console.
     pub console: bool,
     /// The network's card, if it is in one.

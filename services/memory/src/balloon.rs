@@ -64,6 +64,31 @@ impl Memory {
         Ok(if promised.is_some() { firm.saturating_add(given.min(unpromised)) } else { unpromised })
     }
 
+    /// Promises a VM more of the memory that it may have, as far as nobody else was promised that.
+    pub(crate) fn promise(
+        &mut self, sender: ServiceId, vm: VmId, pages: u64, kernel: &mut impl Kernel,
+    ) -> Result<(), Status> {
+        own(vm, sender, kernel)?;
+        if unpromised(&self.promises, kernel)? < pages {
+            return Err(Status::Exhausted);
+        }
+        // After a restart there is no promise to add to: such a VM gets what nobody else was promised.
+        match self.promises.pages(vm) {
+            Some(_) => self.promises.shift(vm, pages, true).ok_or(Status::Range),
+            None => Ok(()),
+        }
+    }
+
+    /// Promises a VM less.
+    pub(crate) fn unpromise(
+        &mut self, sender: ServiceId, vm: VmId, pages: u64, kernel: &mut impl Kernel,
+    ) -> Result<(), Status> {
+        let report = own(vm, sender, kernel)?;
+        let firm = self.promises.pages(vm).unwrap_or(0).saturating_sub(self.promises.given(vm));
+        let _ = self.promises.shift(vm, pages.min(firm.saturating_sub(report.pages)), false);
+        Ok(())
+    }
+
     /// A VM populated pages: what it gave back is no more than what it lacks.
     pub(crate) fn regain(&mut self, vm: VmId, kernel: &mut impl Kernel) {
         let (Some(promised), given) = (self.promises.pages(vm), self.promises.given(vm)) else { return };

@@ -5,7 +5,7 @@ use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{ServiceId, Tsc, VmId};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::{FrameCount, FrameCounts, TimerSet};
-use caisson_proto::memory::Reclaimed;
+use caisson_proto::memory::{NEED, Reclaimed};
 use caisson_proto::notifier::{NoticesOf, Settle, VmNotices, Want};
 use caisson_proto::wire::{Request, Words};
 use caisson_rt::rings::Outward;
@@ -17,6 +17,8 @@ use zerocopy::IntoBytes;
 const AGAIN: u64 = doorbell::TICKET;
 /// Milliseconds that vCPUs of a dead VM have to stop before memory asks again.
 const LATER_MS: u64 = 1;
+/// Milliseconds from one round of a shortage to the next.
+const ROUND_MS: u64 = 200;
 
 struct OnKernel {
     reclaimed: Option<Outward>,
@@ -83,7 +85,23 @@ impl Kernel for OnKernel {
     }
 
     fn later(&mut self) {
-        let at = Tsc(time::now().0 + time::ticks(LATER_MS));
+        self.ring_in(LATER_MS);
+    }
+
+    fn tell_need(&mut self, vmm: ServiceId) {
+        // One that died has no balloon any more.
+        let _ = ring_doorbell(vmm.index() as u16, NEED);
+    }
+
+    fn next_round(&mut self) {
+        self.ring_in(ROUND_MS);
+    }
+}
+
+impl OnKernel {
+    /// Rings this service in so many milliseconds, and not when it was to be before.
+    fn ring_in(&self, milliseconds: u64) {
+        let at = Tsc(time::now().0 + time::ticks(milliseconds));
         if let Err(status) = caisson_rt::kernel(&TimerSet { at }) {
             defmt::error!("memory: no timer: status {=u8}", status as u8);
         }

@@ -15,6 +15,7 @@ mod counts;
 pub mod gmem;
 pub mod keyed;
 mod make;
+pub mod need;
 mod platform;
 pub mod pool;
 mod private;
@@ -26,12 +27,13 @@ pub mod slots;
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Frame, Gfn, ServiceId, VmId};
 use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
-use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, NoticesOf, Reclaimed};
+use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, Need, NoticesOf, Promise, Reclaimed, Unpromise};
 use caisson_proto::notifier::VmNotices;
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
 use counts::Counts;
 use gmem::Gmems;
+use need::Shortage;
 use platform::Platform;
 use pool::Pool;
 use promise::Promises;
@@ -96,6 +98,10 @@ pub trait Kernel {
     fn again(&mut self) -> bool;
     /// Asks for a doorbell in a moment: others must do something first.
     fn later(&mut self);
+    /// Rings a vmm: what is [needed](caisson_proto::memory::Need) has changed.
+    fn tell_need(&mut self, _: ServiceId) {}
+    /// Asks for a doorbell when a shortage has its next round.
+    fn next_round(&mut self) {}
 }
 
 /// The service's state.
@@ -107,6 +113,7 @@ pub struct Memory {
     counts: Counts,
     slots: Slots<SLOTS, GRANULES>,
     gmems: Gmems<BITMAPS, BINDINGS>,
+    shortage: Shortage,
     /// Where the enumeration of frames goes on; `None` if it is complete.
     scan: Option<Frame>,
     /// Frames have left a VM since the last enumeration.
@@ -126,6 +133,7 @@ impl Memory {
             counts: Counts::new(),
             slots: Slots::new(),
             gmems: Gmems::new(),
+            shortage: Shortage::new(),
             scan: None,
             stale: false,
             owes_settled: false,
@@ -152,6 +160,10 @@ impl Memory {
             reclaim::end_event(report.vm, Gfn(0), kernel);
         }
         self.platform.begin(kernel);
+        if vms(kernel).next().is_some() {
+            // A predecessor may have told of a shortage, and nobody that it is over.
+            self.short(kernel);
+        }
         self.reclaim(kernel);
     }
 
@@ -169,6 +181,13 @@ impl Memory {
             Ok(MemoryCall::VmMake(request)) => answer(self.vm_make(sender, &request, kernel)),
             Ok(MemoryCall::Populate(request)) => answer(self.populate(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::GiveBack(request)) => answer(self.give_back(sender, &request, kernel).map(|()| Done {})),
+            Ok(MemoryCall::Promise(Promise { vm, pages })) => {
+                answer(self.promise(sender, vm, pages, kernel).map(|()| Done {}))
+            }
+            Ok(MemoryCall::Unpromise(Unpromise { vm, pages })) => {
+                answer(self.unpromise(sender, vm, pages, kernel).map(|()| Done {}))
+            }
+            Ok(MemoryCall::Need(Need { vm })) => answer(self.needed(sender, vm, kernel)),
             Ok(MemoryCall::Report(_)) => answer(self.report(kernel)),
             Ok(MemoryCall::FramesOf(FramesOf { vm })) => answer(self.vm_frames(sender, vm, kernel)),
             Ok(MemoryCall::NoticesOf(NoticesOf { vm })) => {
@@ -193,6 +212,9 @@ impl Memory {
             self.owes_settled = true;
         }
         self.platform.look(kernel);
+        if bits & doorbell::TIMER != 0 {
+            self.round(kernel);
+        }
         self.reclaim(kernel);
     }
 

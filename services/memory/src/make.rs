@@ -128,14 +128,21 @@ impl Memory {
             at += pages;
         }
         let mut budget = self.budget(vm, report.pages, kernel)?;
+        self.notice(vm, report.pages, kernel);
         let mut at = gfn.0;
         while at < end {
             let shown = self.shown(vm, Gfn(at))?;
             let pages = shown.pages.min(end - at);
-            if private {
-                self.prepare(&report, Gfn(at), &shown, pages, &mut budget, kernel)?;
+            let filled = if private {
+                self.prepare(&report, Gfn(at), &shown, pages, &mut budget, kernel)
             } else {
-                self.fill(&report, Gfn(at), pages, shown.access(), &mut budget, kernel)?;
+                self.fill(&report, Gfn(at), pages, shown.access(), &mut budget, kernel)
+            };
+            if let Err(status) = filled {
+                if status == Status::Exhausted {
+                    self.short(kernel);
+                }
+                return Err(status);
             }
             at += pages;
         }

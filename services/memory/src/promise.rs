@@ -61,6 +61,13 @@ impl Promises {
         }
     }
 
+    /// More pages are promised, or fewer. `None`, and nothing is changed, if no promise is known or it has no room for that.
+    pub(crate) fn shift(&mut self, vm: VmId, pages: u64, more: bool) -> Option<()> {
+        let promise = self.of(vm)?;
+        let given = if more { promise.given.checked_sub(pages)? } else { promise.given.checked_add(pages)? };
+        (given <= promise.pages).then(|| self.set_given(vm, given))
+    }
+
     /// Frames promised to this VM, which has so many, and not its yet; 0 if no promise is known.
     pub(crate) fn owed(&self, vm: VmId, has: u64) -> u64 {
         self.of(vm).map_or(0, |promise| promise.frames.saturating_sub(promise.given).saturating_sub(has))

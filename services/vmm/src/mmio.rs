@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::supervisor::CrashKind;
-use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
+use caisson_proto::vcpu::{Action, Exit, Groups, Resume, VcpuState};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::dev::{ioapic, lapic, testdev};
@@ -67,6 +67,10 @@ impl<P: Platform> Vmm<P> {
             Err(NoMemory { refused: Some(Status::Dead | Status::Died | Status::Busy), .. }) => {
                 self.forget_fault(at);
                 again(exit)
+            }
+            Err(NoMemory { refused: Some(Status::Exhausted), .. }) if self.waits_for_page(at) => {
+                self.forget_fault(at);
+                Resume { action: Action::Park, ..again(exit) }
             }
             Err(refused) => {
                 if let Some(status) = refused.refused {

@@ -26,6 +26,12 @@ impl Pages {
         words(first, count).any(|(at, mask)| self.0.get(at).is_some_and(|word| word & mask != 0))
     }
 
+    /// How many of these it has.
+    pub fn count(&self, first: u64, count: u64) -> u64 {
+        let ones = |(at, mask): (usize, u64)| self.0.get(at).map_or(0, |word| u64::from((word & mask).count_ones()));
+        words(first, count).map(ones).sum()
+    }
+
     /// Puts them in, or takes them out. What lies past the limit is left out.
     pub fn set(&mut self, first: u64, count: u64, to: bool) {
         for (at, mask) in words(first, count) {
@@ -65,6 +71,7 @@ mod tests {
             for (first, count, to) in steps {
                 let range = first..first + count;
                 prop_assert_eq!(pages.any(first, count), model.range(range.clone()).next().is_some());
+                prop_assert_eq!(pages.count(first, count), model.range(range.clone()).count() as u64);
                 pages.set(first, count, to);
                 // The last word may hold a few more than asked for.
                 for page in range.filter(|page| *page < LIMIT.div_ceil(BITS) * BITS) {

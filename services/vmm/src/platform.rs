@@ -22,6 +22,17 @@ pub trait Platform {
     /// What memory answered.
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
 
+    /// Let a little time pass, 10 ms, in which others may give memory back.
+    fn pause(&mut self) {}
+
+    /// Have so many pages more of guest memory promised, or fewer.
+    ///
+    /// # Errors
+    /// What memory answered: `Exhausted` if others were promised what there is.
+    fn promise(&mut self, _pages: u64, _more: bool) -> Result<(), Status> {
+        Ok(())
+    }
+
     /// All guest memory is the guest's alone from now on: it can be neither read nor written.
     fn seal(&mut self) {}
 

@@ -11,6 +11,7 @@ use caisson_proto::firmware::JOB_PAGES;
 
 use crate::pages::Pages;
 use crate::platform::Platform;
+use crate::plugged::Plugged;
 
 /// Memory below 4 GiB ends here at the latest: 3 GiB. Above are the APICs.
 pub const LOW_END: u64 = 0xc000_0000;
@@ -36,6 +37,8 @@ pub struct NoMemory {
 pub struct Ram {
     low_end: u64,
     high_end: u64,
+    /// What comes and goes while the guest runs, above all other memory.
+    plugged: Plugged,
     backed: Pages,
     /// Given back one by one, or refused with their chunk: they come one by one, so that a balloon keeps what it holds.
     given: Pages,
@@ -48,11 +51,27 @@ pub struct Ram {
 impl Ram {
     /// `bytes` of memory, a multiple of 2 MiB; what exceeds it is left out.
     pub fn new(bytes: u64) -> Self {
+        Self::with_region(bytes, 0)
+    }
+
+    /// The same, and above it a region of so many bytes for memory that is plugged: none of it is yet.
+    pub fn with_region(bytes: u64, region: u64) -> Self {
         let bytes = bytes & !(CHUNK - 1);
         let low_end = bytes.min(LOW_END);
         let high_end = HIGH_START.saturating_add(bytes - low_end);
-        let pages = if high_end > HIGH_START { high_end / PAGE_SIZE } else { low_end / PAGE_SIZE };
-        Self { low_end, high_end, backed: Pages::new(pages), given: Pages::new(pages), epoch: 0, private: false }
+        let plugged = Plugged::new(high_end, region);
+        let pages = match plugged.region() {
+            region if !region.is_empty() => region.end / PAGE_SIZE,
+            _ if high_end > HIGH_START => high_end / PAGE_SIZE,
+            _ => low_end / PAGE_SIZE,
+        };
+        let (backed, given) = (Pages::new(pages), Pages::new(pages));
+        Self { low_end, high_end, plugged, backed, given, epoch: 0, private: false }
+    }
+
+    /// Which memory is plugged.
+    pub fn plugged(&self) -> &Plugged {
+        &self.plugged
     }
 
     /// One past the last byte below 4 GiB.
@@ -68,7 +87,13 @@ impl Ram {
     /// Whether there is memory at this address.
     #[inline]
     pub fn contains(&self, gpa: u64) -> bool {
-        gpa < self.low_end || (gpa >= HIGH_START && gpa < self.high_end)
+        gpa < self.low_end || (gpa >= HIGH_START && gpa < self.high_end) || self.plugged.has(gpa)
+    }
+
+    /// Whether all of these bytes are memory, without a hole.
+    pub fn is_whole(&self, gpa: u64, bytes: u64) -> bool {
+        let Some(end) = gpa.checked_add(bytes) else { return false };
+        end <= self.low_end || (gpa >= HIGH_START && end <= self.high_end) || self.plugged.all(gpa, bytes)
     }
 
     /// Moves whenever pages are given back: what was backed before may not be any more.
@@ -99,6 +124,7 @@ impl Ram {
             match platform.populate(Gfn(chunk), LARGE_PAGES) {
                 Ok(()) => {
                     self.backed.set(chunk, LARGE_PAGES, true);
+                    self.plugged.backed(chunk, LARGE_PAGES);
                     return Ok(());
                 }
                 // There may be a page, or it came before there were no more.
@@ -111,6 +137,7 @@ impl Ram {
             self.given.set(chunk, LARGE_PAGES, true);
         }
         self.backed.set(page, 1, true);
+        self.plugged.backed(page, 1);
         self.given.set(page, 1, false);
         Ok(())
     }
@@ -122,11 +149,12 @@ impl Ram {
     /// `Range` for what isn't all guest memory, `State` for what is the guest's alone; or memory's own. Some of the pages may be
     /// gone then.
     pub fn release(&mut self, platform: &mut impl Platform, gfn: u64, pages: u64) -> Result<(), Status> {
-        let end = gfn.checked_add(pages).ok_or(Status::Range)?;
-        let inside = |start: u64, bytes: u64| gfn >= start / PAGE_SIZE && end <= (start + bytes) / PAGE_SIZE;
-        if !self.ranges().any(|(start, bytes)| inside(start, bytes)) {
+        let bytes = pages.checked_mul(PAGE_SIZE).ok_or(Status::Range)?;
+        let gpa = gfn.checked_mul(PAGE_SIZE).ok_or(Status::Range)?;
+        if !self.is_whole(gpa, bytes) {
             return Err(Status::Range);
         }
+        let end = gfn + pages;
         if self.private {
             return Err(Status::State);
         }
@@ -145,6 +173,43 @@ impl Ram {
             at = next;
         }
         Ok(())
+    }
+
+    /// Plugs blocks of the region, none of which may be plugged yet, once memory has promised them.
+    ///
+    /// # Errors
+    /// `Range` for what isn't whole blocks of the region, `State` if any is plugged; or memory's own, and nothing is changed.
+    pub fn plug(&mut self, platform: &mut impl Platform, gpa: u64, bytes: u64) -> Result<(), Status> {
+        self.check_blocks(gpa, bytes, false)?;
+        platform.promise(bytes / PAGE_SIZE, true)?;
+        self.plugged.set(gpa, bytes, true);
+        Ok(())
+    }
+
+    /// Gives blocks of the region back, all of which must be plugged. They are no memory any more.
+    ///
+    /// # Errors
+    /// `Range` for what isn't whole blocks of the region, `State` if any isn't plugged; or memory's own: then all are
+    /// plugged still, and what was in some of them may be lost.
+    pub fn unplug(&mut self, platform: &mut impl Platform, gpa: u64, bytes: u64) -> Result<(), Status> {
+        self.check_blocks(gpa, bytes, true)?;
+        self.release(platform, gpa / PAGE_SIZE, bytes / PAGE_SIZE)?;
+        // What they were promised and never took, nobody owes them now.
+        let owed = self.plugged.set(gpa, bytes, false);
+        if owed > 0 {
+            // A memory that was started anew knows of no promise.
+            let _ = platform.promise(owed, false);
+        }
+        Ok(())
+    }
+
+    /// Whether these are whole blocks of the region, and all are plugged or none is.
+    fn check_blocks(&self, gpa: u64, bytes: u64, plugged: bool) -> Result<(), Status> {
+        if bytes == 0 || !gpa.is_multiple_of(CHUNK) || !bytes.is_multiple_of(CHUNK) {
+            return Err(Status::Range);
+        }
+        let (count, all) = self.plugged.count(gpa, bytes).ok_or(Status::Range)?;
+        if count == if plugged { all } else { 0 } { Ok(()) } else { Err(Status::State) }
     }
 
     /// What was loaded so far, chunk by chunk and in rising order: address and bytes.
@@ -176,8 +241,8 @@ impl Ram {
     fn cover(&mut self, platform: &mut impl Platform, gpa: u64, len: u64) -> Result<(), NoMemory> {
         let absent = NoMemory { gpa, refused: None };
         let last = gpa.checked_add(len.max(1) - 1).ok_or(absent)?;
-        // One end in each half would straddle the hole.
-        if self.private || !self.contains(gpa) || !self.contains(last) || (gpa < HIGH_START) != (last < HIGH_START) {
+        // Both ends may be memory with a hole between them.
+        if self.private || !self.is_whole(gpa, len.max(1)) {
             return Err(absent);
         }
         let mut at = gpa & !(PAGE_SIZE - 1);

@@ -82,6 +82,8 @@ pub struct Vcpu {
     pub misc_enable: u64,
     /// DE_CFG, of which guests set the bit that makes LFENCE serializing.
     pub de_cfg: u64,
+    /// Since when it waits for a page that memory hasn't, and when it last asked; 0 and 0 if it doesn't.
+    pub waits: (u64, u64),
     /// The last nested fault on memory, and how often it came in a row.
     pub fault: (u64, u32),
 }
@@ -109,6 +111,7 @@ impl Vcpu {
             eoi_armed: false,
             misc_enable: 1,
             de_cfg: 2,
+            waits: (0, 0),
             fault: (0, 0),
         }
     }

@@ -92,7 +92,11 @@ impl<P: Platform> Vmm<P> {
         if config.memory < MIN_MEMORY {
             return Err(SetupError::TooSmall);
         }
-        let mut ram = Ram::new(config.memory);
+        let region = config.virtio.plug.map_or(0, |plug| plug.most);
+        if config.memory.saturating_add(region) > MAX_MEMORY {
+            return Err(SetupError::Config);
+        }
+        let mut ram = Ram::with_region(config.memory, region);
         let loaded = boot::load(&mut platform, &mut ram, config, kernel, initrd)?;
         let boot::Loaded { entry, kernel_end, initrd, .. } = loaded;
         platform.log(Event::Loaded { entry, kernel_end, initrd });
@@ -172,6 +176,7 @@ impl<P: Platform> Vmm<P> {
         }
         let resume = self.finish(at, exit, state, resume, lost);
         self.current = MAX_VCPUS;
+        let resume = if resume.action == Action::Run { resume } else { self.parks(at, resume) };
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }

@@ -22,6 +22,7 @@ fn asked() -> VmConfig {
     let virtio = Wanted {
         disk: Some(Disk { overlay: 0x2000 }),
         balloon: Some(Balloon { target: MIB }),
+        plug: None,
         console: true,
         net: Some(Net { mac: [2, 0, 0, 0, 0, 9] }),
     };

@@ -224,7 +224,7 @@ fn ring_ends(system: &System, ring: &Ring) -> Result<(), Error> {
         }
         let vms_end = match ring.carries {
             Carries::ConsoleOut => Some(from),
-            Carries::ConsoleIn => Some(to),
+            Carries::ConsoleIn | Carries::Resize => Some(to),
             _ => None,
         };
         if let Some(end) = vms_end.filter(|end| !end.per_vm) {

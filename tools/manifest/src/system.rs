@@ -116,6 +116,8 @@ pub enum Carries {
     Reclaimed,
     /// How services ended.
     Notices,
+    /// How much memory a VM is to have.
+    Resize,
 }
 
 impl Carries {
@@ -127,6 +129,7 @@ impl Carries {
             Self::ConsoleIn => RingUse::ConsoleIn,
             Self::Reclaimed => RingUse::Reclaimed,
             Self::Notices => RingUse::Notices,
+            Self::Resize => RingUse::Resize,
         }
     }
 }

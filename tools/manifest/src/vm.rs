@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use caisson_proto::abi::MAX_VCPUS;
 use caisson_proto::layout;
 use caisson_proto::switch::Mac;
-use caisson_proto::vmm::{Balloon, Disk, Encryption, OnReset};
+use caisson_proto::vmm::{Balloon, Disk, Encryption, OnReset, Plug};
 use serde::Deserialize;
 
 use crate::{Error, Size, parse, wrong};
@@ -51,6 +51,10 @@ pub struct VmFile {
     pub balloon: Option<bool>,
     /// How much of the guest's memory the balloon wants.
     pub balloon_target: Option<Size>,
+    /// How much memory it can have at the most, with what is plugged while it runs.
+    pub memory_max: Option<Size>,
+    /// How much of that is plugged at first; none if absent.
+    pub memory_plugged: Option<Size>,
     /// A console by virtio, beside the serial port.
     pub virtio_console: Option<bool>,
     /// The network that it is in: with the other VMs that name the same.
@@ -248,6 +252,36 @@ pub const fn usual_mac(number: u8) -> Mac {
     [2, 0, 0, 0, 0, number]
 }
 
+/// Memory that is plugged comes in regions of a multiple of this many bytes: Linux takes no smaller pieces.
+pub const PLUG_STEP: u64 = 128 << 20;
+/// And at most so much: what a request for all of it can be answered for at once.
+pub const MAX_PLUG: u64 = 16 << 30;
+
+/// Checks how much memory can be plugged into a VM while it runs, and how much of it is at first.
+///
+/// # Errors
+/// [`Error`] if the most is less than the VM has or not in steps of 128 MiB above it, or more is plugged than that leaves.
+pub fn check_plug(name: &str, memory: u64, most: Size, plugged: Option<Size>) -> Result<Plug, Error> {
+    let region = most.0.checked_sub(memory).filter(|region| (1..=MAX_PLUG).contains(region));
+    let Some(region) = region.filter(|region| region.is_multiple_of(PLUG_STEP)) else {
+        return Err(wrong!(
+            "`memory-max` of VM \"{name}\" is {most}: give its memory, {}, and a multiple of {} more, at most {} more",
+            Size(memory),
+            Size(PLUG_STEP),
+            Size(MAX_PLUG)
+        ));
+    };
+    let wanted = plugged.unwrap_or_default();
+    if wanted.0 > region || !wanted.0.is_multiple_of(MEMORY_STEP) {
+        return Err(wrong!(
+            "`memory-plugged` of VM \"{name}\" is {wanted}: give a multiple of {} up to {}, which is `memory-max` less `memory`",
+            Size(MEMORY_STEP),
+            Size(region)
+        ));
+    }
+    Ok(Plug { most: region, wanted: wanted.0 })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +375,22 @@ mod tests {
         }
         let file = VmFile::parse(Path::new("a.toml"), "network = \"lan\"\nmac = \"02:00:00:00:00:07\"").unwrap();
         assert_eq!((file.network.as_deref(), file.mac.as_deref()), (Some("lan"), Some("02:00:00:00:00:07")));
+    }
+
+    #[test]
+    fn memory_that_is_plugged_is_checked() {
+        const MIB: u64 = 1 << 20;
+        let check = |most: u64, plugged| check_plug("a", 256 * MIB, Size(most * MIB), plugged);
+        assert_eq!(check(512, None), Ok(Plug { most: 256 * MIB, wanted: 0 }));
+        assert_eq!(check(384, Some(Size(128 * MIB))), Ok(Plug { most: 128 * MIB, wanted: 128 * MIB }));
+        for most in [0, 128, 256, 257, 300, 256 + (16 << 10) + 128] {
+            assert!(check(most, None).unwrap_err().0.contains("256M, and a multiple of 128M more, at most 16G more"));
+        }
+        for plugged in [1, MIB, 130 * MIB] {
+            assert!(check(384, Some(Size(plugged))).unwrap_err().0.contains("multiple of 2M up to 128M"), "{plugged}");
+        }
+        let file = VmFile::parse(Path::new("d/a.toml"), "memory-max = \"1G\"\nmemory-plugged = \"64M\"\n").unwrap();
+        assert_eq!((file.memory_max, file.memory_plugged), (Some(Size(1 << 30)), Some(Size(64 * MIB))));
     }
 
     #[test]

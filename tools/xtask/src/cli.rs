@@ -35,6 +35,8 @@ pub enum Command {
     Run(RunArgs),
     /// Show what a running machine counts: exits, faults, interrupts, frames, write-backs
     Stats(StatsArgs),
+    /// Show how much memory the guests of a running machine have, and change it: balloon and plugged memory
+    Memory(MemoryArgs),
     /// Build kernel and bundle, and say how to start them
     Image(MachineArgs),
     /// Check everything that must hold; the last line says how many checks passed and failed
@@ -89,6 +91,33 @@ pub struct StatsArgs {
     /// Write the blocks as they are to this file, one after the other, and no table
     #[arg(long, value_name = "FILE")]
     pub raw: Option<PathBuf>,
+    /// The process id of `cargo xtask run`, if several run
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+}
+
+/// How much memory guests are to have.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The machine is one that `cargo xtask run` runs in another terminal. A VM's file says what it can have: `balloon = true`, `memory-max = \"1G\"`.
+The command returns when the VM's devices know; the guest then takes its time.
+
+Exit status: 0 done, 1 the machine doesn't answer, 5 no such machine or VM, or it can't have that much.
+
+Examples:
+  cargo xtask memory
+  cargo xtask memory --vm web --balloon 128M
+  cargo xtask memory --vm web --plug 256M --balloon 0")]
+pub struct MemoryArgs {
+    /// Only this VM, by number from 1 or by name
+    #[arg(long, value_name = "VM")]
+    pub vm: Option<String>,
+    /// The balloon is to hold so much of the guest's memory
+    #[arg(long, value_name = "SIZE")]
+    pub balloon: Option<Size>,
+    /// So much of what can be plugged is to be
+    #[arg(long, value_name = "SIZE")]
+    pub plug: Option<Size>,
     /// The process id of `cargo xtask run`, if several run
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
@@ -225,8 +254,8 @@ pub struct MachineArgs {
     ///
     /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
     /// on-reset = "restart" or "stop", test-devices = true, first-cpu, promised = "256M", disk (relative to the file),
-    /// disk-overlay = "64M", balloon = true, balloon-target = "64M", virtio-console = true, encryption = "sev" or
-    /// "sev-snp" for flat guests. What the file leaves out, the options here say.
+    /// disk-overlay = "64M", balloon = true, balloon-target = "64M", memory-max = "1G", memory-plugged = "256M",
+    /// virtio-console = true, encryption = "sev" or "sev-snp" for flat guests. What the file leaves out, the options here say.
     #[arg(long = "vm", value_name = "FILE.toml")]
     pub vms: Vec<PathBuf>,
     /// Lowest level of log messages to show

@@ -223,7 +223,8 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
     let mut needed = RESERVE;
     for guest in guests {
         // One 512th for nested tables, as much again for the vmm's own.
-        needed += guest.promised + guest.memory / 256 + length(&guest.kernel)?;
+        let (most, plugged) = guest.virtio.plug.map_or((0, 0), |plug| (plug.most, plug.wanted));
+        needed += guest.promised + plugged + (guest.memory + most) / 256 + length(&guest.kernel)?;
         needed += guest.initrd.as_deref().map_or(Ok(0), length)?;
         needed += guest.disk.as_deref().map_or(Ok(0), length)? + guest.own_memory();
     }

@@ -39,12 +39,13 @@ const CONSOLE: u32 = 0o020_600;
 
 /// Modules of the guest's kernel for virtio's devices: file, and where it is among the kernel's modules. What a kernel has built
 /// in is no file.
-const VIRTIO: [(&str, &str); 9] = [
+const VIRTIO: [(&str, &str); 10] = [
     ("virtio", "kernel/drivers/virtio"),
     ("virtio_ring", "kernel/drivers/virtio"),
     ("virtio_mmio", "kernel/drivers/virtio"),
     ("virtio_blk", "kernel/drivers/block"),
     ("virtio_balloon", "kernel/drivers/virtio"),
+    ("virtio_mem", "kernel/drivers/virtio"),
     ("virtio_console", "kernel/drivers/char"),
     ("failover", "kernel/net/core"),
     ("net_failover", "kernel/drivers/net"),
@@ -77,7 +78,8 @@ pub fn assemble(busybox: &Path, modules: &Path) -> Result<Vec<u8>, Failure> {
     for (name, folder) in VIRTIO {
         virtio.extend(unpacked(&modules.join(folder), name)?.map(|content| (name, content)));
     }
-    let mut script = String::new();
+    // What is plugged is to be used at once, and so that it can be unplugged again.
+    let mut script = String::from("echo online_movable > /sys/devices/system/memory/auto_online_blocks\n");
     for (name, content) in in_order(virtio) {
         archive.add(Builder::new(&format!("lib/{name}.ko")).mode(PROGRAM), &content)?;
         script.push_str(&format!("insmod /lib/{name}.ko\n"));

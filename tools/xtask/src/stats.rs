@@ -2,6 +2,7 @@
 //! `show` are the reader's.
 
 pub mod collect;
+pub mod memory;
 pub mod serve;
 mod show;
 

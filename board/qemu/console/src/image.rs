@@ -3,6 +3,7 @@
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{ServiceId, Tsc};
 use caisson_proto::bundle::MAX_RINGS;
+use caisson_proto::console::Resize;
 use caisson_proto::info::{MAX_SHARES, RingUse, ShareInfo, ShareUse};
 use caisson_proto::kernel::TimerSet;
 use caisson_proto::ring::SLOT_BYTES;
@@ -17,6 +18,7 @@ use caisson_rt::share::ShareWindow;
 use caisson_rt::{Server, info, name_of, ring_doorbell, time};
 use heapless::Vec;
 use static_cell::ConstStaticCell;
+use zerocopy::IntoBytes;
 
 /// Rounds over all rings in one activation; after that the console rings itself by timer.
 const ROUNDS: usize = 16;
@@ -51,6 +53,7 @@ struct Image {
     notices: Option<Inward>,
     outputs: Vec<Inward, MAX_RINGS>,
     inputs: Vec<Outward, MAX_RINGS>,
+    resizes: Vec<Outward, MAX_RINGS>,
     stats: Vec<(&'static ShareInfo, ShareWindow), MAX_SHARES>,
     /// An answer to whoever reads statistics: whose they are, and when it may begin.
     report: Option<(Report, Option<ShareWindow>, Tsc)>,
@@ -64,6 +67,7 @@ impl Image {
             notices: None,
             outputs: Vec::new(),
             inputs: Vec::new(),
+            resizes: Vec::new(),
             stats: Vec::new(),
             report: None,
         }
@@ -87,6 +91,11 @@ impl Image {
                 Some(RingUse::ConsoleIn) => {
                     if let Some(ring) = Outward::take(number) {
                         let _ = self.inputs.push(ring);
+                    }
+                }
+                Some(RingUse::Resize) => {
+                    if let Some(ring) = Outward::take(number) {
+                        let _ = self.resizes.push(ring);
                     }
                 }
                 _ => {}
@@ -125,6 +134,7 @@ impl Image {
         for _ in 0..ROUNDS {
             let received = self.console.receive(&mut Ports);
             self.pass_input_on();
+            self.pass_orders_on();
             self.drain_logs();
             self.drain_notices();
             let answers = self.answer();
@@ -166,6 +176,19 @@ impl Image {
                 if written == 0 && ring.wait_room() {
                     break;
                 }
+            }
+        }
+    }
+
+    /// What finds no room waits for the next round.
+    fn pass_orders_on(&mut self) {
+        for ring in &mut self.resizes {
+            let vm = usize::from(ring.info().channel);
+            while let Some((knob, bytes)) = self.console.input().orders().peek(vm) {
+                if ring.send(Resize { knob: knob as u64, bytes }.as_bytes()).is_err() {
+                    break;
+                }
+                self.console.input().orders().done(vm, knob);
             }
         }
     }

@@ -3,6 +3,7 @@
 use caisson_proto::console::{CHANNEL_0, ESCAPE, MAX_CHANNELS};
 use heapless::Deque;
 
+use crate::orders::Orders;
 use crate::report::Requests;
 
 /// Bytes of input that a channel keeps while its guest doesn't read.
@@ -17,13 +18,14 @@ pub struct Input {
     escaped: bool,
     lost: u32,
     requests: Requests,
+    orders: Orders,
 }
 
 impl Input {
     /// Empty; until a channel is named, input is the first guest's.
     pub const fn new() -> Self {
         let backlog = [const { Deque::new() }; MAX_CHANNELS];
-        Self { backlog, current: Some(1), escaped: false, lost: 0, requests: Requests::new() }
+        Self { backlog, current: Some(1), escaped: false, lost: 0, requests: Requests::new(), orders: Orders::new() }
     }
 
     /// Discards input until a channel is named.
@@ -52,7 +54,7 @@ impl Input {
 
     fn keep(&mut self, byte: u8) {
         if self.current == Some(0) {
-            if !self.requests.feed(byte) {
+            if !self.orders.feed(byte) && !self.requests.feed(byte) {
                 self.lose();
             }
             return;
@@ -75,6 +77,11 @@ impl Input {
     /// The channel of a VM whose statistics were asked for.
     pub fn take_request(&mut self) -> Option<usize> {
         self.requests.take()
+    }
+
+    /// What was ordered of VMs' memory.
+    pub fn orders(&mut self) -> &mut Orders {
+        &mut self.orders
     }
 
     /// Copies the beginning of a channel's input to `buffer` and says how many bytes; they stay.

@@ -8,6 +8,7 @@
 
 pub mod input;
 pub mod mux;
+pub mod orders;
 pub mod report;
 pub mod uart;
 

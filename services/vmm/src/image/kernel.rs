@@ -8,7 +8,7 @@ use caisson_proto::cpuid::arrange;
 use caisson_proto::info::ShareUse;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
-use caisson_proto::memory::{GiveBack, Populate};
+use caisson_proto::memory::{GiveBack, Populate, Promise, Unpromise};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::switch::{self, Area, Fetch, Send};
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
@@ -29,6 +29,8 @@ const WORD: usize = size_of::<u64>();
 const RETRIES: usize = 3;
 /// How long it may take until memory that somebody else had is written back, in milliseconds.
 const PATIENCE_MS: u64 = 200;
+/// How long a device waits before it asks again for a page that memory hasn't, in milliseconds.
+const PAUSE_MS: u64 = 10;
 
 /// Calls memory. One that was restarted has what this VM needs: it enumerates the kernel's tables, and knows the
 /// one slot that this vmm uses. One that is `Busy` has
@@ -163,6 +165,22 @@ impl Platform for OnKernel {
 
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         call_memory(self.memory, &GiveBack { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    fn pause(&mut self) {
+        let until = time::now().0.saturating_add(time::ticks(PAUSE_MS));
+        while time::now().0 < until {
+            core::hint::spin_loop();
+        }
+    }
+
+    fn promise(&mut self, pages: u64, more: bool) -> Result<(), Status> {
+        let vm = self.vm;
+        if more {
+            call_memory(self.memory, &Promise { vm, pages }).map(|_| ())
+        } else {
+            call_memory(self.memory, &Unpromise { vm, pages }).map(|_| ())
+        }
     }
 
     fn seal(&mut self) {

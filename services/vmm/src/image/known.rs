@@ -1,7 +1,7 @@
 //! What memory, notifier and the switch know of the VM, asked for when somebody reads its statistics.
 
 use caisson_proto::addr::VmId;
-use caisson_proto::memory::{FramesOf, NoticesOf, VmFrames};
+use caisson_proto::memory::{FramesOf, Need, Needed, NoticesOf, VmFrames};
 use caisson_proto::notifier::VmNotices;
 use caisson_proto::stats::VmStat;
 use caisson_proto::switch::Report;
@@ -27,6 +27,11 @@ impl Known {
     /// Nothing was asked yet of memory and the switch, which are in these slots.
     pub fn new(vm: VmId, memory: u16, switch: Option<u16>) -> Self {
         Self { vm, memory, switch, asked: 0 }
+    }
+
+    /// What is needed of this VM's balloon; `None` if memory doesn't answer.
+    pub fn needed(&self) -> Option<Needed> {
+        call(self.memory, &Need { vm: self.vm }).ok()
     }
 
     /// Asks, unless that was done just now. Who doesn't answer leaves its part as it was.

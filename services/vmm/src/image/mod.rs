@@ -7,34 +7,44 @@ mod known;
 
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{CpuId, ServiceId};
+use caisson_proto::console::{Knob, Resize};
 use caisson_proto::info::RingUse;
 use caisson_proto::kernel::VmKind;
-use caisson_proto::memory::VmMake;
+use caisson_proto::memory::{NEED, Needed, VmMake};
 use caisson_proto::stats::READ;
 use caisson_proto::supervisor::{ExitKind, SetupError};
 use caisson_proto::switch::{self, FRAMES};
 use caisson_proto::vcpu::{Exit, Resume, VcpuState};
 use caisson_proto::vmm::{Encryption, VmConfig, file};
-use caisson_proto::wire::Words;
+use caisson_proto::wire::{Field, Words};
 use caisson_rt::ring::Received;
 use caisson_rt::rings::{Inward, Outward};
-use caisson_rt::{Server, info};
+use caisson_rt::{Server, info, time};
 use caisson_vmm::launch::{Failed, Launch, Policy, Progress};
+use caisson_vmm::need::Told;
 use caisson_vmm::virtio::Virtio;
 use caisson_vmm::{Facts, Vmm};
 use firmware::OnFirmware;
 use kernel::{OnKernel, call_memory};
 use known::Known;
+use zerocopy::IntoBytes;
 
 /// The bit of a guest's policy that asks for SEV-ES (55766 chapter 3).
 const POLICY_ES: u32 = 1 << 2;
 /// SMT is allowed, and a bit that must be one (56860 section 4.3).
 const POLICY_SNP: u64 = 1 << 16 | 1 << 17;
 
+/// How often memory is asked what is needed at the most: once in so many milliseconds.
+const FOLLOW_MS: u64 = 50;
+
 /// The service.
 struct Image {
     vmm: Vmm<OnKernel>,
     input: Option<Inward>,
+    /// How much memory the guest is to have, as people say it.
+    resizes: Option<Inward>,
+    /// When memory was last asked what is needed.
+    followed: u64,
     /// The launch that is under way, of an encrypted VM.
     launch: Option<(Launch, OnFirmware)>,
     /// A slot of input that the guest's port didn't take yet.
@@ -85,6 +95,42 @@ impl Image {
     }
 }
 
+impl Image {
+    /// Asks memory what is needed, unless that was done just now.
+    fn follow(&mut self) {
+        let now = time::now().0;
+        if now.wrapping_sub(self.followed) < time::ticks(FOLLOW_MS) {
+            return;
+        }
+        self.followed = now;
+        if let Some(Needed { lacking, spare, vms }) = self.known.needed() {
+            self.vmm.follow(&Told { lacking, spare, vms });
+        }
+    }
+
+    /// Does what people ordered.
+    fn resize(&mut self) {
+        let Some(resizes) = &mut self.resizes else { return };
+        let mut order = Resize::default();
+        loop {
+            match resizes.receive(order.as_mut_bytes()) {
+                Received::Message(_) => {
+                    let knob = Knob::from_word(order.knob);
+                    if !knob.is_some_and(|knob| self.vmm.resize(knob, order.bytes)) {
+                        defmt::warn!("its memory can't be so: knob {=u64}, {=u64} bytes", order.knob, order.bytes);
+                    }
+                }
+                Received::Nothing => {
+                    if resizes.sleep() {
+                        return;
+                    }
+                }
+                Received::Broken => {}
+            }
+        }
+    }
+}
+
 impl Server for Image {
     fn call(&mut self, _: ServiceId, _: &Words, _: Option<Lease>) -> (Status, Words) {
         (Status::Denied, [0; 8])
@@ -96,6 +142,12 @@ impl Server for Image {
         }
         if bits & READ != 0 {
             self.known.refresh(&mut self.vmm);
+        }
+        if bits & NEED != 0 {
+            self.follow();
+        }
+        if self.resizes.as_ref().is_some_and(|resizes| bits & resizes.data_bit() != 0) {
+            self.resize();
         }
         if bits & self.vmm.platform.room_bit() != 0 {
             self.vmm.console_room();
@@ -134,7 +186,8 @@ fn start() -> ! {
         Encryption::SevEs => (VmKind::SevEs, Policy::Sev(POLICY_ES)),
         Encryption::SevSnp => (VmKind::SevSnp, Policy::Snp(POLICY_SNP)),
     };
-    let pages = (config.memory >> 12) + caisson_vmm::ASIDE_PAGES;
+    let most = config.memory.saturating_add(config.virtio.plug.map_or(0, |plug| plug.most));
+    let pages = (most >> 12) + caisson_vmm::ASIDE_PAGES;
     let request = VmMake {
         kind,
         vcpus: config.vcpus,
@@ -164,6 +217,8 @@ fn start() -> ! {
     let mut image = Image {
         vmm,
         input: Inward::find(RingUse::ConsoleIn),
+        resizes: Inward::find(RingUse::Resize),
+        followed: 0,
         launch: None,
         waiting,
         scratch,
@@ -172,6 +227,7 @@ fn start() -> ! {
     if kind == VmKind::Plain {
         image.vmm.start();
         image.feed();
+        image.resize();
     } else {
         let Some(slot) = caisson_rt::slot_of("sev-firmware") else { give_up(SetupError::Launch, Status::NotFound) };
         let launch = image.vmm.seal(policy).unwrap_or_else(|why| give_up(why, Status::Exhausted));

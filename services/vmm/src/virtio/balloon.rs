@@ -1,11 +1,16 @@
 //! The balloon (virtio 1.3, section 5.5): the guest gives memory back, when the host wants some and whenever it has
 //! free memory to report. What it takes again it simply touches.
 
+use alloc::vec;
 use alloc::vec::Vec;
+
+use caisson_proto::console::Knob;
+use caisson_proto::stats::VmStat;
 
 use super::chain::{self, Chain};
 use super::memory::{Broken, Reach};
 use super::{CONFIG, Device, Served, Trouble, put};
+use crate::need::{self, Told};
 
 /// The guest may take pages back when it runs out of memory.
 const DEFLATE_ON_OOM: u64 = 1 << 2;
@@ -24,11 +29,18 @@ const CALL: u64 = 64 << 10;
 const PER_CALL: u64 = caisson_proto::abi::MAX_PAGES_PER_CALL;
 const PAGE: u64 = caisson_proto::addr::PAGE_SIZE;
 
+/// A guest keeps so many bytes at the least, as any VM has them.
+pub const FLOOR: u64 = 64 << 20;
+
 /// A balloon.
 #[derive(Debug, Default)]
 pub struct Balloon {
-    /// Pages that the host wants.
-    target: u32,
+    /// Pages that people want it to hold.
+    asked: u32,
+    /// Pages that it is to hold beside, since others need them.
+    need: u32,
+    /// Pages that it may be wanted to hold at the most.
+    most: u32,
     /// Pages that the driver says it gave.
     actual: u32,
     /// Pages that were given back, by the balloon or as free, since the device was last told of them.
@@ -39,9 +51,13 @@ pub struct Balloon {
 }
 
 impl Balloon {
-    /// One by which the host wants so many pages of 4 KiB.
-    pub fn new(target: u32) -> Self {
-        Self { target, tell_at: 1, ..Self::default() }
+    /// One by which the host wants so many pages of 4 KiB, and may want up to `most`.
+    pub fn new(asked: u32, most: u32) -> Self {
+        Self { asked, most, tell_at: 1, ..Self::default() }
+    }
+
+    fn target(&self) -> u32 {
+        self.asked.saturating_add(self.need).min(self.most)
     }
 
     fn release(&mut self, memory: &mut dyn Reach, gfn: u64, pages: u64, served: &mut Served) {
@@ -107,7 +123,7 @@ impl Device for Balloon {
 
     fn config(&self) -> [u8; CONFIG] {
         let mut config = [0; CONFIG];
-        put(&mut config, 0, &self.target.to_le_bytes());
+        put(&mut config, 0, &self.target().to_le_bytes());
         put(&mut config, 4, &self.actual.to_le_bytes());
         config
     }
@@ -116,6 +132,33 @@ impl Device for Balloon {
         if let (4, Ok(actual)) = (offset, bytes.try_into()) {
             self.actual = u32::from_le_bytes(actual);
         }
+    }
+
+    fn resize(&mut self, knob: Knob, bytes: u64) -> bool {
+        let pages = u32::try_from(bytes / PAGE).ok().filter(|pages| *pages <= self.most);
+        let (Knob::Balloon, Some(pages)) = (knob, pages) else { return false };
+        self.asked = pages;
+        self.need = self.need.min(self.most - pages);
+        true
+    }
+
+    fn follow(&mut self, told: &Told) -> bool {
+        let Self { asked, actual, most, .. } = *self;
+        let balloon = need::Balloon { asked: asked.into(), actual: actual.into(), most: most.into() };
+        let before = self.target();
+        self.need = u32::try_from(need::follow(self.need.into(), told, &balloon)).unwrap_or(self.need);
+        self.target() != before
+    }
+
+    fn known(&self) -> Vec<(VmStat, u64)> {
+        let bytes = |pages| u64::from(pages) * PAGE;
+        let Self { asked, actual, most, .. } = *self;
+        vec![
+            (VmStat::BalloonAsked, bytes(asked)),
+            (VmStat::BalloonTarget, bytes(self.target())),
+            (VmStat::BalloonActual, bytes(actual)),
+            (VmStat::BalloonMost, bytes(most)),
+        ]
     }
 
     fn reset(&mut self) {

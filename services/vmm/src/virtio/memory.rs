@@ -7,7 +7,7 @@ use core::fmt;
 use caisson_proto::abi::Status;
 
 use crate::platform::Platform;
-use crate::ram::Ram;
+use crate::ram::{NoMemory, Ram};
 
 /// What is wrong with a queue or a request. The device does nothing more until the driver resets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,28 @@ pub trait Reach {
     /// # Errors
     /// `Range` for what isn't all guest memory; or memory's own answer. Some of the pages may be gone then.
     fn release(&mut self, gfn: u64, pages: u64) -> Result<(), Status>;
+
+    /// Of the [blocks](crate::plugged) that these bytes touch, how many are plugged, and how many there are; `None` outside their
+    /// region.
+    fn plugged(&self, _gpa: u64, _bytes: u64) -> Option<(u64, u64)> {
+        None
+    }
+
+    /// Plugs blocks, none of which is plugged.
+    ///
+    /// # Errors
+    /// As [`Ram::plug`].
+    fn plug(&mut self, _gpa: u64, _bytes: u64) -> Result<(), Status> {
+        Err(Status::Range)
+    }
+
+    /// Unplugs blocks, all of which are plugged.
+    ///
+    /// # Errors
+    /// As [`Ram::unplug`].
+    fn unplug(&mut self, _gpa: u64, _bytes: u64) -> Result<(), Status> {
+        Err(Status::Range)
+    }
 }
 
 /// Copies a little-endian number of 16 bits out.
@@ -100,21 +122,49 @@ pub(crate) struct Guest<'a, P> {
     pub platform: &'a mut P,
 }
 
+/// How often a device asks for a page that memory hasn't: for a second. A vCPU can be parked, a device can't.
+const TRIES: u32 = 100;
+
+impl<P: Platform> Guest<'_, P> {
+    /// Does something with guest memory, and again while others may give some back.
+    fn patiently(&mut self, mut act: impl FnMut(&mut Ram, &mut P) -> Result<(), NoMemory>) -> Result<(), Broken> {
+        for _ in 0..TRIES {
+            match act(self.ram, self.platform) {
+                Ok(()) => return Ok(()),
+                Err(NoMemory { refused: Some(Status::Exhausted), .. }) => self.platform.pause(),
+                Err(_) => break,
+            }
+        }
+        Err(Broken::Memory)
+    }
+}
+
 impl<P: Platform> Reach for Guest<'_, P> {
     fn contains(&self, gpa: u64, bytes: u64) -> bool {
-        let Some(end) = gpa.checked_add(bytes) else { return false };
-        self.ram.ranges().any(|(start, length)| gpa >= start && end <= start + length)
+        self.ram.is_whole(gpa, bytes)
     }
 
     fn read(&mut self, gpa: u64, into: &mut [u8]) -> Result<(), Broken> {
-        self.ram.read(self.platform, gpa, into).map_err(|_| Broken::Memory)
+        self.patiently(|ram, platform| ram.read(platform, gpa, into))
     }
 
     fn write(&mut self, gpa: u64, from: &[u8]) -> Result<(), Broken> {
-        self.ram.write(self.platform, gpa, from).map_err(|_| Broken::Memory)
+        self.patiently(|ram, platform| ram.write(platform, gpa, from))
     }
 
     fn release(&mut self, gfn: u64, pages: u64) -> Result<(), Status> {
         self.ram.release(self.platform, gfn, pages)
+    }
+
+    fn plugged(&self, gpa: u64, bytes: u64) -> Option<(u64, u64)> {
+        self.ram.plugged().count(gpa, bytes)
+    }
+
+    fn plug(&mut self, gpa: u64, bytes: u64) -> Result<(), Status> {
+        self.ram.plug(self.platform, gpa, bytes)
+    }
+
+    fn unplug(&mut self, gpa: u64, bytes: u64) -> Result<(), Status> {
+        self.ram.unplug(self.platform, gpa, bytes)
     }
 }

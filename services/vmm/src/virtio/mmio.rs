@@ -3,11 +3,15 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use caisson_proto::console::Knob;
+use caisson_proto::stats::VmStat;
+
 use super::console::Console;
 use super::memory::{Broken, Reach};
 use super::net::Net;
 use super::queue::Queue;
 use super::{Device, Served, Trouble};
+use crate::need::Told;
 
 /// Where a device's own configuration begins.
 const CONFIG: u64 = 0x100;
@@ -90,6 +94,38 @@ impl Transport {
     /// Whether its driver uses it.
     pub fn is_live(&self) -> bool {
         self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// Changes how much memory the guest is to have, and tells its driver; whether that is this device's to change.
+    pub fn resize(&mut self, knob: Knob, bytes: u64) -> bool {
+        let before = self.device.config();
+        if !self.device.resize(knob, bytes) {
+            return false;
+        }
+        if before != self.device.config() {
+            self.changed();
+        }
+        true
+    }
+
+    /// The machine has too little memory, or enough again: the driver is told if that changes something.
+    pub fn follow(&mut self, told: &Told) {
+        if self.device.follow(told) {
+            self.changed();
+        }
+    }
+
+    /// The driver is to look at the configuration.
+    fn changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        if self.status & DRIVER_OK != 0 {
+            self.interrupt |= CHANGED;
+        }
+    }
+
+    /// What the device knows for the VM's statistics.
+    pub fn known(&self) -> Vec<(VmStat, u64)> {
+        self.device.known()
     }
 
     /// The console, if the device is one.

@@ -7,6 +7,7 @@ pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;
+pub mod mem;
 pub mod memory;
 pub mod mmio;
 pub mod net;
@@ -21,12 +22,15 @@ use core::fmt::Debug;
 use core::ops::Range;
 
 use caisson_proto::abi::Status;
+use caisson_proto::console::Knob;
+use caisson_proto::stats::VmStat;
 use caisson_proto::supervisor::SetupError;
 use caisson_proto::vmm::VmConfig;
 
 use self::chain::Chain;
 use self::memory::{Broken, Reach};
 use self::mmio::Transport;
+use crate::need::Told;
 
 /// Bytes of a device's configuration at the most.
 pub const CONFIG: usize = 64;
@@ -47,6 +51,8 @@ pub enum Trouble {
     Broken(Broken),
     /// No more of the disk can be changed: what the guest writes fails.
     DiskFull,
+    /// memory can't promise what the guest would plug.
+    NotPlugged(Status),
     /// memory didn't take pages back.
     NotReleased(Status),
     /// The guest gave back so many pages of 4 KiB so far. Told each time that they have doubled.
@@ -89,6 +95,21 @@ pub trait Device: Debug {
         true
     }
 
+    /// Changes how much memory the guest is to have. Whether it is this device's to change, and can be changed so.
+    fn resize(&mut self, _knob: Knob, _bytes: u64) -> bool {
+        false
+    }
+
+    /// The machine has too little memory, or enough again. Whether its driver is to look at it.
+    fn follow(&mut self, _told: &Told) -> bool {
+        false
+    }
+
+    /// What it knows for the VM's statistics.
+    fn known(&self) -> Vec<(VmStat, u64)> {
+        Vec::new()
+    }
+
     /// The console, if it is one.
     fn console(&mut self) -> Option<&mut console::Console> {
         None
@@ -123,6 +144,7 @@ pub struct Virtio {
 pub fn count(config: &VmConfig) -> usize {
     usize::from(config.virtio.disk.is_some())
         + usize::from(config.virtio.balloon.is_some())
+        + usize::from(config.virtio.plug.is_some())
         + usize::from(config.virtio.console)
         + usize::from(config.virtio.net.is_some())
 }
@@ -142,8 +164,14 @@ impl Virtio {
             devices.push(Transport::new(Box::new(blk::Blk::new(disk))));
         }
         if let Some(wanted) = &config.virtio.balloon {
-            let target = u32::try_from(wanted.target / PAGE).map_err(|_| SetupError::Config)?;
-            devices.push(Transport::new(Box::new(balloon::Balloon::new(target))));
+            let pages = |bytes: u64| u32::try_from(bytes / PAGE).map_err(|_| SetupError::Config);
+            let most = config.memory.saturating_sub(balloon::FLOOR).max(wanted.target);
+            let balloon = balloon::Balloon::new(pages(wanted.target)?, pages(most)?);
+            devices.push(Transport::new(Box::new(balloon)));
+        }
+        if let Some(wanted) = &config.virtio.plug {
+            let region = crate::ram::Ram::with_region(config.memory, wanted.most).plugged().region();
+            devices.push(Transport::new(Box::new(mem::Mem::new(region, wanted.wanted))));
         }
         if config.virtio.console {
             devices.push(Transport::new(Box::new(console::Console::default())));
@@ -159,6 +187,15 @@ impl Virtio {
         let offset = gpa.checked_sub(PLACE.start)?;
         let number = usize::try_from(offset / PAGE).ok().filter(|number| *number < self.devices.len())?;
         Some((number as u8, offset % PAGE))
+    }
+
+    /// What the devices know for the VM's statistics.
+    pub(crate) fn known(&self) -> Vec<(VmStat, u64)> {
+        self.devices.iter().flat_map(|device| device.known()).collect()
+    }
+
+    fn count(&self) -> u8 {
+        self.devices.len() as u8
     }
 
     fn device(&mut self, number: u8) -> Option<&mut Transport> {

@@ -1,9 +1,12 @@
 //! The devices among the others of their VM: addresses, interrupts, the console, the log.
 
+use caisson_proto::console::Knob;
+
 use super::console::{RECEIVE, TRANSMIT};
 use super::memory::{Guest, Reach};
 use super::mmio::Transport;
 use super::{FIRST_PIN, Trouble, Virtio};
+use crate::need::Told;
 use crate::platform::{Event, Platform};
 use crate::vmm::Vmm;
 
@@ -49,6 +52,28 @@ impl<P: Platform> Vmm<P> {
         }
     }
 
+    /// Changes how much memory the guest is to have. Whether it has a device for that, and may have so much.
+    pub fn resize(&mut self, knob: Knob, bytes: u64) -> bool {
+        (0..self.virtio.count()).any(|number| {
+            let mut taken = false;
+            self.with_virtio(number, |device, _| {
+                taken = device.resize(knob, bytes);
+                None
+            });
+            taken
+        })
+    }
+
+    /// The machine has too little memory, or enough again.
+    pub fn follow(&mut self, told: &Told) {
+        for number in 0..self.virtio.count() {
+            self.with_virtio(number, |device, _| {
+                device.follow(told);
+                None
+            });
+        }
+    }
+
     /// Gives bytes to the virtio console; how many it took. `None` if there is none in use.
     pub(crate) fn virtio_input(&mut self, bytes: &[u8]) -> Option<usize> {
         let number = self.virtio.console()?;
@@ -89,6 +114,7 @@ impl Trouble {
         match self {
             Self::Broken(broken) => (broken.why(), 0),
             Self::DiskFull => ("the disk's overlay is full", 0),
+            Self::NotPlugged(status) => ("memory has none to plug: status", status as u64),
             Self::NotReleased(status) => ("memory took no pages back: status", status as u64),
             Self::GaveBack(pages) => ("pages that the guest gave back", pages),
         }

@@ -33,6 +33,7 @@ where
     let virtio = Virtio {
         disk: Some(Disk { overlay: 8192 }),
         balloon: Some(Balloon { target: 0 }),
+        plug: None,
         console: true,
         net: Some(Net { mac: [2; 6] }),
     };

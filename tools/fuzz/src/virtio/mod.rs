@@ -93,7 +93,7 @@ pub fn disk(overlay: u64) -> Transport {
 
 /// A balloon of so many pages.
 pub fn balloon(target: u32) -> Transport {
-    Transport::new(Box::new(Balloon::new(target)) as Box<dyn Device>)
+    Transport::new(Box::new(Balloon::new(target, target.saturating_mul(2))) as Box<dyn Device>)
 }
 
 fn perform(driver: &mut Driver, act: Act) {

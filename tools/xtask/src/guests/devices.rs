@@ -21,18 +21,22 @@ pub fn virtio(name: &str, number: u8, memory: u64, file: &VmFile, disk: Option<&
     if file.balloon_target.is_some() && file.balloon != Some(true) {
         return wrong("`balloon-target` needs `balloon = true`");
     }
+    if file.memory_plugged.is_some() && file.memory_max.is_none() {
+        return wrong("`memory-plugged` needs `memory-max`");
+    }
     let virtio = Virtio {
         disk: disk.map(|path| checked_disk(name, path, file)).transpose()?,
         balloon: match file.balloon {
             Some(true) => Some(vm::check_balloon(name, memory, file.balloon_target)?),
             _ => None,
         },
+        plug: file.memory_max.map(|most| vm::check_plug(name, memory, most, file.memory_plugged)).transpose()?,
         console: file.virtio_console.unwrap_or(false),
         net: card(name, number, file)?,
     };
     if virtio != Virtio::default() && file.encryption.unwrap_or_default() != Encryption::None {
         return wrong(
-            "it is encrypted, so devices can't reach its memory: leave out `disk`, `balloon`, `virtio-console` and `network`",
+            "it is encrypted, so devices can't reach its memory: leave out `disk`, `balloon`, `memory-max`, `virtio-console` and `network`",
         );
     }
     Ok(virtio)
@@ -92,6 +96,8 @@ fn checked_disk(name: &str, path: &Path, file: &VmFile) -> Result<Disk, Failure>
 
 #[cfg(test)]
 mod tests {
+    use caisson_proto::vmm::Plug;
+
     use super::*;
 
     #[test]
@@ -107,6 +113,10 @@ mod tests {
         assert!(said("mac = \"02:00:00:00:00:01\"", None).unwrap_err().contains("needs a `network`"));
         assert_eq!(said("network = \"lan\"", None).unwrap().net, Some(Net { mac: [2, 0, 0, 0, 0, 3] }));
         assert!(said("network = \"lan\"\nencryption = \"sev-snp\"", None).unwrap_err().contains("is encrypted"));
+        assert!(said("memory-plugged = \"2M\"", None).unwrap_err().contains("needs `memory-max`"));
+        let plug = said("memory-max = \"384M\"\nmemory-plugged = \"2M\"", None).unwrap().plug;
+        assert_eq!(plug, Some(Plug { most: 256 * MIB, wanted: 2 * MIB }));
+        assert!(said("memory-max = \"384M\"\nencryption = \"sev\"", None).unwrap_err().contains("is encrypted"));
         assert!(said("balloon = true\nencryption = \"sev\"", None).unwrap_err().contains("is encrypted"));
         assert!(said("", Some(Path::new("/nothing/there"))).unwrap_err().contains("open the disk"));
         assert!(said("", Some(Path::new("/"))).unwrap_err().contains("is no file"));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use caisson_proto::console::{CHANNEL_0, ESCAPE};
+use caisson_proto::console::{CHANNEL_0, ESCAPE, RESIZE};
 use caisson_stats::lines::{Answer, Collector};
 
 use super::serve::Ask;
@@ -38,6 +38,13 @@ fn request(collector: &Collector) -> Vec<u8> {
 impl Asked {
     /// Somebody asks. The bytes for the line, after which the other end's channel is another.
     pub fn ask(&mut self, ask: Ask, now: Instant) -> Vec<u8> {
+        if let Some((knob, value)) = ask.order {
+            // Whether it was heard, the statistics tell.
+            let order = format!("{}{value:x}\n", char::from(knob.letter()));
+            let bytes = [&[ESCAPE, CHANNEL_0, RESIZE, CHANNEL_0.wrapping_add(ask.channel)], order.as_bytes()].concat();
+            ask.answer(Ok(b""));
+            return bytes;
+        }
         let collector = Collector::new(ask.channel);
         let bytes = request(&collector);
         self.waiting.push(Waiting { ask, collector, since: now, asked: now });
@@ -93,6 +100,8 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
+    use caisson_proto::console::Knob;
+
     use super::*;
 
     const ASKS: &[u8] = b"\x010s1";
@@ -126,6 +135,17 @@ mod tests {
         assert_eq!(asked.tick(now + SOON), b"");
         asked.feed(b"s1 none\n", now + SOON);
         assert_eq!(answer(&mut second), b"this machine publishes no statistics of that VM\n");
+    }
+
+    #[test]
+    fn an_order_is_answered_at_once() {
+        let (mut asked, now) = (Asked::default(), Instant::now());
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut order = Ask::new(2, ours);
+        order.order = Some((Knob::Plugged, 0x20_0000));
+        assert_eq!(asked.ask(order, now), b"\x010r2p200000\n");
+        assert_eq!(answer(&mut theirs), b"ok\n");
+        assert_eq!(asked.tick(now + AGAIN), b"", "nobody waits");
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! A running machine's socket, at which others ask for its statistics: a request is a line, the answer is `ok` in a line and then
+//! A running machine's socket, at which others ask for its statistics and order how much memory its VMs are to have: a request is a line, the answer is `ok` in a line and then
 //! what was asked for, or a line that says why not.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use caisson_proto::console::Knob;
 
 use crate::failure::{Context, Failure};
 use crate::paths::{Paths, make_folder};
@@ -13,6 +15,8 @@ use crate::paths::{Paths, make_folder};
 pub const VMS: &str = "vms";
 /// Asks, with a VM's number, for its pages.
 pub const STATS: &str = "stats";
+/// Orders, with a VM's number, a knob's letter and a number of bytes, how much memory it is to have.
+pub const RESIZE: &str = "resize";
 /// Longest request in bytes.
 const LONGEST: u64 = 64;
 /// How long a request may take to arrive, or an answer to be taken.
@@ -23,13 +27,15 @@ const SLOW: Duration = Duration::from_secs(5);
 pub struct Ask {
     /// The VM's channel on the console: its number.
     pub channel: u8,
+    /// Instead of asking, they order how much memory it is to have.
+    pub order: Option<(Knob, u64)>,
     stream: UnixStream,
 }
 
 impl Ask {
     /// Somebody at the other end of `stream` asks for the VM with this channel.
     pub fn new(channel: u8, stream: UnixStream) -> Self {
-        Self { channel, stream }
+        Self { channel, order: None, stream }
     }
 
     /// Answers. Who went away needs none.
@@ -86,15 +92,26 @@ fn serve(stream: UnixStream, vms: &[String], ask: &impl Fn(Ask) -> bool) {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [VMS] => ask_for.answer(Ok(vms.iter().map(|name| format!("{name}\n")).collect::<String>().as_bytes())),
-        [STATS, number] => match number.parse::<u8>() {
+        [STATS, number] | [RESIZE, number, _, _] => match number.parse::<u8>() {
             Ok(number) if (1..=vms.len()).contains(&usize::from(number)) => {
                 ask_for.channel = number;
+                ask_for.order = order(&words);
+                if words.len() > 2 && ask_for.order.is_none() {
+                    return ask_for.answer(Err("no such request"));
+                }
                 ask(ask_for);
             }
             _ => ask_for.answer(Err(&format!("no VM has number {number}; there are {}", vms.len()))),
         },
         _ => ask_for.answer(Err("no such request")),
     }
+}
+
+/// What is ordered by these words.
+fn order(words: &[&str]) -> Option<(Knob, u64)> {
+    let [_, _, letter, bytes] = words else { return None };
+    let knob = Knob::ALL.iter().find(|knob| letter.as_bytes() == [knob.letter()])?;
+    Some((*knob, bytes.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -116,7 +133,8 @@ mod tests {
         let paths = Paths { root: folder.path().into(), target: folder.path().into() };
         let names = vec!["web".to_owned(), "db".to_owned()];
         let server = Server::start(&paths, names, |ask| {
-            ask.answer(Ok(b"pages"));
+            let order = ask.order.map(|(_, bytes)| bytes.to_string());
+            ask.answer(Ok(order.as_deref().unwrap_or("pages").as_bytes()));
             true
         });
         let server = server.unwrap();
@@ -126,6 +144,11 @@ mod tests {
         for number in ["0", "3", "-1", "x"] {
             let answer = asks(&path, format!("stats {number}\n").as_bytes());
             assert!(answer.starts_with("no VM has number"), "{answer}");
+        }
+        assert_eq!(asks(&path, b"resize 1 b 4096\n"), "ok\n4096");
+        assert!(asks(&path, b"resize 3 b 4096\n").starts_with("no VM has number 3"));
+        for bad in [&b"resize 1 x 4096\n"[..], b"resize 1 b -1\n", b"resize 1 b\n", b"resize\n"] {
+            assert_eq!(asks(&path, bad), "no such request\n");
         }
         for bad in [&b"stats\n"[..], b"stats 1 2\n", b"STATS 1\n", &[b'x'; 60]] {
             assert_eq!(asks(&path, bad), "no such request\n");

@@ -1,0 +1,44 @@
+//! vCPUs that wait for a page: memory has none now, and has asked other guests' balloons for some.
+//!
+//! Such a vCPU is parked, so that its guest's others and everything else go on, and faults again a moment later. If nothing has
+//! come after [`PATIENCE_MS`], its VM ends as if nobody could give any.
+
+use caisson_proto::vcpu::{Action, Resume};
+
+use crate::platform::Platform;
+use crate::vcpu::Life;
+use crate::vmm::Vmm;
+
+/// How long a vCPU waits for one page, in milliseconds.
+pub const PATIENCE_MS: u64 = 10_000;
+/// How often it asks meanwhile.
+pub const AGAIN_MS: u64 = 20;
+/// Who hasn't asked for so long begins to wait anew: its guest did something else in between.
+const OTHERWISE_MS: u64 = 1000;
+
+impl<P: Platform> Vmm<P> {
+    /// A vCPU asked for a page in vain; whether it is to wait and ask again.
+    pub(crate) fn waits_for_page(&mut self, at: usize) -> bool {
+        let (now, khz) = (self.platform.now(), self.facts.tsc_khz);
+        let Some(vcpu) = self.vcpus.get_mut(at) else { return false };
+        let (since, last) = vcpu.waits;
+        let goes_on = since != 0 && now.saturating_sub(last) < OTHERWISE_MS.saturating_mul(khz);
+        vcpu.waits = (if goes_on { since } else { now }, now);
+        now.saturating_sub(vcpu.waits.0) < PATIENCE_MS.saturating_mul(khz)
+    }
+
+    /// A vCPU that is to be parked. If it is because it waits for a page, it asks again soon, and takes what interrupts it at once.
+    #[cold]
+    pub(crate) fn parks(&mut self, at: usize, resume: Resume) -> Resume {
+        let is_waiting = self.vcpus.get(at).is_some_and(|vcpu| vcpu.life == Life::Running);
+        if resume.action != Action::Park || !is_waiting {
+            return resume;
+        }
+        if resume.inject != 0 {
+            return Resume { action: Action::Run, ..resume };
+        }
+        let soon = self.platform.now().saturating_add(AGAIN_MS.saturating_mul(self.facts.tsc_khz));
+        let deadline = if resume.deadline == 0 { soon } else { soon.min(resume.deadline) };
+        Resume { deadline, ..resume }
+    }
+}
