@@ -1,7 +1,7 @@
 //! Slots as their VM's handler asks for them.
 //!
-//! Each VM has a region of its own, which is as long as its handler's window on the guest and which a slot shows as a whole
-//! until the handler divides it. Pages have frames only where they are shown: what is deleted or moved is given back, and
+//! Each VM has a region of its own, which is as long as its handler's window on the guest and which a slot shows as a whole, with a
+//! gmem of the same length, until the handler divides it. Pages have frames only where they are shown: what is deleted or moved is given back, and
 //! comes empty elsewhere. memory is the only one that maps, and it asks the slots first; so a change that takes several
 //! calls needs no one else's help to be closed to faults.
 
@@ -84,20 +84,22 @@ impl Memory {
     /// # Errors
     /// [`Status::Exhausted`] if there is no place for it, which the kernel's limits rule out.
     pub(crate) fn show(&mut self, vm: VmId) -> Result<(), Status> {
+        let gmem = self.gmems.create(vm, 0, REGION_PAGES << 12).map_err(|_| Status::Exhausted)?;
         let whole = Wanted {
             id: SlotId(0),
-            flags: SlotFlags::empty(),
+            flags: SlotFlags::GMEM,
             gfn: Gfn(0),
             pages: REGION_PAGES,
             host: HostAddress { region: region(vm), page: 0 },
-            gmem: GmemAddress::default(),
+            gmem: GmemAddress { gmem, page: 0 },
         };
         let slots = &mut self.slots;
         let made = slots
             .vm_make(vm)
             .and_then(|()| slots.region_make(vm, region(vm), REGION_PAGES, Backing::ORDINARY))
             .and_then(|()| slots.set(vm, &whole, HOST));
-        made.map(|_| ()).map_err(|_| Status::Exhausted)
+        made.map_err(|_| Status::Exhausted)?;
+        self.bind(vm, &whole)
     }
 
     /// A VM that memory knows no slots of, since a predecessor made it, shows what it is made with.

@@ -54,8 +54,8 @@ const NEEDS_XSAVE: [u32; 3] = [1 << 12 | 1 << 26 | 1 << 28 | 1 << 29, 1 << 5, 1 
 
 /// Leaf 1 ecx: x2APIC, TSC-deadline timer, hypervisor. All are the vmm's own.
 const OWN_ECX: u32 = 1 << 21 | 1 << 24 | 1 << 31;
-/// KVM features: no I/O delay, both clocks, end of interrupt, IPI, stable clock.
-const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 11 | 1 << 24;
+/// KVM features: no I/O delay, both clocks, end of interrupt, IPI, private memory, stable clock.
+const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 11 | 1 << 16 | 1 << 24;
 /// First leaf of a hypervisor.
 const KVM: u32 = 0x4000_0000;
 

@@ -1,5 +1,7 @@
 //! KVM's hypercalls, by VMMCALL (Linux's Documentation/virt/kvm/x86/hypercalls.rst).
 
+use caisson_proto::abi::Status;
+use caisson_proto::addr::PAGE_SIZE;
 use caisson_proto::vcpu::{CpuidEntry, Exit, Resume, VcpuState};
 
 use crate::dev::ioapic::Message;
@@ -13,13 +15,23 @@ const VAPIC_POLL_IRQ: u64 = 1;
 const KICK_CPU: u64 = 5;
 const SEND_IPI: u64 = 10;
 const SCHED_YIELD: u64 = 11;
+const MAP_GPA_RANGE: u64 = 12;
+/// −KVM_EFAULT, −KVM_E2BIG, −KVM_EINVAL.
+const FAULT: u64 = -14_i64 as u64;
+const TOO_BIG: u64 = -7_i64 as u64;
+const INVALID: u64 = -22_i64 as u64;
+/// Of the attributes of a range: its pages are to be private. Below is the size of the guest's pages, which doesn't matter.
+const ENCRYPTED: u64 = 1 << 4;
+const PAGE_SIZES: u64 = 0xf;
+/// Pages that one call turns at the most: 1 GiB.
+const MOST_PAGES: u64 = 1 << 18;
 /// −KVM_ENOSYS.
 const NO_SUCH_CALL: u64 = -1000_i64 as u64;
 
 /// The calls that always answer the same, for the kernel's table: polling the interrupts, which arrive by themselves, and
 /// what isn't offered of KVM's numbers.
 pub(crate) fn constant() -> impl Iterator<Item = CpuidEntry> {
-    (1..16).filter(|number| !matches!(*number, KICK_CPU | SEND_IPI | SCHED_YIELD)).map(|number| {
+    (1..16).filter(|number| !matches!(*number, KICK_CPU | SEND_IPI | SCHED_YIELD | MAP_GPA_RANGE)).map(|number| {
         let rax = if number == VAPIC_POLL_IRQ { 0 } else { NO_SUCH_CALL };
         let (leaf, answer) = (CpuidEntry::HYPERCALLS + number as u32, [rax as u32, (rax >> 32) as u32, 0, 0]);
         CpuidEntry { leaf, subleaf: 0, flags: CpuidEntry::HYPERCALL, answer, used: 1 }
@@ -45,6 +57,10 @@ impl<P: Platform> Vmm<P> {
             }
             // The other vCPU has a CPU of its own or its turn comes by itself.
             SCHED_YIELD => 0,
+            MAP_GPA_RANGE => {
+                let gpa = self.platform.gpr(exit.vcpu, RBX);
+                self.map_range(gpa, rcx, rdx)
+            }
             VAPIC_POLL_IRQ => 0,
             _ => NO_SUCH_CALL,
         };
@@ -67,6 +83,23 @@ impl<P: Platform> Vmm<P> {
         let message = Message { vector: icr as u8, mode, logical: false, destination: 0, level: false };
         self.send_to(message, targets);
         u64::from(targets.count_ones())
+    }
+
+    /// The guest wants pages private or shared.
+    #[inline(never)]
+    fn map_range(&mut self, gpa: u64, pages: u64, attributes: u64) -> u64 {
+        if !gpa.is_multiple_of(PAGE_SIZE) || pages == 0 || attributes & !(ENCRYPTED | PAGE_SIZES) != 0 {
+            return INVALID;
+        }
+        if pages > MOST_PAGES {
+            return TOO_BIG;
+        }
+        let private = attributes & ENCRYPTED != 0;
+        match self.ram.convert(&mut self.platform, gpa / PAGE_SIZE, pages, private) {
+            Ok(()) => 0,
+            Err(Status::Range) => INVALID,
+            Err(_) => FAULT,
+        }
     }
 
     /// Ends a vCPU's HLT.

@@ -39,6 +39,7 @@ mod pages;
 pub mod platform;
 pub mod plugged;
 mod ports;
+mod private;
 pub mod ram;
 mod startup;
 mod strings;

@@ -33,8 +33,22 @@ pub trait Platform {
         Ok(())
     }
 
-    /// All guest memory is the guest's alone from now on: it can be neither read nor written.
-    fn seal(&mut self) {}
+    /// Back pages that the guest wants private. At most 512 pages.
+    ///
+    /// # Errors
+    /// What memory answered: `State` if it doesn't know that they are to be private.
+    fn populate_private(&mut self, _gfn: Gfn, _pages: u64) -> Result<(), Status> {
+        Err(Status::Unsupported)
+    }
+
+    /// Make pages private, or shared again, where they lie. At most 512 pages. While they are private they can be neither read nor
+    /// written here.
+    ///
+    /// # Errors
+    /// What memory answered.
+    fn convert(&mut self, _gfn: Gfn, _pages: u64, _private: bool) -> Result<(), Status> {
+        Err(Status::Unsupported)
+    }
 
     /// Copy guest memory out. Called for populated ranges only; `false` if it can't be read all the same.
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool;

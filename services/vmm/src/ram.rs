@@ -43,9 +43,11 @@ pub struct Ram {
     /// Given back one by one, or refused with their chunk: they come one by one, so that a balloon keeps what it holds.
     given: Pages,
     /// How often pages were given back.
-    epoch: u64,
-    /// The guest's alone: the vmm can't reach it.
-    private: bool,
+    pub(crate) epoch: u64,
+    /// The guest's alone: the vmm can't reach them, and a fault there would end it.
+    pub(crate) private: Pages,
+    /// They were measured at the guest's launch, and don't come back.
+    sealed: bool,
 }
 
 impl Ram {
@@ -65,8 +67,8 @@ impl Ram {
             _ if high_end > HIGH_START => high_end / PAGE_SIZE,
             _ => low_end / PAGE_SIZE,
         };
-        let (backed, given) = (Pages::new(pages), Pages::new(pages));
-        Self { low_end, high_end, plugged, backed, given, epoch: 0, private: false }
+        let [backed, given, private] = [(); 3].map(|()| Pages::new(pages));
+        Self { low_end, high_end, plugged, backed, given, epoch: 0, private, sealed: false }
     }
 
     /// Which memory is plugged.
@@ -108,6 +110,11 @@ impl Ram {
         self.backed.has(gpa / PAGE_SIZE)
     }
 
+    /// Whether the page of an address is the guest's alone.
+    pub fn is_private(&self, gpa: u64) -> bool {
+        self.private.has(gpa / PAGE_SIZE)
+    }
+
     /// Backs the page of an address: with its whole chunk, unless the guest gave back single pages of that or there aren't so
     /// many.
     ///
@@ -120,8 +127,9 @@ impl Ram {
         let page = gpa / PAGE_SIZE;
         let chunk = page & !(LARGE_PAGES - 1);
         let refused = |status| NoMemory { gpa, refused: Some(status) };
-        if !self.given.any(chunk, LARGE_PAGES) {
-            match platform.populate(Gfn(chunk), LARGE_PAGES) {
+        let private = self.private.count(chunk, LARGE_PAGES);
+        if !self.given.any(chunk, LARGE_PAGES) && (private == 0 || private == LARGE_PAGES) {
+            match self.populate(platform, chunk, LARGE_PAGES) {
                 Ok(()) => {
                     self.backed.set(chunk, LARGE_PAGES, true);
                     self.plugged.backed(chunk, LARGE_PAGES);
@@ -132,7 +140,7 @@ impl Ram {
                 Err(status) => return Err(refused(status)),
             }
         }
-        platform.populate(Gfn(page), 1).map_err(refused)?;
+        self.populate(platform, page, 1).map_err(refused)?;
         if !self.given.any(chunk, LARGE_PAGES) {
             self.given.set(chunk, LARGE_PAGES, true);
         }
@@ -155,7 +163,7 @@ impl Ram {
             return Err(Status::Range);
         }
         let end = gfn + pages;
-        if self.private {
+        if self.sealed {
             return Err(Status::State);
         }
         self.epoch += 1;
@@ -232,8 +240,11 @@ impl Ram {
         for (start, bytes) in self.ranges() {
             self.cover(platform, start, bytes)?;
         }
-        self.private = true;
-        platform.seal();
+        for (start, bytes) in self.ranges() {
+            self.private.set(start / PAGE_SIZE, bytes / PAGE_SIZE, true);
+        }
+        self.sealed = true;
+        self.epoch += 1;
         Ok(())
     }
 
@@ -242,7 +253,8 @@ impl Ram {
         let absent = NoMemory { gpa, refused: None };
         let last = gpa.checked_add(len.max(1) - 1).ok_or(absent)?;
         // Both ends may be memory with a hole between them.
-        if self.private || !self.is_whole(gpa, len.max(1)) {
+        let pages = gpa / PAGE_SIZE..last / PAGE_SIZE + 1;
+        if !self.is_whole(gpa, len.max(1)) || self.private.any(pages.start, pages.end - pages.start) {
             return Err(absent);
         }
         let mut at = gpa & !(PAGE_SIZE - 1);

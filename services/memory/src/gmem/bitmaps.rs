@@ -53,6 +53,18 @@ impl<const N: usize> Bitmaps<N> {
         map.and_then(|map| map.get((page % PAGES / 64) as usize)).is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 
+    /// How many bits of a range are set.
+    pub fn count(&self, plane: Plane, of: u16, pages: &Range<u64>) -> u64 {
+        let mut count = 0;
+        for (key, place) in self.index.range(keys(plane, of, pages)) {
+            for (at, mask) in words((key & ((1 << 40) - 1)) * PAGES, pages) {
+                let bits = self.maps.get(usize::from(place)).and_then(|map| map.get(at)).map_or(0, |word| word & mask);
+                count += u64::from(bits.count_ones());
+            }
+        }
+        count
+    }
+
     /// Whether any bit is set.
     pub fn any(&self, plane: Plane, of: u16) -> bool {
         let mut maps = self.index.range(key(plane, of, 0)..key(plane, of, 0) + (1 << 40));
@@ -187,6 +199,7 @@ mod tests {
                     set.extend(range.clone());
                 }
                 prop_assert!((0..5000).all(|page| bits.get(Plane::Private, 3, page) == set.contains(&page)));
+                prop_assert_eq!(bits.count(Plane::Private, 3, &range), set.range(range.clone()).count() as u64);
                 prop_assert_eq!(bits.any(Plane::Private, 3), !set.is_empty());
                 prop_assert!(!bits.any(Plane::Private, 4) && !bits.any(Plane::Poisoned, 3), "others have nothing to do with it");
             }

@@ -159,9 +159,14 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
         }
     }
 
-    /// Whether a page of a gmem is broken.
-    pub fn is_poisoned(&self, at: GmemAddress) -> bool {
-        self.bits.get(Plane::Poisoned, at.gmem.0, at.page)
+    /// How many of these guest frames a VM wants private.
+    pub fn count_private(&self, vm: VmId, frames: &Range<u64>) -> u64 {
+        self.bits.count(Plane::Private, vm.index() as u16, frames)
+    }
+
+    /// Whether any of these pages of a gmem is broken.
+    pub fn any_poisoned(&self, at: GmemAddress, pages: u64) -> bool {
+        self.bits.count(Plane::Poisoned, at.gmem.0, &(at.page..at.page + pages)) > 0
     }
 
     /// A page of a gmem is broken.

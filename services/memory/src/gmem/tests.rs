@@ -86,7 +86,7 @@ fn a_binding_to_a_gmem_that_is_gone_is_stale() {
     assert_eq!(Error::Stale.status(), Status::Unbound);
     let next = gmems.create(VM, 0, 2048 << 12).unwrap();
     assert_eq!(next, id, "in the same place");
-    assert!(!gmems.is_poisoned(GmemAddress { gmem: id, page: 600 }));
+    assert!(!gmems.any_poisoned(GmemAddress { gmem: id, page: 0 }, 2048));
     assert_eq!(gmems.binding(VM, SLOT, Gfn(BASE)), Err(Error::Stale));
     assert_eq!(gmems.bind(VM, SlotId(6), Gfn(0), 1024, next, 512 << 12), Ok(()));
     assert_eq!(gmems.unbind(VM, SLOT), Ok(()));

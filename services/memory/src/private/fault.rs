@@ -21,16 +21,11 @@ impl Memory {
     pub(crate) fn may_be(
         &self, report: &VmReport, gfn: Gfn, shown: &Shown, pages: u64, private: bool,
     ) -> Result<(), Status> {
-        for page in 0..pages {
-            if self.gmems.is_private(report.vm, Gfn(gfn.0 + page)) != private {
-                return Err(Status::State);
-            }
-            let at = shown.gmem.map(|at| caisson_proto::slots::GmemAddress { page: at.page + page, ..at });
-            if at.is_some_and(|at| self.gmems.is_poisoned(at)) {
-                return Err(Status::Poisoned);
-            }
+        if self.gmems.count_private(report.vm, &(gfn.0..gfn.0 + pages)) != if private { pages } else { 0 } {
+            return Err(Status::State);
         }
-        Ok(())
+        let broken = shown.gmem.is_some_and(|at| self.gmems.any_poisoned(at, pages));
+        if broken { Err(Status::Poisoned) } else { Ok(()) }
     }
 
     /// Sees to it that pages are there and the guest's alone, at each fault: what is so already is left alone. One that stopped

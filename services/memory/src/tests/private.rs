@@ -84,6 +84,8 @@ fn what_may_become_private() {
     assert_eq!(ask(&mut memory, &mut fake, 5, &range(4095, 2)), Err(Status::NotFound), "no slot shows the second");
     assert_eq!(ask(&mut memory, &mut fake, 6, &range(0, 1)), Err(Status::Denied));
     let plain = make(&mut memory, &mut fake, 6, 512).unwrap();
+    while ask(&mut memory, &mut fake, 6, &slot(plain, 0, 0, 0, 0)).unwrap().more {}
+    ask(&mut memory, &mut fake, 6, &slot(plain, 0, 0, 4096, 0)).unwrap();
     assert_eq!(ask(&mut memory, &mut fake, 6, &attribute(plain, 0, 1, true)), Err(Status::NotFound), "it has no gmem");
     assert!(fake.turned.is_empty());
 }
@@ -149,7 +151,6 @@ fn without_room_to_note_it_nothing_turns() {
     let mut at = 0;
     // A piece of a bitmap each.
     let wide = make(&mut memory, &mut fake, 6, 512).unwrap();
-    whole_of(&mut memory, &mut fake, 6, wide);
     while last.is_ok() && at < 1000 {
         last = ask(&mut memory, &mut fake, 6, &attribute(wide, at * 512, 1, true)).map(|_| ());
         at += 1;
@@ -160,15 +161,6 @@ fn without_room_to_note_it_nothing_turns() {
     assert!(fake.turned.is_empty());
     assert!(ask(&mut memory, &mut fake, 6, &attribute(wide, 0, 1, false)).is_ok());
     assert!(ask(&mut memory, &mut fake, 5, &attribute(vm, 0, 1, true)).is_ok());
-}
-
-/// All of a VM's memory has a gmem.
-fn whole_of(memory: &mut Memory, fake: &mut Fake, service: u16, vm: VmId) {
-    while ask(memory, fake, service, &slot(vm, 0, 0, 0, 0)).unwrap().more {}
-    let gmem = ask(memory, fake, service, &GmemMake { vm, flags: 0, bytes: crate::REGION_PAGES << 12 }).unwrap().gmem;
-    let at = GmemAddress { gmem, page: 0 };
-    let with = SlotSet { flags: SlotFlags::GMEM, gmem: at, ..slot(vm, 0, 0, crate::REGION_PAGES, 0) };
-    ask(memory, fake, service, &with).unwrap();
 }
 
 #[test]

@@ -75,8 +75,8 @@ fn a_vm_is_made_with_one_slot_that_shows_all_of_its_region() {
     assert_eq!(ask(&mut memory, &mut fake, 5, &SlotInfo { vm, slot: SlotId(1) }), Err(Status::NotFound));
     assert_eq!(
         ask(&mut memory, &mut fake, 5, &slot(vm, 0, 0, REGION_PAGES, 0)),
-        Ok(Progress { more: false }),
-        "it is so"
+        Err(Status::Invalid),
+        "it has a gmem, and stays as it is"
     );
     assert_eq!(ask(&mut memory, &mut fake, 5, &slot(vm, 1, 9, 1, 9)), Err(Status::Exists));
     assert_eq!(ask(&mut memory, &mut fake, 5, &slot(vm, 0, 0, 9, 0)), Err(Status::Invalid));
@@ -210,7 +210,8 @@ fn only_a_vms_handler_has_its_slots() {
     let (mut memory, mut fake, vm) = divided();
     assert_eq!(ask(&mut memory, &mut fake, 6, &slot(vm, 1, 0, 0, 0)), Err(Status::Denied));
     assert_eq!(ask(&mut memory, &mut fake, 6, &SlotInfo { vm, slot: SlotId(0) }), Err(Status::Denied));
-    let gmem = SlotSet { flags: SlotFlags::GMEM, ..slot(vm, 3, 9000, 1, 9000) };
+    let none = GmemAddress { gmem: caisson_proto::slots::GmemId(50), page: 0 };
+    let gmem = SlotSet { flags: SlotFlags::GMEM, gmem: none, ..slot(vm, 3, 9000, 1, 9000) };
     assert_eq!(ask(&mut memory, &mut fake, 5, &gmem), Err(Status::NotFound), "there is no such gmem");
     let start = HostAddress { region: Region(vm.index() as u16), page: 0 };
     assert_eq!(ask(&mut memory, &mut fake, 6, &Discard { vm, start, pages: 1 }), Err(Status::Denied));

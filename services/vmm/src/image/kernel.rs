@@ -8,7 +8,7 @@ use caisson_proto::cpuid::arrange;
 use caisson_proto::info::ShareUse;
 use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
-use caisson_proto::memory::{GiveBack, Populate, Promise, Unpromise};
+use caisson_proto::memory::{Attribute, GiveBack, Populate, Promise, Unpromise};
 use caisson_proto::supervisor::ExitKind;
 use caisson_proto::switch::{self, Area, Fetch, Send};
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
@@ -67,8 +67,6 @@ pub struct OnKernel {
     output: Option<Outward>,
     /// Where the VM's statistics are read, if anybody does.
     share: ShareWindow,
-    /// The window is empty, and a fault in it would end this service.
-    sealed: bool,
 }
 
 impl OnKernel {
@@ -83,7 +81,6 @@ impl OnKernel {
             states,
             output,
             share: ShareWindow::held(ShareUse::Stats).unwrap_or(ShareWindow::NONE),
-            sealed: false,
         }
     }
 
@@ -183,18 +180,22 @@ impl Platform for OnKernel {
         }
     }
 
-    fn seal(&mut self) {
-        self.sealed = true;
+    fn populate_private(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages, private: true }).map(|_| ())
+    }
+
+    fn convert(&mut self, gfn: Gfn, pages: u64, private: bool) -> Result<(), Status> {
+        call_memory(self.memory, &Attribute { vm: self.vm, gfn, pages, private }).map(|_| ())
     }
 
     #[inline]
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
-        !self.sealed && self.guest.read(gpa, into).is_ok()
+        self.guest.read(gpa, into).is_ok()
     }
 
     #[inline]
     fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool {
-        !self.sealed && self.guest.write(gpa, from).is_ok()
+        self.guest.write(gpa, from).is_ok()
     }
 
     #[inline]
