@@ -6,6 +6,7 @@ mod impostor;
 mod judges;
 mod kill;
 mod machines;
+mod pressure;
 mod recycle;
 mod statistics;
 mod steps;
@@ -15,6 +16,8 @@ mod virtio;
 mod witness;
 
 use std::time::Instant;
+
+pub use pressure::soak;
 
 use crate::cli::TestArgs;
 use crate::failure::{Failure, Status};
@@ -90,6 +93,11 @@ const STEPS: &[Step] = &[
         name: "kill-services",
         about: "each service in turn is killed under two busy guests, which go on; a vmm ends its own guest only",
         run: kill::run,
+    },
+    Step {
+        name: "pressure",
+        about: "guests with more memory than there is, whose sizes change while services are killed: no page is lost, no frame leaks",
+        run: pressure::run,
     },
     Step {
         name: "recycle-asids",
