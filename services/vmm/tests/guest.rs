@@ -6,7 +6,7 @@ use caisson_proto::exits::code;
 use caisson_proto::supervisor::{CrashKind, ExitKind};
 use caisson_proto::vcpu::{Action, ExitFlags, Groups};
 use caisson_vmm::Event;
-use caisson_vmm::cpuid;
+use caisson_vmm::{cpuid, waiting};
 use common::{CODE, Machine, PROTECTION};
 use proptest::prelude::*;
 
@@ -128,8 +128,34 @@ fn memory_comes_when_it_is_touched() {
     let resume = machine.exit(0, code::NPF, 4, 0xa0_1234);
     assert_eq!((resume.rip, resume.inject, resume.clear_shadow), (0x20_0200, 0, false));
     assert!(machine.fake().backed[5 * 512..6 * 512].iter().all(|backed| *backed));
-    machine.fake().refuse_memory = true;
-    machine.exit(0, code::NPF, 4, 0xc0_0000);
+}
+
+#[test]
+fn who_asks_for_memory_in_vain_waits_and_then_ends() {
+    let mut machine = Machine::new(1);
+    let wait = |machine: &mut Machine, ms: u64| *machine.fake().time.get_mut() += ms * common::KHZ;
+    let mut page = 0xc0_0000;
+    let fault = |machine: &mut Machine, page| machine.exit(0, code::NPF, 4, page);
+    for round in 0..2 {
+        machine.fake().refuse_memory = true;
+        for _ in 0..waiting::PATIENCE_MS / waiting::AGAIN_MS {
+            let resume = fault(&mut machine, page);
+            let soon = machine.fake().time.get() + waiting::AGAIN_MS * common::KHZ;
+            assert!(resume.action == Action::Park && resume.deadline.abs_diff(soon) < 10, "{resume:?}");
+            assert_eq!(resume.rip, 0x20_0200, "it faults again");
+            wait(&mut machine, waiting::AGAIN_MS - 1);
+        }
+        machine.fake().refuse_memory = round > 0;
+        if round == 0 {
+            // Somebody gave some.
+            assert_eq!(fault(&mut machine, page).action, Action::Run);
+            (page, machine.fake().refuse_memory) = (0xe0_0000, true);
+            wait(&mut machine, 2000);
+        }
+    }
+    assert!(!machine.vmm.is_over());
+    wait(&mut machine, 900);
+    fault(&mut machine, page);
     let (kind, words) = machine.fake().ended.unwrap();
     assert_eq!((kind, words[0]), (ExitKind::Crashed, CrashKind::NoMemory as u64));
 }

@@ -7,6 +7,7 @@ mod judges;
 mod kill;
 mod machines;
 mod network;
+mod pressure;
 mod recycle;
 mod statistics;
 mod steps;
@@ -16,6 +17,8 @@ mod virtio;
 mod witness;
 
 use std::time::Instant;
+
+pub use pressure::soak;
 
 use crate::cli::TestArgs;
 use crate::failure::{Failure, Status};
@@ -91,6 +94,11 @@ const STEPS: &[Step] = &[
         name: "kill-services",
         about: "each service in turn is killed under two busy guests, which go on; a vmm ends its own guest only",
         run: kill::run,
+    },
+    Step {
+        name: "pressure",
+        about: "guests with more memory than there is, whose sizes change while services are killed: no page is lost, no frame leaks",
+        run: pressure::run,
     },
     Step {
         name: "recycle-asids",

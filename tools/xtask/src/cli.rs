@@ -41,6 +41,8 @@ pub enum Command {
     Image(MachineArgs),
     /// Check everything that must hold; the last line says how many checks passed and failed
     Test(TestArgs),
+    /// Keep guests that may have more memory than there is at work for minutes, change their sizes and kill services meanwhile
+    Soak(SoakArgs),
     /// Run seeds of the simulated machine: the kernel's rules and the services under a random scheduler
     Sim(SimArgs),
     /// Search for inputs that break what decodes a guest's, a service's or a file's words
@@ -137,6 +139,27 @@ pub struct TestArgs {
     /// List steps and machines
     #[arg(long)]
     pub list: bool,
+}
+
+/// How long guests are kept at work.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Three Linux guests write random data, check it again and again and free it, in a machine with less memory than they have, while the sizes of
+their balloons and of their plugged memory change and the services memory and notifier are killed. In the end each byte must be as it was
+written, and every frame be free. `cargo xtask test --only pressure` is the same for a minute.
+
+Exit status: 0 nothing was lost, 1 something was: the seed and how to do the same again are in the last line.
+
+Examples:
+  cargo xtask soak
+  cargo xtask soak --minutes 60 --seed 7")]
+pub struct SoakArgs {
+    /// How long
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub minutes: u64,
+    /// Says what is changed and who is killed, and when
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// Which seeds to run.

@@ -81,6 +81,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Fuzz(args) => fuzz::fuzz(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Stats(args) => stats::stats(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Memory(args) => stats::memory::memory(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => check::soak(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Sim(args) => sim::sim(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Book => book::build(&paths).map(|place| {
             println!("{}", place.join("index.html").display());

@@ -56,6 +56,10 @@ pub struct Fake {
     pub ended: Option<(ExitKind, [u64; 4])>,
     /// What was logged.
     pub events: Vec<Event>,
+    /// Pages that were promised beside those from the start.
+    pub promised: u64,
+    /// Instead of `memory`: pages anywhere, as far as they are backed.
+    pub sparse: Option<BTreeMap<u64, Vec<u8>>>,
 }
 
 const PAGE: usize = 4096;
@@ -75,6 +79,16 @@ impl Fake {
         }
     }
 
+    /// Memory that may lie anywhere.
+    pub fn sparse() -> Self {
+        Self { sparse: Some(BTreeMap::new()), ..Self::new(0, 1) }
+    }
+
+    /// The bytes of a range, page by page. What isn't backed fails the test.
+    fn each(gpa: Gpa, length: usize) -> impl Iterator<Item = (u64, usize)> {
+        (gpa.0..gpa.0 + length as u64).map(|at| (at / PAGE as u64, at as usize % PAGE))
+    }
+
     /// Memory, where it is and how far into it this address is. What isn't backed fails the test.
     fn place(&self, gpa: Gpa, length: usize) -> (bool, usize) {
         if let Some(offset) = gpa.0.checked_sub(ASIDE).filter(|offset| *offset < self.aside.len() as u64) {
@@ -88,6 +102,10 @@ impl Fake {
 
 impl Platform for Fake {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        if let Some(sparse) = &mut self.sparse {
+            (gfn.0..gfn.0 + pages).for_each(|page| _ = sparse.entry(page).or_insert_with(|| vec![0; PAGE]));
+            return Ok(());
+        }
         let is_aside = gfn.0 << 12 == ASIDE && pages == caisson_vmm::ASIDE_PAGES && self.aside.is_empty();
         assert!(is_aside || pages <= 512 && (gfn.0 + pages) << 12 <= self.memory.len() as u64);
         if self.refuse_memory || self.refuse_chunks && pages > 1 && !is_aside {
@@ -103,6 +121,10 @@ impl Platform for Fake {
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         assert!(pages > 0 && pages <= 512 && gfn.0 / 512 == (gfn.0 + pages - 1) / 512);
         self.given_back.push((gfn.0, pages));
+        if let Some(sparse) = &mut self.sparse {
+            (gfn.0..gfn.0 + pages).for_each(|page| _ = sparse.remove(&page));
+            return Ok(());
+        }
         for page in gfn.0 as usize..(gfn.0 + pages) as usize {
             self.backed[page] = false;
             // Whoever takes it next finds zeros.
@@ -110,13 +132,26 @@ impl Platform for Fake {
         }
         if self.refuse_memory { Err(Status::Dead) } else { Ok(()) }
     }
+    fn promise(&mut self, pages: u64, more: bool) -> Result<(), Status> {
+        self.promised = if more { self.promised + pages } else { self.promised - pages };
+        Ok(())
+    }
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> bool {
+        if let Some(sparse) = &self.sparse {
+            Self::each(gpa, into.len()).zip(into).for_each(|((page, at), byte)| *byte = sparse[&page][at]);
+            return true;
+        }
         let (aside, at) = self.place(gpa, into.len());
         let memory = if aside { &self.aside } else { &self.memory };
         into.copy_from_slice(&memory[at..][..into.len()]);
         true
     }
     fn write(&mut self, gpa: Gpa, from: &[u8]) -> bool {
+        if let Some(sparse) = &mut self.sparse {
+            let mut put = |(page, at): (u64, usize), byte| sparse.get_mut(&page).expect("it is backed")[at] = byte;
+            Self::each(gpa, from.len()).zip(from).for_each(|(place, byte)| put(place, *byte));
+            return true;
+        }
         let (aside, at) = self.place(gpa, from.len());
         let memory = if aside { &mut self.aside } else { &mut self.memory };
         memory[at..][..from.len()].copy_from_slice(from);

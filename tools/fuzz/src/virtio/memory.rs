@@ -1,7 +1,14 @@
 //! Guest memory that is nothing but bytes. It fails the test if a device reaches beyond it.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use caisson_proto::abi::Status;
+use caisson_vmm::plugged::BLOCK;
 use caisson_vmm::virtio::memory::{Broken, Reach};
+
+/// Where memory can be plugged. There are no bytes behind it.
+pub const REGION: Range<u64> = 4 << 30..(4 << 30) + 64 * BLOCK;
 
 /// The memory, from address 0 on.
 #[derive(Debug, Default)]
@@ -14,6 +21,8 @@ pub struct Flat {
     pub refuses: Option<Status>,
     /// None of it can be had any more.
     pub is_gone: bool,
+    /// Blocks of [`REGION`] that are plugged.
+    pub plugged: BTreeSet<u64>,
     /// Where was written, access by access: first byte and how many.
     pub written: Vec<(u64, usize)>,
 }
@@ -57,6 +66,33 @@ impl Reach for Flat {
         }
         self.written.push((gpa, from.len()));
         self.bytes[gpa as usize..][..from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn plugged(&self, gpa: u64, bytes: u64) -> Option<(u64, u64)> {
+        let end = gpa.checked_add(bytes).filter(|end| gpa >= REGION.start && *end <= REGION.end)?;
+        let blocks = gpa / BLOCK..end.div_ceil(BLOCK);
+        Some((self.plugged.range(blocks.clone()).count() as u64, blocks.end - blocks.start))
+    }
+
+    fn plug(&mut self, gpa: u64, bytes: u64) -> Result<(), Status> {
+        assert!(gpa.is_multiple_of(BLOCK) && bytes.is_multiple_of(BLOCK) && bytes > 0);
+        assert_eq!(self.plugged(gpa, bytes).map(|(plugged, _)| plugged), Some(0), "blocks that are plugged");
+        if let Some(status) = self.refuses {
+            return Err(status);
+        }
+        self.plugged.extend(gpa / BLOCK..(gpa + bytes) / BLOCK);
+        Ok(())
+    }
+
+    fn unplug(&mut self, gpa: u64, bytes: u64) -> Result<(), Status> {
+        assert!(gpa.is_multiple_of(BLOCK) && bytes.is_multiple_of(BLOCK) && bytes > 0);
+        let count = bytes / BLOCK;
+        assert_eq!(self.plugged(gpa, bytes), Some((count, count)), "blocks that aren't plugged");
+        if let Some(status) = self.refuses {
+            return Err(status);
+        }
+        self.plugged.retain(|block| !(gpa / BLOCK..(gpa + bytes) / BLOCK).contains(block));
         Ok(())
     }
 

@@ -6,10 +6,15 @@ pub mod memory;
 use std::sync::OnceLock;
 
 use arbitrary::{Arbitrary, Unstructured};
+use caisson_proto::abi::Status;
+use caisson_proto::console::Knob;
 use caisson_proto::switch::{MAX_FRAME, begin, count};
+use caisson_vmm::need::Told;
+use caisson_vmm::plugged::BLOCK;
 use caisson_vmm::virtio::balloon::Balloon;
 use caisson_vmm::virtio::blk::Blk;
 use caisson_vmm::virtio::console::Console;
+use caisson_vmm::virtio::mem::Mem;
 use caisson_vmm::virtio::mmio::Transport;
 use caisson_vmm::virtio::net::Net;
 use caisson_vmm::virtio::overlay::Overlay;
@@ -49,6 +54,17 @@ enum Act {
     Offer(bool, u8),
     Notify(u8),
     Acknowledge,
+    /// A request to plug or unplug: kind, the first block and how many, and whether memory refuses.
+    Plug {
+        kind: u8,
+        first: u8,
+        blocks: u8,
+        refuses: bool,
+    },
+    /// People want the guest to have so many blocks, or pages in its balloon.
+    Resize(bool, u8),
+    /// memory tells how much is lacking, or too much.
+    Follow(i8),
     /// Of a console: somebody types, and what was written is fetched.
     Type(u8),
     /// Of a card: what was sent is fetched, and frames come, or what is none.
@@ -96,6 +112,11 @@ pub fn balloon(target: u32) -> Transport {
     Transport::new(Box::new(Balloon::new(target, target.saturating_mul(2))) as Box<dyn Device>)
 }
 
+/// Memory that can be plugged, of which so many bytes are wanted.
+pub fn mem(wanted: u64) -> Transport {
+    Transport::new(Box::new(Mem::new(memory::REGION, wanted)))
+}
+
 fn perform(driver: &mut Driver, act: Act) {
     match act {
         Act::Read(offset, bytes) => {
@@ -136,6 +157,27 @@ fn perform(driver: &mut Driver, act: Act) {
                 _ => driver.chain(0, first, &[head], &[&pieces[..], &[status]].concat()),
             }
             driver.offer(0, first);
+        }
+        Act::Plug { kind, first, blocks, refuses } => {
+            let mut words = u64::from(kind % 5).to_le_bytes().to_vec();
+            // Now and then it isn't a block's address, or outside.
+            let gpa = (memory::REGION.start - BLOCK) + u64::from(first) * (BLOCK / 2);
+            words.extend(gpa.to_le_bytes());
+            words.extend(u64::from(blocks % 70).to_le_bytes());
+            driver.memory.put(0x2_0000, &words);
+            driver.chain(0, 0, &[(0x2_0000, 24)], &[(0x3_0000, 10)]);
+            driver.offer(0, 0);
+            driver.memory.refuses = refuses.then_some(Status::Exhausted);
+            driver.notify(0);
+            driver.memory.refuses = None;
+        }
+        Act::Resize(plugged, count) => {
+            let (knob, each) = if plugged { (Knob::Plugged, BLOCK) } else { (Knob::Balloon, 4096) };
+            driver.device.resize(knob, u64::from(count) * each);
+        }
+        Act::Follow(pages) => {
+            let (lacking, spare) = if pages > 0 { (pages as u64, 0) } else { (0, u64::from(pages.unsigned_abs())) };
+            driver.device.follow(&Told { lacking, spare, vms: 2 });
         }
         Act::Offer(queue, head) => driver.offer(queue.into(), (head % 18).into()),
         Act::Notify(queue) => driver.notify((queue % 6).into()),
@@ -191,6 +233,7 @@ pub fn anything(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let device = match input.arbitrary::<u8>() {
         Ok(kind) if kind % 4 == 0 => balloon(kind.into()),
+        Ok(kind) if kind % 8 == 2 => mem(u64::from(kind) * BLOCK / 4),
         Ok(kind) if kind % 8 == 1 => Transport::new(Box::new(Console::default())),
         Ok(kind) if kind % 8 == 5 => Transport::new(Box::new(Net::new([2; 6]))),
         Ok(kind) => disk(u64::from(kind / 64) * 4096),
@@ -213,5 +256,9 @@ pub fn anything(data: &[u8]) {
         assert!(!driver.device.line() || status & 4 != 0, "an interrupt before the driver is ready");
         assert!(status & 4 == 0 || status & 8 != 0, "in use without features");
         assert_eq!(driver.device.line(), driver.read(0x60) != 0);
+        if driver.read(8) == 24 {
+            let plugged = driver.device.read(0x128, 8);
+            assert_eq!(plugged, driver.memory.plugged.len() as u64 * BLOCK, "the driver is told something else");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use caisson_guest_intruder::order;
 use caisson_manifest::Size;
 use caisson_manifest::system::System;
+use caisson_proto::console::Knob;
 
 use crate::channels::{Demux, Mux};
 use crate::cli::{LogLevel, MachineArgs};
@@ -18,6 +19,7 @@ use crate::machine;
 use crate::paths::Paths;
 use crate::qemu::Qemu;
 use crate::script::Prompt;
+use crate::stats;
 use crate::verdict::Notices;
 
 /// How long a guest may take to come to its shell.
@@ -90,6 +92,13 @@ impl Witness {
     /// Boots the machine of the tests' manifest, of which something may be replaced by something else, with these VMs:
     /// names and the contents of their files.
     pub fn boot(paths: &Paths, change: Option<(&str, &str)>, vms: &[(&str, &str)]) -> Result<Self, Failure> {
+        Self::boot_in(paths, None, change, vms)
+    }
+
+    /// The same in a machine with so much memory, or just enough.
+    pub fn boot_in(
+        paths: &Paths, memory: Option<Size>, change: Option<(&str, &str)>, vms: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
         let folder = tempfile::tempdir().context("no folder for temporary files")?;
         let board = paths.root.join("board/qemu/hostile.toml");
         let mut text = std::fs::read_to_string(&board).about("read", &board)?;
@@ -110,7 +119,7 @@ impl Witness {
             cpus: Some(2),
             vcpus: 2,
             memory: Size(512 << 20),
-            machine_memory: None,
+            machine_memory: memory,
             kernel: None,
             initrd: None,
             disk: None,
@@ -287,6 +296,12 @@ impl Witness {
         let bytes = self.mux.wrap(guest + 1, format!("{line}\n").as_bytes());
         // If QEMU is gone, its end is noticed elsewhere.
         let _ = self.qemu.console.write_all(&bytes);
+    }
+
+    /// Orders how much memory a guest is to have.
+    pub fn resizes(&mut self, guest: usize, knob: Knob, bytes: u64) {
+        self.mux = Mux::default();
+        let _ = self.qemu.console.write_all(&stats::collect::order(guest as u8 + 1, knob, bytes));
     }
 
     /// Looks on for a while.

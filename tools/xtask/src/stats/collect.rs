@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use caisson_proto::console::{CHANNEL_0, ESCAPE, RESIZE};
+use caisson_proto::console::{CHANNEL_0, ESCAPE, Knob, RESIZE};
 use caisson_stats::lines::{Answer, Collector};
 
 use super::serve::Ask;
@@ -35,13 +35,18 @@ fn request(collector: &Collector) -> Vec<u8> {
     [&[ESCAPE, CHANNEL_0][..], &collector.request()].concat()
 }
 
+/// The bytes for the line that order how much memory the VM with this channel is to have.
+pub fn order(channel: u8, knob: Knob, bytes: u64) -> Vec<u8> {
+    let order = format!("{}{bytes:x}\n", char::from(knob.letter()));
+    [&[ESCAPE, CHANNEL_0, RESIZE, CHANNEL_0.wrapping_add(channel)], order.as_bytes()].concat()
+}
+
 impl Asked {
     /// Somebody asks. The bytes for the line, after which the other end's channel is another.
     pub fn ask(&mut self, ask: Ask, now: Instant) -> Vec<u8> {
         if let Some((knob, value)) = ask.order {
             // Whether it was heard, the statistics tell.
-            let order = format!("{}{value:x}\n", char::from(knob.letter()));
-            let bytes = [&[ESCAPE, CHANNEL_0, RESIZE, CHANNEL_0.wrapping_add(ask.channel)], order.as_bytes()].concat();
+            let bytes = order(ask.channel, knob, value);
             ask.answer(Ok(b""));
             return bytes;
         }
@@ -99,8 +104,6 @@ impl Asked {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
-
-    use caisson_proto::console::Knob;
 
     use super::*;
 
