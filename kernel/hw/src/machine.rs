@@ -1,6 +1,5 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::svm::state;
 use caisson_proto::kernel::Features;
 use caisson_proto::layout::GUEST;
 
