@@ -190,6 +190,18 @@ macro_rules! packed {
     };
 }
 
+/// Declares what lies in memory as it is written here.
+#[macro_export]
+macro_rules! records {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty,)* })*) => { $(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+    )* };
+}
+
 /// Declares reply structs: fields from word 0 on.
 #[macro_export]
 macro_rules! replies {
