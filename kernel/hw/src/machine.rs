@@ -85,11 +85,9 @@ impl Machine for Silicon {
 
     fn features(&self) -> Features {
         let mailbox = mailbox::MAILBOX.get();
-        let mut features = Features::empty();
-        features.set(Features::WBNOINVD, this().svm.wbnoinvd);
-        features.set(Features::SEV, mailbox.is_some());
-        features.set(Features::SNP, mailbox.is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty()));
-        features
+        let snp = mailbox.is_some_and(|mailbox| !mailbox.rmp.0.0.is_empty());
+        let has = [(Features::WBNOINVD, this().svm.wbnoinvd), (Features::SEV, mailbox.is_some()), (Features::SNP, snp)];
+        has.into_iter().filter(|(_, has)| *has).map(|(feature, _)| feature).collect()
     }
 
     fn asids(&self) -> (u32, u32) {
