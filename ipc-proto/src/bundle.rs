@@ -5,24 +5,12 @@
 //! ([`ServiceInfo`](crate::info::ServiceInfo)). All little endian, all offsets in pages from the start of the bundle. The
 //! kernel checks every number before it uses one.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 /// Identifies a bundle: "CAISSON" and the version of this layout.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"CAISSON\x03");
 /// Port ranges of a service at the most.
 pub const MAX_PORT_RANGES: usize = 4;
 /// Rings at one service at the most.
 pub const MAX_RINGS: usize = 64;
-
-/// Declares what lies in memory as it is written here.
-macro_rules! records {
-    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty,)* })*) => { $(
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-        #[repr(C)]
-        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
-    )* };
-}
 
 records! {
     /// The beginning of a bundle.
@@ -40,7 +28,6 @@ records! {
     }
 
     /// Pages that a service sees.
-    #[derive(Default)]
     pub struct MapRecord {
         /// The first, in the service's space.
         pub page: u64,
@@ -59,7 +46,6 @@ records! {
     }
 
     /// A range of I/O ports.
-    #[derive(Default)]
     pub struct PortRange {
         /// The first.
         pub first: u16,
@@ -90,7 +76,6 @@ records! {
     }
 
     /// What only the kernel knows of a service's info page: its beginning.
-    #[derive(Default)]
     pub struct InfoHead {
         /// The service's id, as [`ServiceId::bits`](crate::addr::ServiceId::bits).
         pub id: u32,

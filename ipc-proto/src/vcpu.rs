@@ -5,8 +5,6 @@
 //! the groups that the exit code needs (see `kernel/core`), and loads just those that the reply names.
 //! The general-purpose registers are always current there: the world switch itself uses that page.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 bitflags::bitflags! {
     /// Groups of registers in the state page.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,134 +158,128 @@ packed! {
     }
 }
 
-/// A segment register with its hidden part, as a VMCB has it (APM volume 2, section 15.5.1 and appendix B).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Attributes: descriptor bits 55:52 and 47:40, packed into 12 bits.
-    pub attributes: u16,
-    /// Limit in bytes, granularity applied.
-    pub limit: u32,
-    /// Linear base address.
-    pub base: u64,
-}
+records! {
+    /// A segment register with its hidden part, as a VMCB has it (APM volume 2, section 15.5.1 and appendix B).
+    pub struct Segment {
+        /// Selector.
+        pub selector: u16,
+        /// Attributes: descriptor bits 55:52 and 47:40, packed into 12 bits.
+        pub attributes: u16,
+        /// Limit in bytes, granularity applied.
+        pub limit: u32,
+        /// Linear base address.
+        pub base: u64,
+    }
 
-/// The registers of a guest that VMRUN and VMLOAD load, as a VMCB's save area has them (APM volume 2, appendix B).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Save {
-    /// es cs ss ds fs gs ([`Groups::SEGMENTS`]).
-    pub segments: [Segment; 6],
-    /// Global descriptor table ([`Groups::TABLES`]).
-    pub gdtr: Segment,
-    /// Local descriptor table ([`Groups::SEGMENTS`]).
-    pub ldtr: Segment,
-    /// Interrupt descriptor table ([`Groups::TABLES`]).
-    pub idtr: Segment,
-    /// Task register ([`Groups::SEGMENTS`]).
-    pub tr: Segment,
-    /// No register.
-    pub reserved_0a0: [u64; 5],
-    /// No register.
-    pub reserved_0c8: [u8; 3],
-    /// Current privilege level, 0 to 3 ([`Groups::CORE`]).
-    pub cpl: u8,
-    /// No register.
-    pub reserved_0cc: u32,
-    /// Extended features ([`Groups::CONTROL`]). The kernel keeps SVME set for the CPU and hides it in the state page.
-    pub efer: u64,
-    /// No register.
-    pub reserved_0d8: [u64; 14],
-    /// Control register 4 ([`Groups::CONTROL`]).
-    pub cr4: u64,
-    /// Page-table root ([`Groups::CONTROL`]).
-    pub cr3: u64,
-    /// Control register 0 ([`Groups::CONTROL`]).
-    pub cr0: u64,
-    /// Debug control ([`Groups::DEBUG`]).
-    pub dr7: u64,
-    /// Debug status ([`Groups::DEBUG`]).
-    pub dr6: u64,
-    /// Flags ([`Groups::CORE`]).
-    pub rflags: u64,
-    /// Instruction pointer ([`Groups::CORE`]).
-    pub rip: u64,
-    /// No register.
-    pub reserved_180: [u64; 11],
-    /// Stack pointer; in the state page see [`VcpuState::gpr`].
-    pub rsp: u64,
-    /// No register.
-    pub reserved_1e0: [u64; 3],
-    /// rax; in the state page see [`VcpuState::gpr`].
-    pub rax: u64,
-    /// MSR C000_0081 ([`Groups::SYSCALL`]).
-    pub star: u64,
-    /// MSR C000_0082 ([`Groups::SYSCALL`]).
-    pub lstar: u64,
-    /// MSR C000_0083 ([`Groups::SYSCALL`]).
-    pub cstar: u64,
-    /// MSR C000_0084 ([`Groups::SYSCALL`]).
-    pub sfmask: u64,
-    /// MSR C000_0102 ([`Groups::SYSCALL`]).
-    pub kernel_gs_base: u64,
-    /// MSR 174 ([`Groups::SYSCALL`]).
-    pub sysenter_cs: u64,
-    /// MSR 175 ([`Groups::SYSCALL`]).
-    pub sysenter_esp: u64,
-    /// MSR 176 ([`Groups::SYSCALL`]).
-    pub sysenter_eip: u64,
-    /// Page-fault address ([`Groups::CONTROL`]).
-    pub cr2: u64,
-    /// No register.
-    pub reserved_248: [u64; 4],
-    /// MSR 277 ([`Groups::PAT`]).
-    pub pat: u64,
-}
+    /// The registers of a guest that VMRUN and VMLOAD load, as a VMCB's save area has them (APM volume 2, appendix B).
+    pub struct Save {
+        /// es cs ss ds fs gs ([`Groups::SEGMENTS`]).
+        pub segments: [Segment; 6],
+        /// Global descriptor table ([`Groups::TABLES`]).
+        pub gdtr: Segment,
+        /// Local descriptor table ([`Groups::SEGMENTS`]).
+        pub ldtr: Segment,
+        /// Interrupt descriptor table ([`Groups::TABLES`]).
+        pub idtr: Segment,
+        /// Task register ([`Groups::SEGMENTS`]).
+        pub tr: Segment,
+        /// No register.
+        pub reserved_0a0: [u64; 5],
+        /// No register.
+        pub reserved_0c8: [u8; 3],
+        /// Current privilege level, 0 to 3 ([`Groups::CORE`]).
+        pub cpl: u8,
+        /// No register.
+        pub reserved_0cc: u32,
+        /// Extended features ([`Groups::CONTROL`]). The kernel keeps SVME set for the CPU and hides it in the state page.
+        pub efer: u64,
+        /// No register.
+        pub reserved_0d8: [u64; 14],
+        /// Control register 4 ([`Groups::CONTROL`]).
+        pub cr4: u64,
+        /// Page-table root ([`Groups::CONTROL`]).
+        pub cr3: u64,
+        /// Control register 0 ([`Groups::CONTROL`]).
+        pub cr0: u64,
+        /// Debug control ([`Groups::DEBUG`]).
+        pub dr7: u64,
+        /// Debug status ([`Groups::DEBUG`]).
+        pub dr6: u64,
+        /// Flags ([`Groups::CORE`]).
+        pub rflags: u64,
+        /// Instruction pointer ([`Groups::CORE`]).
+        pub rip: u64,
+        /// No register.
+        pub reserved_180: [u64; 11],
+        /// Stack pointer; in the state page see [`VcpuState::gpr`].
+        pub rsp: u64,
+        /// No register.
+        pub reserved_1e0: [u64; 3],
+        /// rax; in the state page see [`VcpuState::gpr`].
+        pub rax: u64,
+        /// MSR C000_0081 ([`Groups::SYSCALL`]).
+        pub star: u64,
+        /// MSR C000_0082 ([`Groups::SYSCALL`]).
+        pub lstar: u64,
+        /// MSR C000_0083 ([`Groups::SYSCALL`]).
+        pub cstar: u64,
+        /// MSR C000_0084 ([`Groups::SYSCALL`]).
+        pub sfmask: u64,
+        /// MSR C000_0102 ([`Groups::SYSCALL`]).
+        pub kernel_gs_base: u64,
+        /// MSR 174 ([`Groups::SYSCALL`]).
+        pub sysenter_cs: u64,
+        /// MSR 175 ([`Groups::SYSCALL`]).
+        pub sysenter_esp: u64,
+        /// MSR 176 ([`Groups::SYSCALL`]).
+        pub sysenter_eip: u64,
+        /// Page-fault address ([`Groups::CONTROL`]).
+        pub cr2: u64,
+        /// No register.
+        pub reserved_248: [u64; 4],
+        /// MSR 277 ([`Groups::PAT`]).
+        pub pat: u64,
+    }
 
-/// The state page of a vCPU: what kernel and vmm share of it. Values in it are the guest's own; none is trusted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct VcpuState {
-    /// rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, in the order of their encoding. rax and rsp are in
-    /// [`Groups::CORE`], the others always current.
-    pub gpr: [u64; 16],
-    /// The registers that a VMCB has, but for rax and rsp.
-    pub save: Save,
-    /// Debug addresses 0 to 3 ([`Groups::DEBUG`]).
-    pub dr: [u64; 4],
-    /// Bit 0: interrupt shadow ([`Groups::EVENTS`]).
-    pub shadow: u64,
-    /// The event that waits, in EVENTINJ's format, or 0 ([`Groups::EVENTS`], never loaded).
-    pub event: u64,
-    /// Added to the machine's TSC ([`Groups::TSC`]).
-    pub tsc_offset: u64,
-    /// MSR C000_0103 ([`Groups::TSC`]).
-    pub tsc_aux: u64,
-    /// XCR0 ([`Groups::XCR0`]).
-    pub xcr0: u64,
-    /// How often the guest executed WBINVD: the kernel counts here, and executes nothing. No group.
-    pub wbinvds: u64,
+    /// The state page of a vCPU: what kernel and vmm share of it. Values in it are the guest's own; none is trusted.
+    pub struct VcpuState {
+        /// rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, in the order of their encoding. rax and rsp are in
+        /// [`Groups::CORE`], the others always current.
+        pub gpr: [u64; 16],
+        /// The registers that a VMCB has, but for rax and rsp.
+        pub save: Save,
+        /// Debug addresses 0 to 3 ([`Groups::DEBUG`]).
+        pub dr: [u64; 4],
+        /// Bit 0: interrupt shadow ([`Groups::EVENTS`]).
+        pub shadow: u64,
+        /// The event that waits, in EVENTINJ's format, or 0 ([`Groups::EVENTS`], never loaded).
+        pub event: u64,
+        /// Added to the machine's TSC ([`Groups::TSC`]).
+        pub tsc_offset: u64,
+        /// MSR C000_0103 ([`Groups::TSC`]).
+        pub tsc_aux: u64,
+        /// XCR0 ([`Groups::XCR0`]).
+        pub xcr0: u64,
+        /// How often the guest executed WBINVD: the kernel counts here, and executes nothing. No group.
+        pub wbinvds: u64,
+    }
+
+    /// A line of the CPUID table that the kernel answers from, or a hypercall that always answers the same.
+    pub struct CpuidEntry {
+        /// eax on entry.
+        pub leaf: u32,
+        /// ecx on entry; matters if `flags` has [`CpuidEntry::SUBLEAF`].
+        pub subleaf: u32,
+        /// See the constants.
+        pub flags: u32,
+        /// Answer: eax, ebx, ecx, edx.
+        pub answer: [u32; 4],
+        /// 0 where there is no entry.
+        pub used: u32,
+    }
 }
 
 const _: () = assert!(size_of::<VcpuState>() <= crate::addr::PAGE_SIZE as usize);
-
-/// A line of the CPUID table that the kernel answers from, or a hypercall that always answers the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct CpuidEntry {
-    /// eax on entry.
-    pub leaf: u32,
-    /// ecx on entry; matters if `flags` has [`CpuidEntry::SUBLEAF`].
-    pub subleaf: u32,
-    /// See the constants.
-    pub flags: u32,
-    /// Answer: eax, ebx, ecx, edx.
-    pub answer: [u32; 4],
-    /// 0 where there is no entry.
-    pub used: u32,
-}
 
 impl CpuidEntry {
     /// The entry answers its subleaf only.

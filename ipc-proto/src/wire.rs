@@ -41,13 +41,6 @@ pub trait Request: Fields {
         self.put(&mut words[1..]);
         words
     }
-    /// The request in `words`.
-    ///
-    /// # Errors
-    /// [`Malformed`] if it is another one, a field is out of range or a spare word isn't zero.
-    fn decode(words: &Words) -> Result<Self, Malformed> {
-        if words[0] == u64::from(Self::OP) { Self::take(&words[1..]) } else { Err(Malformed) }
-    }
 }
 
 /// A reply: fields only, from word 0 on. The status travels beside it.
@@ -197,6 +190,18 @@ macro_rules! packed {
     };
 }
 
+/// Declares what lies in memory as it is written here.
+#[macro_export]
+macro_rules! records {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty,)* })*) => { $(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+    )* };
+}
+
 /// Declares reply structs: fields from word 0 on.
 #[macro_export]
 macro_rules! replies {
@@ -240,7 +245,7 @@ macro_rules! requests {
             /// [`Malformed`](crate::wire::Malformed) if the operation is unknown or its fields aren't canonical.
             pub fn decode(words: &$crate::wire::Words) -> Result<Self, $crate::wire::Malformed> {
                 match words[0] {
-                    $( $op => <$name as $crate::wire::Request>::decode(words).map(Self::$name), )*
+                    $( $op => $crate::wire::Fields::take(&words[1..]).map(Self::$name), )*
                     _ => Err($crate::wire::Malformed),
                 }
             }

@@ -96,10 +96,8 @@ impl FrameTable {
     }
 
     fn count(&self, from: FrameState, to: FrameState, pages: u64) {
-        if let (Some(from), Some(to)) = (self.counts.get(from as usize), self.counts.get(to as usize)) {
-            from.fetch_sub(pages, Ordering::Relaxed);
-            to.fetch_add(pages, Ordering::Relaxed);
-        }
+        self.counts[from as usize % STATES].fetch_sub(pages, Ordering::Relaxed);
+        self.counts[to as usize % STATES].fetch_add(pages, Ordering::Relaxed);
     }
 
     /// Makes frames something else, which were checked before, under the same lock. The transitions: Free → Owned, once

@@ -162,9 +162,7 @@ pub fn init(boot: &BootInfo) -> Result<Early, Lacking> {
     let mut early = Early { frames: Frames::new(boot), count };
     let shared = early.shared(boot).ok_or(NO_MEMORY)?;
     let iopm = early.take_frames(IOPM_FRAMES).ok_or(NO_MEMORY)?;
-    for word in 0..IOPM_FRAMES as usize * 512 {
-        Mapped.write(Frame(iopm.0 + word as u64 / 512), word, u64::MAX);
-    }
+    (0..IOPM_FRAMES * 512).for_each(|word| Mapped.write(Frame(iopm.0 + word / 512), word as usize, u64::MAX));
     let features = Features::detect(&boot.quirks, iopm);
     let own = early.take_frames(boot.cpus.len() as u64).ok_or(NO_MEMORY)?;
     for (number, root) in (0..boot.cpus.len() as u16).zip(own.0..) {

@@ -30,9 +30,7 @@ pub(crate) fn init() {
         select(VERSION).read_volatile()
     };
     let last = (version >> 16 & 0xff) as u8;
-    for input in 0..=last.min(119) {
-        write(REDIRECTION + 2 * input, MASKED);
-    }
+    (0..=last.min(119)).for_each(|input| write(REDIRECTION + 2 * input, MASKED));
 }
 
 /// Lets an ISA line interrupt the boot CPU with vector `LINE_0` + `line`, at its rising edge.

@@ -1,6 +1,5 @@
 //! The machine that the kernel's tables act on: hardware, or QEMU's idea of it. With it, the kernel's one instance.
 
-use caisson_core::svm::state;
 use caisson_proto::kernel::Features;
 use caisson_proto::layout::GUEST;
 
@@ -90,11 +89,9 @@ impl Machine for Silicon {
 
     fn features(&self) -> Features {
         let mailbox = mailbox::MAILBOX.get();
-        let mut features = Features::empty();
-        features.set(Features::WBNOINVD, this().svm.wbnoinvd);
-        features.set(Features::SEV, mailbox.is_some());
-        features.set(Features::SNP, mailbox::rmp().is_some());
-        features
+        let snp = mailbox::rmp().is_some();
+        let has = [(Features::WBNOINVD, this().svm.wbnoinvd), (Features::SEV, mailbox.is_some()), (Features::SNP, snp)];
+        has.into_iter().filter(|(_, has)| *has).map(|(feature, _)| feature).collect()
     }
 
     fn asids(&self) -> (u32, u32) {

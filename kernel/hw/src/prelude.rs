@@ -2,7 +2,7 @@
 
 pub(crate) use core::{arch::asm, cell::Cell, cell::UnsafeCell, mem::offset_of, sync::atomic::*};
 
-pub(crate) use caisson_core::svm::{exits, npt, npt::Tables, npt::Tree, reset, state::*, vmcb::*};
+pub(crate) use caisson_core::svm::{exits, npt, npt::Tables, npt::Tree, reset, state, state::*, vmcb::*};
 pub(crate) use caisson_core::{boot::*, bundle::Bundle, context::Context, cpu::*, event::Event, here::Here};
 pub(crate) use caisson_core::{ipc::Next, kernel::Kernel, machine::Machine, machine::*, schedule::Choice};
 pub(crate) use caisson_proto::{prelude::*, rmp::Entry};

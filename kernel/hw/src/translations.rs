@@ -11,12 +11,10 @@ static DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// Fulfils what others wish of this CPU.
 pub fn answer() {
-    if let Some(done) = DONE.get(usize::from(this().local.cpu.0)) {
-        let wished = WISHED.load(Ordering::SeqCst);
-        if done.load(Ordering::Relaxed) != wished {
-            cpu::flush_tlb();
-            done.store(wished, Ordering::SeqCst);
-        }
+    let (done, wished) = (&DONE[usize::from(this().local.cpu.0) % MAX_CPUS], WISHED.load(Ordering::SeqCst));
+    if done.load(Ordering::Relaxed) != wished {
+        cpu::flush_tlb();
+        done.store(wished, Ordering::SeqCst);
     }
 }
 

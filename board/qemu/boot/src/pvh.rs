@@ -17,7 +17,7 @@ pub struct StartInfo {
     pub flags: u32,
     /// How many modules there are.
     pub modules: u32,
-    /// Physical address of the first [`Module`].
+    /// Physical address of the first `hvm_modlist_entry`, which begins with its module's address and length.
     pub module_list: u64,
     /// Physical address of the command line, which ends with a zero.
     pub command_line: u64,
@@ -27,16 +27,6 @@ pub struct StartInfo {
     pub memory_map: u64,
     /// How many there are.
     pub memory_map_entries: u32,
-}
-
-/// `hvm_modlist_entry`, as far as it is read.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Module {
-    /// Physical address.
-    pub start: u64,
-    /// Length in bytes.
-    pub bytes: u64,
 }
 
 /// `hvm_memmap_table_entry`.

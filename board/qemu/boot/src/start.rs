@@ -3,7 +3,7 @@
 use caisson_core::boot::{BootInfo, Range};
 use caisson_proto::addr::Spa;
 
-use crate::{info::machine, info::usable, pvh::MAGIC, pvh::MapEntry, pvh::Module, pvh::StartInfo};
+use crate::{info::machine, info::usable, pvh::MAGIC, pvh::MapEntry, pvh::StartInfo};
 
 unsafe extern "Rust" {
     /// Made by [`entry!`](crate::entry), which checks its type.
@@ -137,11 +137,10 @@ unsafe fn boot_info(start_info: u64) -> Option<BootInfo> {
         }
         let entries = (0..u64::from(start.memory_map_entries))
             .map(|index| read::<MapEntry>(start.memory_map + index * size_of::<MapEntry>() as u64));
-        let module = (start.modules != 0).then(|| read::<Module>(start.module_list));
-        let bundle = module.map_or((0, 0), |module| (module.start, module.bytes));
+        let bundle = if start.modules != 0 { read(start.module_list) } else { [0; 2] };
         let first = &raw const __kernel_start as u64 - KERNEL_BASE;
-        let kernel = (first, &raw const __kernel_end as u64 - KERNEL_BASE - first);
-        let [kernel, bundle] = [kernel, bundle].map(|(start, bytes)| Range { start: Spa(start), bytes });
+        let kernel = [first, &raw const __kernel_end as u64 - KERNEL_BASE - first];
+        let [kernel, bundle] = [kernel, bundle].map(|[start, bytes]| Range { start: Spa(start), bytes });
         let assume_wbnoinvd = start.command_line != 0 && read::<[u8; 9]>(start.command_line) == WBNOINVD;
         Some(machine(usable(entries), kernel, bundle, cpu_count().into(), assume_wbnoinvd))
     }

@@ -123,7 +123,7 @@ pub(crate) fn save(context: Context, vcpu: &mut Vcpu, groups: Groups) {
     if groups.intersects(RESIDENT) && is_here(context) {
         resident::switch_out(vcpu);
     }
-    caisson_core::svm::state::save(&mut vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra);
+    state::save(&mut vcpu.page, groups, &mut vcpu.vmcb, &mut vcpu.extra);
 }
 
 /// The message to the vmm, and the groups that go with it. `code` is what [`Vcpu::enter`] returned, or KICK or TIMER.

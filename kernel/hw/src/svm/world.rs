@@ -9,7 +9,7 @@
 
 use super::{resident, vcpu::Vcpu};
 use crate::prelude::*;
-use core::{arch::asm, arch::naked_asm, mem::offset_of};
+use core::arch::naked_asm;
 use zerocopy::FromZeros;
 
 const VMCB: usize = offset_of!(Vcpu, vmcb);
