@@ -205,6 +205,12 @@ impl Guest {
             self.faulted = (!world.config.restless).then_some((gfn, write));
             return Act::On;
         };
+        let held = world.kernel.inspect(|tables| tables.batches.held(self.vm)).flatten();
+        if held.is_some_and(|batch| is == Frames::quarantined(batch)) {
+            // Its event goes on: until the shootdown at its end the page may be used, and nobody gets it.
+            self.access(world, cpu, (gfn, frame.0), (secret, mapped, write));
+            return Act::On;
+        }
         let private = is == Frames::of(FrameState::Private, self.vm);
         world.check(private || is == Frames::of(FrameState::Owned, self.vm), || {
             format!("VM {:?} uses frame {:#x} at gfn {gfn:#x}, which is {is:?}", self.vm, frame.0)

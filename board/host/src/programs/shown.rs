@@ -64,16 +64,17 @@ impl Shown {
         result.is_ok()
     }
 
-    /// Nothing of a range is mapped.
-    fn check_gone(&self, sys: &Sys<'_>, first: u64, pages: u64) {
+    /// Nothing of a range is mapped, but for what is private if that stays.
+    fn check_gone(&self, sys: &Sys<'_>, first: u64, pages: u64, private_stays: bool) {
         let world = sys.world;
         if !self.quiet(sys) {
             return;
         }
         for gfn in first..(first + pages).min(world.manifest.guest_pages) {
             let there = look_up(&View(world), World::window(sys.slot), Gfn(World::in_window(gfn))).is_some();
-            world
-                .check(!there && !world.owns(self.vm, gfn), || format!("gfn {gfn:#x} of {:?} is still there", self.vm));
+            let stays = private_stays && world.is_private(self.vm, gfn);
+            let gone = !there && (stays || !world.owns(self.vm, gfn));
+            world.check(gone, || format!("gfn {gfn:#x} of {:?} is still there", self.vm));
         }
     }
 
@@ -82,7 +83,7 @@ impl Shown {
         let request = GiveBack { vm: self.vm, gfn: Gfn(first), pages };
         let answer = sys.call(sys.world.manifest.memory, &request).map(|_| ());
         if self.judge(sys, "giving back", answer) {
-            self.check_gone(sys, first, pages);
+            self.check_gone(sys, first, pages, false);
         }
     }
 
@@ -91,7 +92,7 @@ impl Shown {
         let request = Discard { vm: self.vm, start: self.host(first), pages };
         let answer = finish(|| sys.call(sys.world.manifest.memory, &request).map(|progress| progress.more));
         if self.judge(sys, "a discard", answer) {
-            self.check_gone(sys, first, pages);
+            self.check_gone(sys, first, pages, true);
         }
     }
 
@@ -121,7 +122,7 @@ impl Shown {
         if !self.judge(sys, "deleting a slot", gone) {
             return;
         }
-        self.check_gone(sys, 0, WHOLE);
+        self.check_gone(sys, 0, WHOLE, false);
         let nowhere = sys.call(memory, &Populate { vm: self.vm, gfn: Gfn(at), pages: 1, private: false }).map(|_| ());
         let refused = nowhere == Err(Status::NotFound) || !self.quiet(sys);
         sys.world.check(refused, || format!("a page that no slot shows is populated: {nowhere:?}"));
