@@ -8,6 +8,7 @@ mod kill;
 mod machines;
 mod network;
 mod pressure;
+mod private;
 mod recycle;
 mod statistics;
 mod steps;
@@ -99,6 +100,11 @@ const STEPS: &[Step] = &[
         name: "pressure",
         about: "guests with more memory than there is, whose sizes change while services are killed: no page is lost, no frame leaks",
         run: pressure::run,
+    },
+    Step {
+        name: "private-memory",
+        about: "guests of each kind make memory private and shared while services are killed: nothing is lost, the host sees what is shared",
+        run: private::run,
     },
     Step {
         name: "recycle-asids",

@@ -1,7 +1,7 @@
 //! A platform made of plain memory. It fails the test if it is asked for what the kernel would refuse.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, Gpa};
@@ -58,6 +58,8 @@ pub struct Fake {
     pub events: Vec<Event>,
     /// Pages that were promised beside those from the start.
     pub promised: u64,
+    /// Pages that the guest has for itself, as memory knows them.
+    pub private: BTreeSet<u64>,
     /// Instead of `memory`: pages anywhere, as far as they are backed.
     pub sparse: Option<BTreeMap<u64, Vec<u8>>>,
 }
@@ -96,6 +98,7 @@ impl Fake {
         }
         let (first, last) = (gpa.0 as usize / PAGE, (gpa.0 as usize + length - 1) / PAGE);
         assert!(self.backed[first..=last].iter().all(|backed| *backed), "an access to memory that isn't backed");
+        assert!(self.private.range(first as u64..=last as u64).next().is_none(), "an access to what is private");
         (false, gpa.0 as usize)
     }
 }
@@ -116,6 +119,21 @@ impl Platform for Fake {
         } else {
             self.backed[gfn.0 as usize..][..pages as usize].fill(true);
         }
+        Ok(())
+    }
+    fn populate_private(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
+        if (gfn.0..gfn.0 + pages).any(|page| !self.private.contains(&page)) {
+            return Err(Status::State);
+        }
+        self.populate(gfn, pages)
+    }
+    fn convert(&mut self, gfn: Gfn, pages: u64, private: bool) -> Result<(), Status> {
+        assert!(pages > 0 && gfn.0 / 512 == (gfn.0 + pages - 1) / 512);
+        if self.refuse_memory {
+            return Err(Status::Dead);
+        }
+        (gfn.0..gfn.0 + pages)
+            .for_each(|page| _ = if private { self.private.insert(page) } else { self.private.remove(&page) });
         Ok(())
     }
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {

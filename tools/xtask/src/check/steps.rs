@@ -10,7 +10,7 @@ use crate::setup::{self, TARGET};
 /// Packages that are built for the machine. Those without a heap are apart: cargo gives each the features of all that
 /// are in one call.
 const MACHINE: [&[&str]; 2] = [&PLAIN, &["caisson-vmm"]];
-const PLAIN: [&str; 17] = [
+const PLAIN: [&str; 18] = [
     "caisson-kernel",
     "caisson-hw",
     "caisson-qemu-boot",
@@ -26,6 +26,7 @@ const PLAIN: [&str; 17] = [
     "caisson-guest-rt",
     "caisson-guest-exits",
     "caisson-guest-flat",
+    "caisson-guest-private",
     "caisson-guest-hostile",
     "caisson-guest-intruder",
 ];
