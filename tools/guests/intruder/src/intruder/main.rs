@@ -135,7 +135,7 @@ mod image {
         let nobodys = (Status::Busy, [u64::MAX; 8]);
         let mut delivered = reply_wait(nobodys.0, &nobodys.1);
         loop {
-            let (status, words) = if delivered.service().is_some() { serve(&delivered) } else { nobodys };
+            let (status, words) = if delivered.sender.service().is_some() { serve(&delivered) } else { nobodys };
             delivered = reply_wait(status, &words);
         }
     }
