@@ -4,7 +4,7 @@ mod bench;
 
 use std::path::PathBuf;
 
-pub use bench::{Bench, BenchArgs, ExitsArgs, FlushesArgs, NotifierArgs};
+pub use bench::{Bench, BenchArgs, DevicesArgs, ExitsArgs, FlushesArgs, NotifierArgs};
 use caisson_manifest::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
