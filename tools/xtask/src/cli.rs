@@ -225,7 +225,7 @@ pub struct MachineArgs {
     ///
     /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
     /// on-reset = "restart" or "stop", test-devices = true, first-cpu, promised = "256M", disk (relative to the file),
-    /// disk-overlay = "64M", balloon = true, balloon-target = "64M", virtio-console = true, encryption = "sev" or
+    /// disk-overlay = "64M", balloon = true, balloon-target = "64M", virtio-console = true, network = "NAME", encryption = "sev" or
     /// "sev-snp" for flat guests. What the file leaves out, the options here say.
     #[arg(long = "vm", value_name = "FILE.toml")]
     pub vms: Vec<PathBuf>,
