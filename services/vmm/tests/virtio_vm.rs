@@ -276,7 +276,8 @@ fn a_guest_that_sends_without_end_lets_others_have_their_turn() {
     for (register, value) in [(0x44, 0), (0x38, 16), (0x44, 1)] {
         write(&mut machine, registers(3) + register, value);
     }
-    put(&mut machine, AVAILABLE + 2, &16_u16.to_le_bytes());
+    // It wants no interrupts, and gets one all the same: else nothing would bring it back.
+    put(&mut machine, AVAILABLE, &[1, 0, 16, 0]);
     machine.fake().refill = Some((AVAILABLE + 2, 400));
     write(&mut machine, registers(3) + 0x50, 1);
     let before = machine.fake().sent.len();

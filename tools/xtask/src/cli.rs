@@ -4,7 +4,7 @@ mod bench;
 
 use std::path::PathBuf;
 
-pub use bench::{Bench, BenchArgs, ExitsArgs, FlushesArgs, NotifierArgs};
+pub use bench::{Bench, BenchArgs, DevicesArgs, ExitsArgs, FlushesArgs, NotifierArgs};
 use caisson_manifest::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -278,7 +278,8 @@ pub struct MachineArgs {
     /// Keys, each optional: name, vcpus, memory = "512M", kernel, initrd (relative to the file), cmdline,
     /// on-reset = "restart" or "stop", test-devices = true, first-cpu, promised = "256M", disk (relative to the file),
     /// disk-overlay = "64M", balloon = true, balloon-target = "64M", memory-max = "1G", memory-plugged = "256M",
-    /// virtio-console = true, encryption = "sev" or "sev-snp" for flat guests. What the file leaves out, the options here say.
+    /// virtio-console = true, network = "NAME", encryption = "sev" or "sev-snp" for flat guests. What the file leaves out, the
+    /// options here say.
     #[arg(long = "vm", value_name = "FILE.toml")]
     pub vms: Vec<PathBuf>,
     /// Lowest level of log messages to show

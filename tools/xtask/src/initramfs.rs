@@ -21,6 +21,7 @@ insmod /lib/pvpanic.ko 2>/dev/null && insmod /lib/pvpanic-mmio.ko 2>/dev/null
 [ -e /sys/class/net/eth0 ] && sh /lib/network.sh
 export PATH=/bin HOME=/root TERM=vt100 PS1='guest:\w# '
 cd /root
+[ -e start.sh ] && sh start.sh
 if [ -e /dev/hvc0 ]; then setsid sh -c 'exec sh < /dev/hvc0 > /dev/hvc0 2>&1'; else setsid cttyhack sh; fi
 poweroff -f
 "#;
@@ -90,6 +91,16 @@ pub fn assemble(busybox: &Path, modules: &Path) -> Result<Vec<u8>, Failure> {
         archive.add(Builder::new(&format!("bin/{applet}")).mode(LINK), b"busybox")?;
     }
     trailer(archive.bytes).context("can't end the initramfs")
+}
+
+/// The archive with a script of root's that the guest runs before its shell.
+pub fn with_start(mut archive: Vec<u8>, script: &str) -> Result<Vec<u8>, Failure> {
+    // The kernel takes one archive behind the other, where it is aligned.
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    let mut more = Archive { bytes: Vec::new(), inode: 1 };
+    more.add(Builder::new("root/start.sh").mode(PROGRAM), script.as_bytes())?;
+    archive.extend(trailer(more.bytes).context("can't end the initramfs")?);
+    Ok(archive)
 }
 
 /// A kernel's module, unpacked; none if there is no such file.

@@ -8,6 +8,7 @@ mod channels;
 mod check;
 mod cli;
 mod debian;
+mod devices;
 mod exits;
 mod failure;
 mod flushes;
@@ -70,6 +71,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(&paths, &args).map(|outcome| end(&outcome)),
         Command::Bench(Bench::Boot(args)) => bench::boot(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Bench(Bench::Exits(args)) => exits::exits(&paths, &args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(Bench::Devices(args)) => devices::devices(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Bench(Bench::Notifier(args)) => notifications::notifier(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Bench(Bench::Flushes(args)) => flushes::flushes(&paths, &args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => match check::test(&paths, &args) {

@@ -11,10 +11,33 @@ pub enum Bench {
     Boot(BenchArgs),
     /// Instructions and wall ticks of each kind of exit, call and message, beside KVM's
     Exits(ExitsArgs),
+    /// Instructions of each disk request and each frame of a network, and throughput beside the same guests bare
+    Devices(DevicesArgs),
     /// Cache flushes for encrypted VMs under several policies, on traces
     Flushes(FlushesArgs),
     /// Notifications of changed memory on this host: Caisson's way, Linux's and a naive one
     Notifier(NotifierArgs),
+}
+
+/// How to measure disk and network.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Instructions are counted by QEMU, in two runs; a difference between them is an error. Throughput is of the wall's clock, the two sides in turn.
+
+Examples:
+  cargo xtask bench devices
+  cargo xtask bench devices --json --runs 5
+  cargo xtask bench devices --book")]
+pub struct DevicesArgs {
+    /// How often each side's throughput is measured; an odd number has a median of its own
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub runs: u32,
+    /// Print JSON
+    #[arg(long, conflicts_with = "book")]
+    pub json: bool,
+    /// Write the table of the book instead
+    #[arg(long)]
+    pub book: bool,
 }
 
 /// How to measure notifications.
