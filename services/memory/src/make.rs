@@ -130,7 +130,7 @@ impl Memory {
             let pages = shown.min(end - at);
             if let Err(status) = self.fill(&report, Gfn(at), pages, access, &mut budget, kernel) {
                 if status == Status::Exhausted {
-                    self.short(kernel);
+                    self.refused(vm, kernel);
                 }
                 return Err(status);
             }

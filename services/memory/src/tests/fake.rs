@@ -60,6 +60,9 @@ pub struct Fake {
     pub no_bell: bool,
     /// Memory dies after so many operations: nothing that it does then has an effect.
     pub dies_after: Option<u64>,
+    /// Whom a shortage was told, in order, and whether there is to be another round.
+    pub told: Vec<ServiceId>,
+    pub round: bool,
     /// Of the last mapping.
     pub last_access: Access,
 }
@@ -85,6 +88,8 @@ impl Fake {
             operations: 0,
             no_bell: false,
             dies_after: None,
+            told: Vec::new(),
+            round: false,
             last_access: Access::empty(),
         }
     }
@@ -354,5 +359,11 @@ impl Kernel for Fake {
     }
     fn later(&mut self) {
         self.later = true;
+    }
+    fn tell_need(&mut self, vmm: ServiceId) {
+        self.told.push(vmm);
+    }
+    fn next_round(&mut self) {
+        self.round = true;
     }
 }
