@@ -27,6 +27,8 @@ const WORD: usize = size_of::<u64>();
 const RETRIES: usize = 3;
 /// How long it may take until memory that somebody else had is written back, in milliseconds.
 const PATIENCE_MS: u64 = 200;
+/// The same where it is for a vCPU, which can be parked.
+const HURRY_MS: u64 = 5;
 /// How long a device waits before it asks again for a page that memory hasn't, in milliseconds.
 const PAUSE_MS: u64 = 10;
 
@@ -37,8 +39,13 @@ const PAUSE_MS: u64 = 10;
 /// # Errors
 /// What it answered.
 pub fn call_memory<R: Request>(memory: u16, request: &R) -> Result<R::Reply, Status> {
+    call_memory_for(PATIENCE_MS, memory, request)
+}
+
+/// The same, for so many milliseconds at the most.
+fn call_memory_for<R: Request>(patience: u64, memory: u16, request: &R) -> Result<R::Reply, Status> {
     let mut retries = 0;
-    let until = time::now().0.saturating_add(time::ticks(PATIENCE_MS));
+    let until = time::now().0.saturating_add(time::ticks(patience));
     loop {
         match caisson_rt::call(memory, request) {
             Err(Status::Dead | Status::Died) if retries < RETRIES => retries += 1,
@@ -59,6 +66,8 @@ pub struct OnKernel {
     share: ShareWindow,
     /// The window is empty, and a fault in it would end this service.
     sealed: bool,
+    /// A page that isn't there yet isn't waited for.
+    hurries: bool,
 }
 
 impl OnKernel {
@@ -73,6 +82,7 @@ impl OnKernel {
             output,
             share: ShareWindow::held(ShareUse::Stats).unwrap_or(ShareWindow::NONE),
             sealed: false,
+            hurries: false,
         }
     }
 
@@ -130,11 +140,16 @@ fn words(group: Groups) -> impl Iterator<Item = usize> {
 
 impl Platform for OnKernel {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
-        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages }).map(|_| ())
+        let patience = if self.hurries { HURRY_MS } else { PATIENCE_MS };
+        call_memory_for(patience, self.memory, &Populate { vm: self.vm, gfn, pages }).map(|_| ())
     }
 
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         call_memory(self.memory, &GiveBack { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    fn hurry(&mut self, hurry: bool) {
+        self.hurries = hurry;
     }
 
     fn pause(&mut self) {
