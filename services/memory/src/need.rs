@@ -65,7 +65,7 @@ impl Memory {
         }
         let unpromised = unpromised(&self.promises, kernel).unwrap_or(0);
         self.shortage.left = if unpromised > HIGH { self.shortage.left - 1 } else { ROUNDS };
-        if unpromised < LOW || unpromised > HIGH {
+        if !(LOW..=HIGH).contains(&unpromised) {
             self.tell(kernel);
         } else {
             kernel.next_round();

@@ -107,8 +107,7 @@ fn pressed(paths: &Paths, time: Duration, seed: u64, tells: bool) -> Result<Done
     let mut machine = Witness::boot_in(paths, Some(MACHINE), None, &vms).map_err(|failure| failure.text)?;
     machine.is_up()?;
     for guest in 0..GUESTS {
-        for line in WORK {
-            let number = WORK.iter().position(|work| *work == line).unwrap_or(0);
+        for (number, line) in WORK.iter().enumerate() {
             machine.types(guest, line);
             machine.asks(guest, &format!("echo typed=$(({number}+70))"), &format!("typed={}", number + 70), SOON)?;
         }
@@ -118,20 +117,20 @@ fn pressed(paths: &Paths, time: Duration, seed: u64, tells: bool) -> Result<Done
     while start.elapsed() < time {
         machine.watches(Duration::from_millis(500 + dice.below(2500)))?;
         let guest = dice.below(GUESTS as u64) as usize;
-        match dice.below(8) {
+        let what = dice.below(8);
+        match what {
             0..=2 => machine.resizes(guest, Knob::Balloon, dice.size(BALLOON)),
             3..=5 => machine.resizes(guest, Knob::Plugged, dice.size(PLUG)),
-            which => {
-                let victim = if which == 6 { "memory" } else { "notifier" };
+            _ => {
+                let victim = if what == 6 { "memory" } else { "notifier" };
                 let lives = machine.lives(victim);
                 machine.kill(victim)?;
                 machine.until(&format!("another life of {victim}"), SOON, |this| this.lives(victim) > lives)?;
                 machine.forgive(victim)?;
                 done.kills += 1;
-                done.resizes = done.resizes.saturating_sub(1);
             }
         }
-        done.resizes += 1;
+        done.resizes += usize::from(what < 6);
         if let Some(guest) = (0..GUESTS).find(|guest| lost(&machine, *guest)) {
             return Err(machine.told(&format!("guest {} found other data than it wrote", NAMES[guest])));
         }
@@ -157,10 +156,10 @@ fn rests(machine: &mut Witness) -> Result<(), String> {
         machine.resizes(guest, Knob::Balloon, 0);
         machine.asks(guest, "touch /stop; echo stop=$((40+2))", "stop=42", SOON)?;
     }
-    for guest in 0..GUESTS {
-        machine.until(&format!("guest {} rests", NAMES[guest]), BOOT, |this| this.wrote(guest, "rested=0"))?;
+    for (guest, name) in NAMES.iter().enumerate() {
+        machine.until(&format!("guest {name} rests"), BOOT, |this| this.wrote(guest, "rested=0"))?;
         if lost(machine, guest) {
-            return Err(machine.told(&format!("guest {} found other data than it wrote", NAMES[guest])));
+            return Err(machine.told(&format!("guest {name} found other data than it wrote")));
         }
     }
     let line = "fills 1; printf x | dd of=/m/f1 bs=1 seek=7654321 conv=notrunc 2>/dev/null; holds 1";
