@@ -89,6 +89,7 @@ impl Kernel for OnKernel {
     }
 
     fn tell_need(&mut self, vmm: ServiceId) {
+        defmt::debug!("memory: told of need: {=str}", caisson_rt::name_of(vmm.index()));
         // One that died has no balloon any more.
         let _ = ring_doorbell(vmm.index() as u16, NEED);
     }

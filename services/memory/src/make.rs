@@ -140,7 +140,7 @@ impl Memory {
             };
             if let Err(status) = filled {
                 if status == Status::Exhausted {
-                    self.short(kernel);
+                    self.refused(vm, kernel);
                 }
                 return Err(status);
             }

@@ -10,9 +10,9 @@ use caisson_proto::memory::Needed;
 
 use crate::{Kernel, Memory, own, unpromised, vms, vms_from};
 
-/// With fewer frames that nobody was promised, some are lacking: 32 MiB.
-pub const LOW: u64 = 8192;
-/// With more than these there is plenty: 64 MiB.
+/// With fewer frames that nobody was promised, some are lacking: 32 MiB. Fewer on the host, whose machines are small.
+pub const LOW: u64 = if cfg!(target_os = "none") { 8192 } else { 1024 };
+/// With more than these there is plenty.
 pub const HIGH: u64 = 2 * LOW;
 /// What vmms are asked for goes a little beyond the low mark, so that it isn't reached again at once.
 const GOAL: u64 = LOW + LOW / 2;
@@ -51,6 +51,13 @@ impl Memory {
         }
     }
 
+    /// A VM got nothing. If it may have more than it was promised, or it isn't known what that was, it is short.
+    pub(crate) fn refused(&mut self, vm: VmId, kernel: &mut impl Kernel) {
+        if self.promises.given(vm) > 0 || self.promises.pages(vm).is_none() {
+            self.short(kernel);
+        }
+    }
+
     /// The next round of a shortage, if there is one.
     pub(crate) fn round(&mut self, kernel: &mut impl Kernel) {
         if self.shortage.left == 0 {
@@ -58,7 +65,7 @@ impl Memory {
         }
         let unpromised = unpromised(&self.promises, kernel).unwrap_or(0);
         self.shortage.left = if unpromised > HIGH { self.shortage.left - 1 } else { ROUNDS };
-        if unpromised < LOW || unpromised > HIGH {
+        if !(LOW..=HIGH).contains(&unpromised) {
             self.tell(kernel);
         } else {
             kernel.next_round();

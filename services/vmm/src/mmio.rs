@@ -59,16 +59,19 @@ impl<P: Platform> Vmm<P> {
             return self.unemulated(at, exit, state);
         }
         let start = self.platform.now();
+        // The vCPU can be parked; meanwhile others have their turn.
+        self.platform.hurry(true);
         let backed = self.ram.back(&mut self.platform, gpa);
+        self.platform.hurry(false);
         self.count_populate(at, start, backed.is_ok());
         match backed {
             Ok(()) => again(exit),
             // memory is being started again: the guest faults until it is there.
-            Err(NoMemory { refused: Some(Status::Dead | Status::Died | Status::Busy), .. }) => {
+            Err(NoMemory { refused: Some(Status::Dead | Status::Died), .. }) => {
                 self.forget_fault(at);
                 again(exit)
             }
-            Err(NoMemory { refused: Some(Status::Exhausted), .. }) if self.waits_for_page(at) => {
+            Err(NoMemory { refused: Some(status), .. }) if self.waits_for_page(at, status) => {
                 self.forget_fault(at);
                 Resume { action: Action::Park, ..again(exit) }
             }
@@ -76,7 +79,7 @@ impl<P: Platform> Vmm<P> {
                 if let Some(status) = refused.refused {
                     self.note(Event::NoMemory(gpa, status));
                 }
-                if refused.refused != Some(Status::Exhausted) {
+                if !matches!(refused.refused, Some(Status::Exhausted | Status::Busy)) {
                     return self.unemulated(at, exit, state);
                 }
                 self.epitaph(exit, state);

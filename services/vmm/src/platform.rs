@@ -22,6 +22,9 @@ pub trait Platform {
     /// What memory answered.
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status>;
 
+    /// From now on, have what isn't there yet answered at once, and don't wait for it; or wait again.
+    fn hurry(&mut self, _hurry: bool) {}
+
     /// Let a little time pass, 10 ms, in which others may give memory back.
     fn pause(&mut self) {}
 

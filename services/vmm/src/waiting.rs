@@ -3,28 +3,36 @@
 //! Such a vCPU is parked, so that its guest's others and everything else go on, and faults again a moment later. If nothing has
 //! come after [`PATIENCE_MS`], its VM ends as if nobody could give any.
 
+use caisson_proto::abi::Status;
 use caisson_proto::vcpu::{Action, Resume};
 
 use crate::platform::Platform;
 use crate::vcpu::Life;
 use crate::vmm::Vmm;
 
-/// How long a vCPU waits for one page, in milliseconds.
+/// How long a vCPU waits for one page that nobody has, in milliseconds.
 pub const PATIENCE_MS: u64 = 10_000;
+/// How long for one that is there once it is written back. That needs no guest's help, and always comes.
+pub const WRITE_BACK_MS: u64 = 60_000;
 /// How often it asks meanwhile.
 pub const AGAIN_MS: u64 = 20;
 /// Who hasn't asked for so long begins to wait anew: its guest did something else in between.
 const OTHERWISE_MS: u64 = 1000;
 
 impl<P: Platform> Vmm<P> {
-    /// A vCPU asked for a page in vain; whether it is to wait and ask again.
-    pub(crate) fn waits_for_page(&mut self, at: usize) -> bool {
+    /// A vCPU asked for a page, and this is memory's answer; whether it is to wait and ask again.
+    pub(crate) fn waits_for_page(&mut self, at: usize, answer: Status) -> bool {
+        let patience = match answer {
+            Status::Exhausted => PATIENCE_MS,
+            Status::Busy => WRITE_BACK_MS,
+            _ => return false,
+        };
         let (now, khz) = (self.platform.now(), self.facts.tsc_khz);
         let Some(vcpu) = self.vcpus.get_mut(at) else { return false };
         let (since, last) = vcpu.waits;
         let goes_on = since != 0 && now.saturating_sub(last) < OTHERWISE_MS.saturating_mul(khz);
         vcpu.waits = (if goes_on { since } else { now }, now);
-        now.saturating_sub(vcpu.waits.0) < PATIENCE_MS.saturating_mul(khz)
+        now.saturating_sub(vcpu.waits.0) < patience.saturating_mul(khz)
     }
 
     /// A vCPU that is to be parked. If it is because it waits for a page, it asks again soon, and takes what interrupts it at once.

@@ -65,6 +65,9 @@ pub struct Fake {
     pub no_bell: bool,
     /// Memory dies after so many operations: nothing that it does then has an effect.
     pub dies_after: Option<u64>,
+    /// Whom a shortage was told, in order, and whether there is to be another round.
+    pub told: Vec<ServiceId>,
+    pub round: bool,
     /// Of the last mapping.
     pub last_access: Access,
     /// Shootdowns, and conversions: first page, how many, private.
@@ -100,6 +103,8 @@ impl Fake {
             operations: 0,
             no_bell: false,
             dies_after: None,
+            told: Vec::new(),
+            round: false,
             last_access: Access::empty(),
             shootdowns: 0,
             turned: Vec::new(),
@@ -443,5 +448,11 @@ impl Kernel for Fake {
     }
     fn later(&mut self) {
         self.later = true;
+    }
+    fn tell_need(&mut self, vmm: ServiceId) {
+        self.told.push(vmm);
+    }
+    fn next_round(&mut self) {
+        self.round = true;
     }
 }

@@ -3,6 +3,7 @@
 mod balloon;
 mod fake;
 mod held;
+mod need;
 mod platform;
 mod private;
 mod slots;

@@ -29,6 +29,8 @@ const WORD: usize = size_of::<u64>();
 const RETRIES: usize = 3;
 /// How long it may take until memory that somebody else had is written back, in milliseconds.
 const PATIENCE_MS: u64 = 200;
+/// The same where it is for a vCPU, which can be parked.
+const HURRY_MS: u64 = 5;
 /// How long a device waits before it asks again for a page that memory hasn't, in milliseconds.
 const PAUSE_MS: u64 = 10;
 
@@ -39,8 +41,13 @@ const PAUSE_MS: u64 = 10;
 /// # Errors
 /// What it answered.
 pub fn call_memory<R: Request>(memory: u16, request: &R) -> Result<R::Reply, Status> {
+    call_memory_for(PATIENCE_MS, memory, request)
+}
+
+/// The same, for so many milliseconds at the most.
+fn call_memory_for<R: Request>(patience: u64, memory: u16, request: &R) -> Result<R::Reply, Status> {
     let mut retries = 0;
-    let until = time::now().0.saturating_add(time::ticks(PATIENCE_MS));
+    let until = time::now().0.saturating_add(time::ticks(patience));
     loop {
         match caisson_rt::call(memory, request) {
             Err(Status::Dead | Status::Died) if retries < RETRIES => retries += 1,
@@ -67,6 +74,8 @@ pub struct OnKernel {
     output: Option<Outward>,
     /// Where the VM's statistics are read, if anybody does.
     share: ShareWindow,
+    /// A page that isn't there yet isn't waited for.
+    hurries: bool,
 }
 
 impl OnKernel {
@@ -81,12 +90,18 @@ impl OnKernel {
             states,
             output,
             share: ShareWindow::held(ShareUse::Stats).unwrap_or(ShareWindow::NONE),
+            hurries: false,
         }
     }
 
     /// The doorbell that tells of room on the console.
     pub fn room_bit(&self) -> u64 {
         self.output.as_ref().map_or(0, Outward::room_bit)
+    }
+
+    fn populate_as(&self, gfn: Gfn, pages: u64, private: bool) -> Result<(), Status> {
+        let patience = if self.hurries { HURRY_MS } else { PATIENCE_MS };
+        call_memory_for(patience, self.memory, &Populate { vm: self.vm, gfn, pages, private }).map(|_| ())
     }
 
     fn id(&self, index: u8) -> VcpuId {
@@ -157,11 +172,15 @@ fn words(group: Groups) -> &'static [usize] {
 
 impl Platform for OnKernel {
     fn populate(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
-        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages, private: false }).map(|_| ())
+        self.populate_as(gfn, pages, false)
     }
 
     fn give_back(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
         call_memory(self.memory, &GiveBack { vm: self.vm, gfn, pages }).map(|_| ())
+    }
+
+    fn hurry(&mut self, hurry: bool) {
+        self.hurries = hurry;
     }
 
     fn pause(&mut self) {
@@ -181,7 +200,7 @@ impl Platform for OnKernel {
     }
 
     fn populate_private(&mut self, gfn: Gfn, pages: u64) -> Result<(), Status> {
-        call_memory(self.memory, &Populate { vm: self.vm, gfn, pages, private: true }).map(|_| ())
+        self.populate_as(gfn, pages, true)
     }
 
     fn convert(&mut self, gfn: Gfn, pages: u64, private: bool) -> Result<(), Status> {

@@ -131,7 +131,7 @@ impl<P: Platform> Guest<'_, P> {
         for _ in 0..TRIES {
             match act(self.ram, self.platform) {
                 Ok(()) => return Ok(()),
-                Err(NoMemory { refused: Some(Status::Exhausted), .. }) => self.platform.pause(),
+                Err(NoMemory { refused: Some(Status::Exhausted | Status::Busy), .. }) => self.platform.pause(),
                 Err(_) => break,
             }
         }

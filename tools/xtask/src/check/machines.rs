@@ -172,6 +172,23 @@ const MACHINES: &[Machine] = &[
         ..DEFAULT
     },
     Machine {
+        name: "overcommit-follows",
+        about: "a guest wants what another has free in small pieces, which only its balloon finds",
+        arguments: &["--vm", "@/first.toml", "--vm", "@/second.toml", "--machine-memory", "592M"],
+        files: &[
+            ("first.toml", concat!("cmdline = \"console=ttyS0 quiet panic=-1 first\"\n", overcommitted!())),
+            ("second.toml", concat!("cmdline = \"console=ttyS0 quiet panic=-1 second\"\n", overcommitted!())),
+        ],
+        script: Some(
+            "pieces() { for i in $(seq 400); do head -c 524288 /dev/zero > /p$i; done; for i in $(seq 2 2 400); do rm /p$i; done; }\n\
+             grep -q first /proc/cmdline && pieces && sleep 60 && echo kept=$(cat /p* | wc -c)\n\
+             grep -q second /proc/cmdline && sleep 25 && head -c 250000000 /dev/zero > /big && echo full=$(wc -c < /big)\n",
+        ),
+        stdout: &["first| kept=104857600\n", "second| full=250000000\n"],
+        seconds: "240",
+        ..DEFAULT
+    },
+    Machine {
         name: "overcommit-fails",
         about: "a guest wants more than it was promised, and nothing is left",
         arguments: &["--vm", "@/greedy.toml"],

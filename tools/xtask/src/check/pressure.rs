@@ -19,8 +19,11 @@ use crate::paths::Paths;
 const GUESTS: usize = 3;
 const FILE: &str = "vcpus = 1\nmemory = \"256M\"\npromised = \"96M\"\nmemory-max = \"512M\"\nballoon = true\n";
 const NAMES: [&str; GUESTS] = ["a", "b", "c"];
-/// The machine's memory: less than the guests have in all even if nothing is plugged.
-const MACHINE: Size = Size(640 << 20);
+/// The machine's memory: less than the guests have in all even if nothing is plugged, and little more than they use.
+const MACHINE: Size = Size(560 << 20);
+/// Rounds that each guest does at the least, and how much longer than it should that may take where the host is slow.
+const ROUNDS: usize = 2;
+const SLOW: Duration = Duration::from_secs(300);
 /// What the balloons and the plugged memory are at the most.
 const BALLOON: u64 = 48 << 20;
 const PLUG: u64 = 128 << 20;
@@ -69,7 +72,7 @@ struct Done {
 
 /// The step of `cargo xtask test`.
 pub fn run(paths: &Paths) -> Outcome {
-    match pressed(paths, Duration::from_secs(60), 1, false) {
+    match pressed(paths, Duration::from_secs(45), 1, false) {
         Ok(_) => Outcome::passed(1),
         Err(why) => Outcome::failed(format!("{why} (cargo xtask soak --minutes 1 --seed 1)")),
     }
@@ -107,31 +110,31 @@ fn pressed(paths: &Paths, time: Duration, seed: u64, tells: bool) -> Result<Done
     let mut machine = Witness::boot_in(paths, Some(MACHINE), None, &vms).map_err(|failure| failure.text)?;
     machine.is_up()?;
     for guest in 0..GUESTS {
-        for line in WORK {
-            let number = WORK.iter().position(|work| *work == line).unwrap_or(0);
+        for (number, line) in WORK.iter().enumerate() {
             machine.types(guest, line);
             machine.asks(guest, &format!("echo typed=$(({number}+70))"), &format!("typed={}", number + 70), SOON)?;
         }
     }
     let (mut dice, start, mut told) = (Dice(seed), Instant::now(), Instant::now());
     let mut done = Done { rounds: 0, resizes: 0, kills: 0 };
-    while start.elapsed() < time {
+    let few = |machine: &Witness| (0..GUESTS).any(|guest| rounds(machine, guest) < ROUNDS);
+    while start.elapsed() < time || (few(&machine) && start.elapsed() < time + SLOW) {
         machine.watches(Duration::from_millis(500 + dice.below(2500)))?;
         let guest = dice.below(GUESTS as u64) as usize;
-        match dice.below(8) {
+        let what = dice.below(8);
+        match what {
             0..=2 => machine.resizes(guest, Knob::Balloon, dice.size(BALLOON)),
             3..=5 => machine.resizes(guest, Knob::Plugged, dice.size(PLUG)),
-            which => {
-                let victim = if which == 6 { "memory" } else { "notifier" };
+            _ => {
+                let victim = if what == 6 { "memory" } else { "notifier" };
                 let lives = machine.lives(victim);
                 machine.kill(victim)?;
                 machine.until(&format!("another life of {victim}"), SOON, |this| this.lives(victim) > lives)?;
                 machine.forgive(victim)?;
                 done.kills += 1;
-                done.resizes = done.resizes.saturating_sub(1);
             }
         }
-        done.resizes += 1;
+        done.resizes += usize::from(what < 6);
         if let Some(guest) = (0..GUESTS).find(|guest| lost(&machine, *guest)) {
             return Err(machine.told(&format!("guest {} found other data than it wrote", NAMES[guest])));
         }
@@ -144,8 +147,11 @@ fn pressed(paths: &Paths, time: Duration, seed: u64, tells: bool) -> Result<Done
     }
     rests(&mut machine)?;
     done.rounds = (0..GUESTS).map(|guest| rounds(&machine, guest)).sum();
-    if let Some(guest) = (0..GUESTS).find(|guest| rounds(&machine, *guest) < 2) {
-        return Err(machine.told(&format!("guest {} has done {} rounds", NAMES[guest], rounds(&machine, guest))));
+    if few(&machine) {
+        return Err(machine.told("a guest has hardly done anything"));
+    }
+    if !machine.logged("memory", "memory: told of need") {
+        return Err(machine.told("there was no shortage, so nothing was tried"));
     }
     ends(machine)?;
     Ok(done)
@@ -157,10 +163,10 @@ fn rests(machine: &mut Witness) -> Result<(), String> {
         machine.resizes(guest, Knob::Balloon, 0);
         machine.asks(guest, "touch /stop; echo stop=$((40+2))", "stop=42", SOON)?;
     }
-    for guest in 0..GUESTS {
-        machine.until(&format!("guest {} rests", NAMES[guest]), BOOT, |this| this.wrote(guest, "rested=0"))?;
+    for (guest, name) in NAMES.iter().enumerate() {
+        machine.until(&format!("guest {name} rests"), BOOT, |this| this.wrote(guest, "rested=0"))?;
         if lost(machine, guest) {
-            return Err(machine.told(&format!("guest {} found other data than it wrote", NAMES[guest])));
+            return Err(machine.told(&format!("guest {name} found other data than it wrote")));
         }
     }
     let line = "fills 1; printf x | dd of=/m/f1 bs=1 seek=7654321 conv=notrunc 2>/dev/null; holds 1";

@@ -1,4 +1,4 @@
-//! Linux's own virtio drivers on a guest's disk, balloon and console: what the disk has is what its file has, what is written is
+//! Linux's own virtio drivers on a guest's disk, balloon, plugged memory and console: what the disk has is what its file has, what is written is
 //! read again, the file stays as it is, and memory that the guest doesn't need leaves it while it lives on.
 
 use std::fs;
@@ -33,6 +33,7 @@ const SCRIPT: &str = "\
     yes caisson | dd of=/dev/vda bs=4096 count=256 seek=100 iflag=fullblock conv=fsync 2>/dev/null\n\
     echo 3 > /proc/sys/vm/drop_caches\n\
     echo changed=$(sha256sum < /dev/vda)\n\
+    echo plugged=$(grep -c 'virtio_mem)' /proc/iomem)\n\
     tty\n\
     seq 1 2000\n\
     echo 3 > /proc/sys/vm/drop_caches\n\
@@ -95,7 +96,7 @@ fn lived(paths: &Paths, kernel: &str, vcpus: u8, has_console: bool) -> Result<()
     let target = TARGET >> 8;
     let file = format!(
         "name = \"virtio\"\nkernel = \"{kernel}\"\nvcpus = {vcpus}\nmemory = \"256M\"\ndisk = \"disk\"\nballoon = true\n\
-         balloon-target = \"{target}M\"\nvirtio-console = {has_console}\n"
+         balloon-target = \"{target}M\"\nmemory-max = \"384M\"\nmemory-plugged = \"32M\"\nvirtio-console = {has_console}\n"
     );
     let (console, log) = guest(paths, folder.path(), &file, SCRIPT)?;
     let mut after = before.clone();
@@ -106,6 +107,7 @@ fn lived(paths: &Paths, kernel: &str, vcpus: u8, has_console: bool) -> Result<()
     let checks = [
         (console.contains(&format!("kept={}", sum(&before))), "the disk isn't what its file is"),
         (console.contains(&format!("changed={}", sum(&after))), "the disk doesn't have what was written"),
+        (console.contains("plugged=1"), "no memory was plugged"),
         (console.contains("/dev/hvc0") == has_console, "the shell is on another console"),
         (console.replace('\r', "").contains(&counted), "the console lost something"),
         (console.contains("alive=64000000"), "the guest has no use of its memory"),
