@@ -5,7 +5,7 @@ use caisson_proto::addr::PAGE_SIZE;
 use caisson_proto::vcpu::{CpuidEntry, Exit, Resume, VcpuState};
 
 use crate::dev::ioapic::Message;
-use crate::exits::{RBX, RSI, done};
+use crate::exits::{RBX, RSI, again, done};
 use crate::interrupts::{FIXED, NMI};
 use crate::platform::Platform;
 use crate::vcpu::Life;
@@ -59,7 +59,11 @@ impl<P: Platform> Vmm<P> {
             SCHED_YIELD => 0,
             MAP_GPA_RANGE => {
                 let gpa = self.platform.gpr(exit.vcpu, RBX);
-                self.map_range(gpa, rcx, rdx)
+                match self.map_range(gpa, rcx, rdx) {
+                    Some(answer) => answer,
+                    // memory is being started again, or has no time: the guest calls once more.
+                    None => return again(exit),
+                }
             }
             VAPIC_POLL_IRQ => 0,
             _ => NO_SUCH_CALL,
@@ -87,18 +91,19 @@ impl<P: Platform> Vmm<P> {
 
     /// The guest wants pages private or shared.
     #[inline(never)]
-    fn map_range(&mut self, gpa: u64, pages: u64, attributes: u64) -> u64 {
+    fn map_range(&mut self, gpa: u64, pages: u64, attributes: u64) -> Option<u64> {
         if !gpa.is_multiple_of(PAGE_SIZE) || pages == 0 || attributes & !(ENCRYPTED | PAGE_SIZES) != 0 {
-            return INVALID;
+            return Some(INVALID);
         }
         if pages > MOST_PAGES {
-            return TOO_BIG;
+            return Some(TOO_BIG);
         }
         let private = attributes & ENCRYPTED != 0;
         match self.ram.convert(&mut self.platform, gpa / PAGE_SIZE, pages, private) {
-            Ok(()) => 0,
-            Err(Status::Range) => INVALID,
-            Err(_) => FAULT,
+            Ok(()) => Some(0),
+            Err(Status::Dead | Status::Died | Status::Busy) => None,
+            Err(Status::Range) => Some(INVALID),
+            Err(_) => Some(FAULT),
         }
     }
 

@@ -159,7 +159,8 @@ impl<M: Machine> Call<'_, M> {
         };
         ensure(books.stock.len() >= needed, Status::Exhausted)?;
         let whole = request.large && request.pages == LARGE_PAGES && request.gfn.0.is_multiple_of(LARGE_PAGES);
-        if whole && self.machine.nested_resize(root, request.gfn, true, &mut books.stock).is_ok() {
+        // While the RMP has no entries for them, pages may be joined.
+        if whole && request.private && self.machine.nested_resize(root, request.gfn, true, &mut books.stock).is_ok() {
             // Before the table that was joined serves for something else.
             self.shoot_down(slot);
         }
@@ -197,6 +198,9 @@ impl<M: Machine> Call<'_, M> {
             turned += 1;
         }
         if !request.private {
+            if whole && result.is_ok() {
+                let _ = self.machine.nested_resize(root, request.gfn, true, &mut books.stock);
+            }
             // What the RMP allowed may be in translations; and what was dirtied by them, in lines: nobody flushes these later.
             self.shoot_down(slot);
             let turned = || pieces.iter().take(turned);

@@ -6,20 +6,20 @@ use super::*;
 use crate::need::{HIGH, LOW, ROUNDS};
 
 fn more(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId, pages: u64) -> Status {
-    memory.handle(vmm(slot), &Promise { vm, pages }.encode(), fake).0
+    memory.handle(vmm(slot), &Promise { vm, pages }.encode(), None, fake).0
 }
 
 fn less(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId, pages: u64) -> Status {
-    memory.handle(vmm(slot), &Unpromise { vm, pages }.encode(), fake).0
+    memory.handle(vmm(slot), &Unpromise { vm, pages }.encode(), None, fake).0
 }
 
 fn give(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId, gfn: u64) {
-    let (status, _) = memory.handle(vmm(slot), &GiveBack { vm, gfn: Gfn(gfn), pages: 512 }.encode(), fake);
+    let (status, _) = memory.handle(vmm(slot), &GiveBack { vm, gfn: Gfn(gfn), pages: 512 }.encode(), None, fake);
     assert_eq!(status, Status::Ok);
 }
 
 fn needed(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId) -> Result<Needed, Status> {
-    let (status, words) = memory.handle(vmm(slot), &Need { vm }.encode(), fake);
+    let (status, words) = memory.handle(vmm(slot), &Need { vm }.encode(), None, fake);
     if status == Status::Ok { Ok(Needed::decode(&words).unwrap()) } else { Err(status) }
 }
 
@@ -72,7 +72,7 @@ fn promises_keep_to_what_a_vm_may_have() {
     assert_eq!(more(&mut memory, &mut fake, 6, vm, 1), Status::Denied);
     assert_eq!(less(&mut memory, &mut fake, 6, vm, 1), Status::Denied);
     let promised = |memory: &mut Memory, fake: &mut Fake| {
-        memory.handle(vmm(5), &caisson_proto::memory::FramesOf { vm }.encode(), fake).1[3]
+        memory.handle(vmm(5), &caisson_proto::memory::FramesOf { vm }.encode(), None, fake).1[3]
     };
     let before = promised(&mut memory, &mut fake);
     assert_eq!(more(&mut memory, &mut fake, 5, vm, 1024), Status::Ok);

@@ -77,6 +77,24 @@ fn it_is_joined_when_all_of_it_turns() {
 }
 
 #[test]
+fn small_private_pages_are_joined_when_all_of_them_are_shared() {
+    let mut system = System::new(1);
+    let vm = guest(&mut system);
+    system.as_service(FIRMWARE, &private(vm, 512, 100)).unwrap();
+    system.as_service(FIRMWARE, &private(vm, 612, 412)).unwrap();
+    assert_eq!(span(&mut system, vm, 512), (1, FrameState::Private));
+    system.as_service(FIRMWARE, &shared(large(vm))).unwrap();
+    assert_eq!(span(&mut system, vm, 700), (512, FrameState::Owned));
+    assert!((1024..1536).all(|frame| rmp(&system, frame) == Entry::SHARED));
+    // What is refused in the middle stays small, as the RMP has it.
+    system.as_service(FIRMWARE, &private(vm, 512, 100)).unwrap();
+    system.as_service(FIRMWARE, &private(vm, 612, 412)).unwrap();
+    processor(&system, 1100, Entry([rmp(&system, 1100).0[0] | LOCKED, 0]));
+    assert_eq!(system.as_service(FIRMWARE, &shared(large(vm))).err(), Some(Status::State));
+    assert_eq!([512, 1023].map(|gfn| span(&mut system, vm, gfn)), [(1, FrameState::Owned), (1, FrameState::Private)]);
+}
+
+#[test]
 fn frames_that_do_not_lie_in_a_row_stay_small() {
     let mut system = System::new(1);
     initialise(&mut system);
