@@ -8,6 +8,7 @@
 pub mod bundle;
 pub mod check;
 pub mod image;
+mod network;
 pub mod parse;
 pub mod plan;
 pub mod share;

@@ -174,9 +174,8 @@ impl<M: Machine> Call<'_, M> {
                 let _ = self.machine.rmp_smash(mapping.frame);
                 self.machine.nested_resize(root, gfn, false, &mut books.stock)?;
             }
-            let frames = (mapping.frame.0..mapping.frame.0 + pages).map(Frame);
-            let is = |frame| table.get(frame, batches) == Some(Frames::of(from, request.vm));
-            ensure(frames.map(is).all(|is| is), Status::State)?;
+            let is = |frame| table.get(Frame(frame), batches) == Some(Frames::of(from, request.vm));
+            ensure((mapping.frame.0..mapping.frame.0 + pages).all(is), Status::State)?;
             let _ = pieces.push((gfn, mapping.frame, pages));
             gfn.0 += pages;
         }

@@ -2,7 +2,7 @@
 //!
 //! A gmem belongs to one VM and is bound to slots of it, each page to one at the most. Which guest frames are private is an
 //! attribute of the VM; room for it is reserved before anything is changed, so that a conversion can't stop half-way for lack of
-//! it. What is there, and whether it is private, the kernel knows: see [`crate::private`].
+//! it. What is there, and whether it is private, the kernel knows: see `private`.
 
 mod bind;
 mod bitmaps;

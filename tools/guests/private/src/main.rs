@@ -105,9 +105,7 @@ mod image {
     }
 
     fn start() -> ! {
-        static mut AREA: Area = Area { versions: [0; PAGES as usize], private: [false; PAGES as usize], wrong: 0 };
-        // SAFETY: this is the only CPU, and the only place that names it.
-        let area = unsafe { &mut *(&raw mut AREA) };
+        let mut area = Area { versions: [0; PAGES as usize], private: [false; PAGES as usize], wrong: 0 };
         let plain = cmdline().split_ascii_whitespace().any(|word| word == "plain");
         // An encrypted guest is launched with all of its memory private.
         area.private.fill(!plain);
