@@ -53,6 +53,11 @@ replies! {
         /// Not while it is being deleted or moved: nothing is mapped there then.
         pub valid: bool,
     }
+    /// What a capability's number stands for here.
+    pub struct CapabilityReport {
+        /// 0 for one that isn't known.
+        pub value: u64,
+    }
     /// A new gmem.
     pub struct GmemMade {
         /// Its id.
@@ -199,6 +204,8 @@ requests! {
         /** First page. */ start: HostAddress,
         /** How many. */ pages: u64,
     } -> Progress;
+    /// What this machine can do of what KVM's capability of this number stands for. Anybody may ask.
+    Capability = 18 { /** As Linux's interface has it. */ number: u32 } -> CapabilityReport;
     /// Make a gmem: private memory without a host address, for slots of one VM to show. `Invalid` for flags, of which there are none,
     /// and for a length that is 0 or not whole pages; `Exhausted` if there are too many.
     GmemMake = 20 {

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod balloon;
+pub mod capabilities;
 mod counts;
 pub mod gmem;
 pub mod keyed;
@@ -26,8 +27,10 @@ pub mod slots;
 
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Frame, Gfn, ServiceId, VmId};
-use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, VmInfo, VmReport, VmState};
-use caisson_proto::memory::{FramesOf, MemoryCall, MemoryReport, Need, NoticesOf, Promise, Reclaimed, Unpromise};
+use caisson_proto::kernel::{FrameCount, FrameRuns, FrameState, MachineInfo, VmInfo, VmReport, VmState};
+use caisson_proto::memory::{
+    Capability, CapabilityReport, FramesOf, MemoryCall, MemoryReport, Need, NoticesOf, Promise, Reclaimed, Unpromise,
+};
 use caisson_proto::notifier::VmNotices;
 use caisson_proto::wire::{Done, Reply, Request, Words};
 
@@ -196,6 +199,10 @@ impl Memory {
             Ok(MemoryCall::SlotSet(request)) => answer(self.slot_set(sender, &request, kernel)),
             Ok(MemoryCall::SlotInfo(request)) => answer(self.slot_info(sender, &request, kernel)),
             Ok(MemoryCall::Discard(request)) => answer(self.discard(sender, &request, kernel)),
+            Ok(MemoryCall::Capability(Capability { number })) => {
+                let features = kernel.ask(&MachineInfo {}).map(|machine| machine.features);
+                answer(features.map(|features| CapabilityReport { value: capabilities::answer(number, features) }))
+            }
             Ok(MemoryCall::GmemMake(request)) => answer(self.gmem_make(sender, &request, kernel)),
             Ok(MemoryCall::GmemDrop(request)) => answer(self.gmem_drop(sender, &request, kernel).map(|()| Done {})),
             Ok(MemoryCall::Attribute(request)) => answer(self.attribute(sender, &request, kernel).map(|()| Done {})),

@@ -70,6 +70,8 @@ pub struct Fake {
     pub round: bool,
     /// Of the last mapping.
     pub last_access: Access,
+    /// What the machine can do, if it tells.
+    pub features: Option<Features>,
     /// Shootdowns, and conversions: first page, how many, private.
     pub shootdowns: u32,
     pub turned: Vec<(u64, u64, bool)>,
@@ -106,6 +108,7 @@ impl Fake {
             told: Vec::new(),
             round: false,
             last_access: Access::empty(),
+            features: None,
             shootdowns: 0,
             turned: Vec::new(),
             turns_left: None,

@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::Lease;
 use caisson_proto::addr::VPage;
-use caisson_proto::kernel::GuestUnmap;
+use caisson_proto::kernel::{Features, GuestUnmap};
 use caisson_proto::memory::*;
 use caisson_proto::slots::{GmemAddress, GmemId, HostAddress, Region, SlotId};
 
@@ -31,6 +31,14 @@ fn touch(memory: &mut Memory, fake: &mut Fake, vm: VmId, gfn: u64, pages: u64, p
 /// Its private pages, as the kernel has them.
 fn private(fake: &Fake) -> Vec<u64> {
     fake.vms[0].as_ref().unwrap().private.iter().copied().collect()
+}
+
+#[test]
+fn what_is_there_anybody_may_ask() {
+    let (mut memory, mut fake) = started();
+    fake.features = Some(Features::SEV);
+    let mut of = |number| ask(&mut memory, &mut fake, 9, &Capability { number }).unwrap().value;
+    assert_eq!((of(crate::capabilities::SYNC_MMU), of(235), of(77)), (1, 0b1111, 0));
 }
 
 #[test]

@@ -220,7 +220,11 @@ impl Fake {
                 let frames = self.count(|state| state == State::Quarantined(batch));
                 BatchReport { batch: BatchId(batch), vm, kind, frames, owed, next: 1 }.encode()
             }
-            KernelCall::MachineInfo(_) => return Err(Status::Unsupported),
+            KernelCall::MachineInfo(_) => {
+                let features = self.features.ok_or(Status::Unsupported)?;
+                Machine { cpus: 2, tsc_khz: 1000, features, frames: FRAMES, asids: 8, services: 8, sev_asids: 0 }
+                    .encode()
+            }
             KernelCall::BatchInfo(_) => return Err(Status::NotFound),
             other => panic!("{other:?} isn't memory's"),
         })
