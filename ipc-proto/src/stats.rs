@@ -224,6 +224,8 @@ statistics! {
         Memory "memory" INSTANT BYTES 1;
         /// Frames mapped in it: its memory, as far as that is backed.
         Mapped "frames_mapped" INSTANT NONE 1;
+        /// Of these, those that the guest has for itself.
+        Private "frames_private" INSTANT NONE 1;
         /// Frames that the kernel has for it: nested tables, VMCBs, state pages.
         Kernel "frames_kernel" INSTANT NONE 1;
         /// Frames taken from it that wait for their write-back.

@@ -168,7 +168,8 @@ impl<P: Platform> Vmm<P> {
 
     /// Somebody reads: these are what others know of the VM, and the kernel of its vCPUs.
     pub fn refresh(&mut self, known: impl IntoIterator<Item = (VmStat, u64)>) {
-        for (stat, value) in known.into_iter().chain(self.virtio.known()) {
+        let private = [(VmStat::Private, self.ram.private_pages())];
+        for (stat, value) in known.into_iter().chain(self.virtio.known()).chain(private) {
             self.platform.publish(VM_PAGE, VM_DATA + stat.word(), value);
         }
         if let Some(counts) = self.net_counts() {

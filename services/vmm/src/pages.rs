@@ -32,6 +32,11 @@ impl Pages {
         words(first, count).map(ones).sum()
     }
 
+    /// How many are in both.
+    pub fn common(&self, other: &Self) -> u64 {
+        self.0.iter().zip(&other.0).map(|(one, other)| u64::from((one & other).count_ones())).sum()
+    }
+
     /// Puts them in, or takes them out. What lies past the limit is left out.
     pub fn set(&mut self, first: u64, count: u64, to: bool) {
         for (at, mask) in words(first, count) {

@@ -115,6 +115,11 @@ impl Ram {
         self.private.has(gpa / PAGE_SIZE)
     }
 
+    /// Pages that are backed and the guest's alone.
+    pub fn private_pages(&self) -> u64 {
+        self.backed.common(&self.private)
+    }
+
     /// Backs the page of an address: with its whole chunk, unless the guest gave back single pages of that or there aren't so
     /// many.
     ///

@@ -62,6 +62,8 @@ fn nothing_reaches_for_what_is_private() {
         assert_eq!(ram.write(&mut fake, gpa, &bytes), Err(NoMemory { gpa, refused: None }));
     }
     ram.read(&mut fake, 6 * PAGE, &mut [0; 8]).unwrap();
+    ram.convert(&mut fake, 600, 3, true).unwrap();
+    assert_eq!(ram.private_pages(), 1, "of those that are there");
     ram.convert(&mut fake, 5, 1, false).unwrap();
     assert_ne!(ram.epoch(), epoch, "what was looked up isn't known any more");
     let mut seen = [0; 3];
