@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use caisson_core::batches::Payable;
 use caisson_core::cpus::CpuSet;
 use caisson_core::frames::Frames;
 use caisson_core::machine::Machine;
@@ -159,7 +160,7 @@ fn unmap_looking(cpu: &Cpu, page: u64, early: bool) -> BatchId {
             loom::thread::yield_now();
         }
         let owed = if early { before } else { look() };
-        let batch = tables.batches.open(VM, VmKind::Sev, &owed, false).unwrap();
+        let batch = tables.batches.open(VM, VmKind::Sev, &owed, Payable::WriteBack).unwrap();
         tables.frames.turn(Frame(FIRST + page), 1, FrameState::Owned, Frames::quarantined(batch));
         tables.batches.join(batch, 1);
         batch
