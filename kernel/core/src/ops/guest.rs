@@ -151,7 +151,9 @@ impl<M: Machine> Call<'_, M> {
         let asid = tables.asids.of(request.vm).filter(has).map_or(0, |(asid, _)| asid);
         let (table, batches, books) = tables.of(slot)?;
         let snp = books.kind == VmKind::SevSnp;
-        ensure(books.kind == VmKind::Plain || asid != 0 || !snp && request.private, Status::State)?;
+        // A plain VM's pages are no affair of the firmware's.
+        let plain = books.kind == VmKind::Plain && self.service(self.slot).caps.get().contains(Caps::FRAMES);
+        ensure(plain || books.kind != VmKind::Plain && (asid != 0 || !snp && request.private), Status::State)?;
         let (from, to, needed) = match request.private {
             // At most two large pages have to be split for it, here and in the window.
             true => (FrameState::Owned, FrameState::Private, 4),

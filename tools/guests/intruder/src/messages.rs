@@ -8,6 +8,7 @@ use caisson_proto::kernel::{KernelCall, VmKind};
 use caisson_proto::memory::{MemoryCall, Populate, VmMake};
 use caisson_proto::notifier::NotifierCall;
 use caisson_proto::supervisor::SupervisorCall;
+use caisson_proto::switch::SwitchCall;
 use caisson_proto::wire::{Request, Words};
 
 /// Values that are near some limit.
@@ -41,13 +42,15 @@ pub enum Interface {
     Notifier,
     /// sev-firmware.
     Firmware,
+    /// The switch, of which it has no port.
+    Switch,
     /// A vmm, which serves nobody.
     Vmm,
 }
 
 impl Interface {
     /// All.
-    pub const ALL: [Self; 4] = [Self::Memory, Self::Notifier, Self::Firmware, Self::Vmm];
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Notifier, Self::Firmware, Self::Switch, Self::Vmm];
 
     /// A message of each operation, most of them well-formed, and one of each that doesn't exist.
     pub fn operations(self) -> impl Iterator<Item = Words> {
@@ -58,6 +61,7 @@ impl Interface {
             Self::Memory | Self::Vmm => (Some(full), MemoryCall::OPERATIONS),
             Self::Notifier => (None, NotifierCall::OPERATIONS),
             Self::Firmware => (None, FirmwareCall::OPERATIONS),
+            Self::Switch => (None, SwitchCall::OPERATIONS),
         };
         let numbers = numbers.iter().map(|&(op, _)| op.into()).chain(UNKNOWN);
         full.into_iter().flatten().chain(numbers.map(|op| [op, 0, 0, 0, 0, 0, 0, 0]))
@@ -68,7 +72,7 @@ impl Interface {
         let (known, question) = match self {
             Self::Memory => {
                 let call = MemoryCall::decode(message);
-                (call.is_ok(), matches!(call, Ok(MemoryCall::Report(_))))
+                (call.is_ok(), matches!(call, Ok(MemoryCall::Report(_) | MemoryCall::Capability(_))))
             }
             Self::Notifier => (NotifierCall::decode(message).is_ok(), true),
             Self::Firmware => {
@@ -81,6 +85,7 @@ impl Interface {
                 };
                 (call.is_ok(), question)
             }
+            Self::Switch => (SwitchCall::decode(message).is_ok(), false),
             Self::Vmm => return answer == Status::Denied,
         };
         match answer {

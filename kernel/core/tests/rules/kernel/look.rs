@@ -47,6 +47,11 @@ fn a_plain_vms_page_turns_private_and_back() {
     system.as_service(MEMORY, &map(vm, 0, 512, 4)).unwrap();
     let seen = |system: &System| system.machine.window.borrow().keys().map(|(_, gfn)| *gfn).collect::<Vec<_>>();
     let convert = |private| GuestConvert { vm, gfn: Gfn(1), pages: 2, private, large: true };
+    assert_eq!(
+        system.as_service(FIRMWARE, &convert(true)).err(),
+        Some(Status::State),
+        "it isn't the firmware's affair"
+    );
     system.as_service(MEMORY, &convert(true)).unwrap();
     assert_eq!(seen(&system), [0, 3]);
     assert_eq!(look(&mut system, vm, 1, 4), (2, FrameState::Private, 1, Frame(513)));

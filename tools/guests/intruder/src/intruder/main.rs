@@ -39,6 +39,7 @@ mod image {
             Interface::Memory => slot_of("memory"),
             Interface::Notifier => slot_of("notifier"),
             Interface::Firmware => slot_of("sev-firmware"),
+            Interface::Switch => slot_of("switch"),
             Interface::Vmm => info().is_vmm.iter().position(|&is| is == 1).map(|slot| slot as u16),
         };
         for message in interface.operations().nth(index).into_iter().flat_map(spoiled) {

@@ -73,7 +73,7 @@ fn names() -> impl Iterator<Item = (u16, &'static str)> {
 
 /// Whether the manifest lets it call this service.
 fn may_call(name: &str) -> bool {
-    matches!(name, "memory" | "notifier" | "sev-firmware" | "accomplice") || name.starts_with("vmm-")
+    matches!(name, "switch" | "memory" | "notifier" | "sev-firmware" | "accomplice") || name.starts_with("vmm-")
 }
 
 /// Asks memory how it stands, with a lease.
