@@ -40,6 +40,8 @@ pub struct Ram {
     /// What comes and goes while the guest runs, above all other memory.
     plugged: Plugged,
     backed: Pages,
+    /// memory was asked for them, and may have them mapped whatever it answered, until it says that it took them back.
+    asked: Pages,
     /// Given back one by one, or refused with their chunk: they come one by one, so that a balloon keeps what it holds.
     given: Pages,
     /// How often pages were given back.
@@ -67,8 +69,8 @@ impl Ram {
             _ if high_end > HIGH_START => high_end / PAGE_SIZE,
             _ => low_end / PAGE_SIZE,
         };
-        let [backed, given, private] = [(); 3].map(|()| Pages::new(pages));
-        Self { low_end, high_end, plugged, backed, given, epoch: 0, private, sealed: false }
+        let [backed, asked, given, private] = [(); 4].map(|()| Pages::new(pages));
+        Self { low_end, high_end, plugged, backed, asked, given, epoch: 0, private, sealed: false }
     }
 
     /// Which memory is plugged.
@@ -134,6 +136,7 @@ impl Ram {
         let refused = |status| NoMemory { gpa, refused: Some(status) };
         let private = self.private.count(chunk, LARGE_PAGES);
         if !self.given.any(chunk, LARGE_PAGES) && (private == 0 || private == LARGE_PAGES) {
+            self.asked.set(chunk, LARGE_PAGES, true);
             match self.populate(platform, chunk, LARGE_PAGES) {
                 Ok(()) => {
                     self.backed.set(chunk, LARGE_PAGES, true);
@@ -145,6 +148,7 @@ impl Ram {
                 Err(status) => return Err(refused(status)),
             }
         }
+        self.asked.set(page, 1, true);
         self.populate(platform, page, 1).map_err(refused)?;
         if !self.given.any(chunk, LARGE_PAGES) {
             self.given.set(chunk, LARGE_PAGES, true);
@@ -177,10 +181,11 @@ impl Ram {
             // A call ends where a chunk does.
             let next = ((at / LARGE_PAGES + 1) * LARGE_PAGES).min(end);
             let count = next - at;
-            if self.backed.any(at, count) {
+            if self.asked.any(at, count) {
                 // From here on nothing reaches for them, whatever memory answers.
                 self.backed.set(at, count, false);
                 platform.give_back(Gfn(at), count)?;
+                self.asked.set(at, count, false);
             }
             self.given.set(at, count, count < LARGE_PAGES);
             at = next;

@@ -73,6 +73,25 @@ fn a_memory_that_dies_meanwhile_is_not_touched() {
 }
 
 #[test]
+fn what_was_asked_for_is_given_back_until_memory_took_it() {
+    let (mut ram, mut fake) = machine(2 * CHUNK);
+    ram.back(&mut fake, 0).unwrap();
+    fake.refuse_memory = true;
+    assert_eq!(ram.release(&mut fake, 0, 512), Err(Status::Dead));
+    assert_eq!(ram.release(&mut fake, 0, 512), Err(Status::Dead), "it may be there still");
+    fake.refuse_memory = false;
+    ram.release(&mut fake, 0, 512).unwrap();
+    ram.release(&mut fake, 0, 512).unwrap();
+    assert_eq!(fake.given_back, [(0, 512), (0, 512), (0, 512)], "and then it isn't");
+    // Of a chunk that didn't come as a whole, parts may have come.
+    fake.refuse_chunks = true;
+    ram.back(&mut fake, CHUNK).unwrap();
+    fake.given_back.clear();
+    ram.release(&mut fake, 512 + 7, 3).unwrap();
+    assert_eq!(fake.given_back, [(512 + 7, 3)]);
+}
+
+#[test]
 fn the_last_pages_come_one_by_one() {
     let (mut ram, mut fake) = machine(2 * CHUNK);
     fake.refuse_chunks = true;
