@@ -35,7 +35,7 @@ impl Memory {
         }
         let unmapped = answer?;
         self.took(unmap.vm, unmapped.pages, 1, u64::from(unmapped.pages > 0 && !unmap.more));
-        reclaim::tell(unmap.vm, unmap.gfn, &unmapped, kernel);
+        reclaim::tell(unmap.vm, unmap.gfn, &unmapped, unmap.more, kernel);
         Ok(unmapped)
     }
 

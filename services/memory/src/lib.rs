@@ -54,8 +54,8 @@ const GRANULES: usize = if cfg!(target_os = "none") { slots::GRANULES } else { 6
 
 /// Pieces of 2 MiB of which some is private, of all VMs: 32 GiB.
 const BITMAPS: usize = if cfg!(target_os = "none") { 16_384 } else { 64 };
-/// Slots with a gmem.
-const BINDINGS: usize = if cfg!(target_os = "none") { 512 } else { 32 };
+/// Slots with a gmem: 16 for each VM.
+const BINDINGS: usize = if cfg!(target_os = "none") { 768 } else { 32 };
 
 /// The kernel, and the neighbours that memory talks to.
 pub trait Kernel {

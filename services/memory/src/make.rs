@@ -122,7 +122,10 @@ impl Memory {
         while at < end {
             let shown = self.shown(vm, Gfn(at))?;
             let pages = shown.pages.min(end - at);
-            if shown.gmem.is_some() || private {
+            if private && shown.gmem.is_none() {
+                return Err(Status::NotFound);
+            }
+            if shown.gmem.is_some() {
                 self.may_be(&report, Gfn(at), &shown, pages, private)?;
             }
             at += pages;
@@ -226,12 +229,12 @@ impl Memory {
 /// Takes pages back that were mapped a moment ago.
 fn undo(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) {
     if let Ok(unmapped) = kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages, more: false, broken: false }) {
-        reclaim::tell(vm, gfn, &unmapped, kernel);
+        reclaim::tell(vm, gfn, &unmapped, false, kernel);
     }
 }
 
 /// Whether the kernel holds all these frames for free.
-fn still_free(frame: Frame, count: u64, kernel: &mut impl Kernel) -> bool {
+pub(crate) fn still_free(frame: Frame, count: u64, kernel: &mut impl Kernel) -> bool {
     let run = kernel.ask(&FrameRuns { from: frame, most: count });
     run.is_ok_and(|run| run.state == FrameState::Free && run.count >= count)
 }

@@ -87,7 +87,7 @@ impl Memory {
                     self.platform.gone(report.vm);
                     self.slots.vm_gone(report.vm);
                     self.gmems.vm_gone(report.vm);
-                    tell(report.vm, Gfn(0), &unmapped, kernel);
+                    tell(report.vm, Gfn(0), &unmapped, false, kernel);
                 }
                 Err(_) => progress = Progress::Waits,
             }
@@ -146,7 +146,7 @@ fn empty(report: &VmReport, operations: &mut u32, kernel: &mut impl Kernel) -> P
             let pages = GUEST_PAGES - gfn.0;
             match kernel.ask(&GuestUnmap { vm: report.vm, view, gfn, pages, more: false, broken: false }) {
                 Ok(unmapped) if unmapped.next > gfn => {
-                    tell(report.vm, gfn, &unmapped, kernel);
+                    tell(report.vm, gfn, &unmapped, false, kernel);
                     left = left.saturating_sub(unmapped.pages);
                     gfn = unmapped.next;
                 }
@@ -160,12 +160,13 @@ fn empty(report: &VmReport, operations: &mut u32, kernel: &mut impl Kernel) -> P
 }
 
 /// Tells notifier of frames that left a VM.
-pub(crate) fn tell(vm: VmId, gfn: Gfn, unmapped: &Unmapped, kernel: &mut impl Kernel) {
-    // While an event goes on nobody can do anything about them.
-    if unmapped.waiting == 0 {
+pub(crate) fn tell(vm: VmId, gfn: Gfn, unmapped: &Unmapped, more: bool, kernel: &mut impl Kernel) {
+    // While an event goes on nobody can do anything about them. A batch of frames that are all lost has to be settled, too.
+    let pages = if more && unmapped.waiting == 0 { 0 } else { unmapped.pages.max(unmapped.waiting) };
+    if pages == 0 {
         return;
     }
-    let reclaimed = Reclaimed { vm: vm.bits(), batch: unmapped.batch.0, gfn: gfn.0, pages: unmapped.waiting };
+    let reclaimed = Reclaimed { vm: vm.bits(), batch: unmapped.batch.0, gfn: gfn.0, pages };
     if !kernel.post(&reclaimed) {
         kernel.settle();
     }
@@ -175,7 +176,7 @@ pub(crate) fn tell(vm: VmId, gfn: Gfn, unmapped: &Unmapped, kernel: &mut impl Ke
 pub(crate) fn end_event(vm: VmId, gfn: Gfn, kernel: &mut impl Kernel) -> bool {
     match kernel.ask(&GuestUnmap { vm, view: 0, gfn, pages: 0, more: false, broken: false }) {
         Ok(unmapped) => {
-            tell(vm, gfn, &unmapped, kernel);
+            tell(vm, gfn, &unmapped, false, kernel);
             unmapped.waiting > 0
         }
         Err(_) => false,

@@ -7,7 +7,7 @@
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
 use caisson_proto::addr::{Gfn, ServiceId, VmId};
-use caisson_proto::kernel::{FrameState, GuestLook, GuestUnmap, VmKind};
+use caisson_proto::kernel::{FrameState, GuestLook, GuestUnmap};
 use caisson_proto::layout;
 use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, SlotSet};
 use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
@@ -24,8 +24,6 @@ const HOST: Host = Host { coherent: false };
 /// What carries an event out on the kernel. Host addresses lead to what is shared, so what is private stays.
 struct OnKernel<'a, K> {
     kernel: &'a mut K,
-    /// Some of the VM's pages may be private.
-    mixed: bool,
     /// Pages that went, how often the kernel was asked for some, and how often there was a shootdown.
     taken: u64,
     requests: u64,
@@ -43,24 +41,22 @@ impl<K: Kernel> Machine for OnKernel<'_, K> {
         // The kernel takes up to 512 mapped pages from a range. So few pages are asked for that it can't be more than `most`,
         // unless nothing was taken yet.
         let mut pages = if most < MAX_PAGES_PER_CALL { pages.min(most) } else { pages };
-        if self.mixed {
-            let found = self.kernel.ask(&GuestLook { vm, gfn, pages: pages.min(MAX_PAGES_PER_CALL) })?;
-            if found.state != FrameState::Owned {
-                return Ok(Taken { pages: 0, next: Gfn(gfn.0 + found.pages) });
-            }
-            pages = found.pages;
+        let found = self.kernel.ask(&GuestLook { vm, gfn, pages: pages.min(MAX_PAGES_PER_CALL) })?;
+        if found.state != FrameState::Owned {
+            return Ok(Taken { pages: 0, next: Gfn(gfn.0 + found.pages) });
         }
+        pages = found.pages;
         let unmap = GuestUnmap { vm, view: 0, gfn, pages, more: true, broken: false };
-        let unmapped = match self.kernel.ask(&unmap) {
+        let (unmapped, more) = match self.kernel.ask(&unmap) {
             // No batch is left for the event alone: it has a shootdown for each call then.
-            Err(Status::Busy) => self.kernel.ask(&GuestUnmap { more: false, ..unmap })?,
-            answer => answer?,
+            Err(Status::Busy) => (self.kernel.ask(&GuestUnmap { more: false, ..unmap })?, false),
+            answer => (answer?, true),
         };
         self.taken += unmapped.pages;
         self.requests += 1;
         self.flushes += u64::from(unmapped.waiting > 0);
         self.first = self.first.or(Some(gfn));
-        reclaim::tell(vm, gfn, &unmapped, self.kernel);
+        reclaim::tell(vm, gfn, &unmapped, more, self.kernel);
         Ok(Taken { pages: unmapped.pages, next: unmapped.next })
     }
 
@@ -99,7 +95,7 @@ impl Memory {
             .and_then(|()| slots.region_make(vm, region(vm), REGION_PAGES, Backing::ORDINARY))
             .and_then(|()| slots.set(vm, &whole, HOST));
         made.map_err(|_| Status::Exhausted)?;
-        self.bind(vm, &whole)
+        self.bind(vm, &whole).inspect_err(|_| self.slots.vm_gone(vm))
     }
 
     /// A VM that memory knows no slots of, since a predecessor made it, shows what it is made with.
@@ -184,19 +180,20 @@ impl Memory {
         &mut self, sender: ServiceId, request: &Discard, kernel: &mut impl Kernel,
     ) -> Result<Progress, Status> {
         let Discard { vm, start, pages } = *request;
-        let report = own(vm, sender, kernel)?;
+        own(vm, sender, kernel)?;
         self.known(vm)?;
         if start.region != region(vm) {
             return Err(Status::NotFound);
         }
         let range = HostRange { region: start.region, pages: start.page..start.page.saturating_add(pages) };
-        let mixed = report.kind != VmKind::Plain || self.gmems.any_private(vm);
-        let mut machine = OnKernel { kernel, mixed, taken: 0, requests: 0, flushes: 0, first: None };
+        let mut machine = OnKernel { kernel, taken: 0, requests: 0, flushes: 0, first: None };
         let mut answer = self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine);
         if answer == Err(Error::Machine(Status::Exhausted)) {
             // Large pages are split. What was unmapped before that isn't forgotten.
-            self.donate(vm, machine.kernel)?;
-            answer = self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine);
+            answer = match self.donate(vm, machine.kernel) {
+                Ok(()) => self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine),
+                Err(status) => Err(Error::Machine(status)),
+            };
         }
         self.took(vm, machine.taken, machine.requests, machine.flushes);
         match answer.map_err(Error::status)? {

@@ -2,7 +2,7 @@
 
 use caisson_proto::abi::Status;
 use caisson_proto::addr::PAGE_SIZE;
-use caisson_proto::vcpu::{CpuidEntry, Exit, Resume, VcpuState};
+use caisson_proto::vcpu::{CpuidEntry, Exit, Groups, Resume, VcpuState};
 
 use crate::dev::ioapic::Message;
 use crate::exits::{RBX, RSI, again, done};
@@ -25,6 +25,8 @@ const ENCRYPTED: u64 = 1 << 4;
 const PAGE_SIZES: u64 = 0xf;
 /// Pages that one call turns at the most: 1 GiB.
 const MOST_PAGES: u64 = 1 << 18;
+/// −KVM_EPERM: a program of the guest's may not call.
+const NOT_PERMITTED: u64 = -1_i64 as u64;
 /// −KVM_ENOSYS.
 const NO_SUCH_CALL: u64 = -1000_i64 as u64;
 
@@ -41,6 +43,10 @@ pub(crate) fn constant() -> impl Iterator<Item = CpuidEntry> {
 impl<P: Platform> Vmm<P> {
     pub(crate) fn hypercall(&mut self, _at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let next = self.next(exit, state, [0x0f, 0x01, 0xd9]);
+        self.fill(exit, Groups::CORE, state);
+        if state.cpl != 0 {
+            return done(next, NOT_PERMITTED);
+        }
         // rbx, rcx, rdx and rsi are the arguments.
         let (rcx, rdx) = (exit.rcx, exit.rdx);
         let result = match exit.rax {

@@ -1,5 +1,7 @@
 //! Guest memory that is the guest's alone, page by page, as the guest asks for it.
 
+use alloc::vec::Vec;
+
 use caisson_proto::abi::Status;
 use caisson_proto::addr::{Gfn, LARGE_PAGES, PAGE_SIZE};
 
@@ -20,11 +22,19 @@ impl Ram {
         let mut at = gfn;
         while at < end {
             let next = ((at / LARGE_PAGES + 1) * LARGE_PAGES).min(end);
+            let before: Vec<u64> = (at..next).filter(|page| self.private.has(*page)).collect();
             if private {
-                // From here on nothing reaches for them, whatever memory answers.
+                // From here on nothing reaches for them.
                 self.private.set(at, next - at, true);
             }
-            platform.convert(Gfn(at), next - at, private)?;
+            if let Err(status) = platform.convert(Gfn(at), next - at, private) {
+                // Some may have turned, unless memory says that nothing was done.
+                if matches!(status, Status::Exhausted | Status::NotFound | Status::Range) {
+                    self.private.set(at, next - at, false);
+                    before.into_iter().for_each(|page| self.private.set(page, 1, true));
+                }
+                return Err(status);
+            }
             self.private.set(at, next - at, private);
             at = next;
         }

@@ -42,6 +42,11 @@ fn a_guest_makes_pages_private_and_shares_them_again() {
         assert_eq!(map_range(&mut machine, gpa, pages, attributes), INVALID, "{gpa:#x} {pages} {attributes:#x}");
     }
     assert_eq!(map_range(&mut machine, 0, u64::MAX, PRIVATE), -7_i64 as u64, "too much at once");
+    // A program of the guest's may not.
+    machine.state(0).cpl = 3;
+    assert_eq!(map_range(&mut machine, 0x88_0000, 1, PRIVATE), -1_i64 as u64);
+    assert!(!machine.fake().private.contains(&0x880));
+    machine.state(0).cpl = 0;
     // While memory is started again the guest calls again.
     machine.fake().refuse_memory = true;
     let state = machine.state(0);

@@ -56,19 +56,19 @@ impl<M: Machine> Call<'_, M> {
         let in_command = tables.is_in_command(request.vm);
         let (table, batches, books) = tables.of(slot)?;
         let (kind, snp) = (books.kind, books.kind == VmKind::SevSnp);
-        ensure(kind == VmKind::Plain || !in_command, Status::Busy)?;
+        ensure(kind == VmKind::Plain || !in_command || request.pages == 0, Status::Busy)?;
         ensure(vm.state() == Some(VmState::Alive) || self.vcpus_idle(slot), Status::Busy)?;
         // A dying VM may have no table left to split a large page with.
-        let cut = |gfn: Gfn| self.machine.nested_look_up(root, gfn).filter(|it| !gfn.0.is_multiple_of(it.pages));
-        let cuts = [cut(request.gfn), cut(end)];
-        ensure(vm.state() == Some(VmState::Alive) || cuts == [None; 2], Status::Range)?;
-        ensure(!snp || cuts == [None; 2] || books.stock.len() >= 4, Status::Exhausted)?;
+        let cut = |gfn: Gfn| self.machine.nested_look_up(root, gfn).is_some_and(|it| !gfn.0.is_multiple_of(it.pages));
+        let cuts = request.pages > 0 && (cut(request.gfn) || cut(end));
+        ensure(vm.state() == Some(VmState::Alive) || !cuts, Status::Range)?;
+        ensure(!snp || !cuts || books.stock.len() >= 4, Status::Exhausted)?;
         // The RMP forgets what the host took only after the shootdown.
         let more = request.more && !snp;
         let payable = if more { Payable::Never } else { Payable::WriteBack };
-        batches.place(request.vm, kind, payable)?;
-        // What is shared has no entry there.
-        cuts.iter().flatten().filter(|_| snp).for_each(|it| _ = self.machine.rmp_smash(it.frame));
+        let held = batches.held(request.vm).filter(|_| !more);
+        held.map_or_else(|| batches.place(request.vm, kind, payable).map(drop), |_| Ok(()))?;
+        let last = Gfn(end.0 & !(LARGE_PAGES - 1));
         let mut taken = heapless::Vec::<(Frame, u64), { MAX_PAGES_PER_CALL as usize }>::new();
         let (mut pages, mut next, mut result) = (0, request.gfn, Ok(()));
         while result.is_ok() && pages < MAX_PAGES_PER_CALL && next < end {
@@ -77,7 +77,14 @@ impl<M: Machine> Call<'_, M> {
                 result = Err(Status::Exhausted);
                 break;
             }
-            match self.machine.nested_unmap(root, next, end, &mut books.stock) {
+            // Only what is about to be split; what is shared has no entry.
+            let stop = if next < last { last } else { end };
+            let splits =
+                |it: &Mapping| it.pages > 1 && (!next.0.is_multiple_of(it.pages) || next.0 + it.pages > stop.0);
+            if snp && let Some(it) = self.machine.nested_look_up(root, next).filter(splits) {
+                let _ = self.machine.rmp_smash(it.frame);
+            }
+            match self.machine.nested_unmap(root, next, stop, &mut books.stock) {
                 Ok(Some(removed)) => {
                     next = Gfn(removed.gfn.0 + removed.pages);
                     pages += removed.pages;
@@ -87,11 +94,10 @@ impl<M: Machine> Call<'_, M> {
                         let _ = taken.push((removed.frame, removed.pages));
                     }
                 }
-                Ok(None) => next = end,
+                Ok(None) => next = stop,
                 Err(status) => result = Err(status),
             }
         }
-        let held = batches.held(request.vm).filter(|_| !more);
         if pages == 0 && held.is_none() {
             return result.and_then(|()| ok(Unmapped { batch: BatchId::default(), pages, next, waiting: 0 }));
         }
@@ -108,11 +114,11 @@ impl<M: Machine> Call<'_, M> {
             let state = |frame| table.get(frame, batches).map_or(FrameState::Owned, |frame| frame.state);
             let assigned = snp && state(first) == FrameState::Private;
             // What the processor doesn't give back is nobody's any more, nor what is broken.
-            let given = !assigned || self.machine.rmp_update(first, Entry::SHARED.sized(count)).is_ok();
-            let given = given && !request.broken;
+            let freed = !assigned || self.machine.rmp_update(first, Entry::SHARED.sized(count)).is_ok();
             if assigned {
                 self.machine.flush_lines(first, count, books.asid);
             }
+            let given = freed && !request.broken;
             let to = if given { Frames::quarantined(batch) } else { Frames::plain(FrameState::Leaked) };
             let frames = (first.0..first.0 + count).map(Frame);
             frames.for_each(|frame| table.turn(frame, 1, state(frame), to));
@@ -160,9 +166,13 @@ impl<M: Machine> Call<'_, M> {
             false => (FrameState::Private, FrameState::Owned, TABLES_PER_MAP + 2),
         };
         ensure(books.stock.len() >= needed, Status::Exhausted)?;
+        let found = |gfn| table.get(self.machine.nested_look_up(root, Gfn(gfn))?.frame, batches);
+        let mut all = request.gfn.0..request.gfn.0 + request.pages;
+        ensure(all.all(|gfn| found(gfn) == Some(Frames::of(from, request.vm))), Status::State)?;
         let whole = request.large && request.pages == LARGE_PAGES && request.gfn.0.is_multiple_of(LARGE_PAGES);
-        // While the RMP has no entries for them, pages may be joined.
-        if whole && request.private && self.machine.nested_resize(root, request.gfn, true, &mut books.stock).is_ok() {
+        // While the RMP has no entries for them, pages may be joined. Their table goes to the stock.
+        let joins = whole && books.stock.len() < STOCK;
+        if joins && request.private && self.machine.nested_resize(root, request.gfn, true, &mut books.stock).is_ok() {
             // Before the table that was joined serves for something else.
             self.shoot_down(slot);
         }
@@ -173,11 +183,9 @@ impl<M: Machine> Call<'_, M> {
             let pages = if whole { mapping.pages } else { 1 };
             // The kernel's and the RMP's idea of a page's size are the same.
             if snp && mapping.pages != pages {
-                let _ = self.machine.rmp_smash(mapping.frame);
+                ensure(self.machine.rmp_smash(mapping.frame).is_ok() || request.private, Status::State)?;
                 self.machine.nested_resize(root, gfn, false, &mut books.stock)?;
             }
-            let is = |frame| table.get(Frame(frame), batches) == Some(Frames::of(from, request.vm));
-            ensure((mapping.frame.0..mapping.frame.0 + pages).all(is), Status::State)?;
             let _ = pieces.push((gfn, mapping.frame, pages));
             gfn.0 += pages;
         }
@@ -199,7 +207,7 @@ impl<M: Machine> Call<'_, M> {
             turned += 1;
         }
         if !request.private {
-            if whole && result.is_ok() {
+            if joins && result.is_ok() {
                 let _ = self.machine.nested_resize(root, request.gfn, true, &mut books.stock);
             }
             // What the RMP allowed may be in translations; and what was dirtied by them, in lines: nobody flushes these later.

@@ -51,6 +51,9 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
         if self.slots.get(slot_key(vm, slot.0.into())).is_some() || self.bound(id, &(at.page..end)).next().is_some() {
             return Err(Error::Bound);
         }
+        if self.bindings_of(vm).count() >= Self::BINDINGS_OF_A_VM {
+            return Err(Error::Full);
+        }
         let binding = Binding { vm, slot, gfn, pages, at, generation };
         let place = match self.free.pop() {
             Some(place) => {
@@ -70,7 +73,7 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
         Ok(())
     }
 
-    /// A slot goes. Its pages stay allocated.
+    /// A slot goes. Whoever deletes it has unmapped its pages.
     ///
     /// # Errors
     /// [`Error::NotBound`] if it has no gmem.

@@ -71,6 +71,17 @@ impl<const N: usize> Bitmaps<N> {
         maps.any(|(_, place)| self.maps.get(usize::from(place)).is_some_and(|map| *map != [0; 8]))
     }
 
+    /// Bitmaps that a plane of one gmem or VM has.
+    pub fn pieces(&self, plane: Plane, of: u16) -> u64 {
+        self.index.range(key(plane, of, 0)..key(plane, of, 0) + (1 << 40)).count() as u64
+    }
+
+    /// Bitmaps that a range lacks.
+    pub fn lacking(&self, plane: Plane, of: u16, pages: &Range<u64>) -> u64 {
+        let keys = keys(plane, of, pages);
+        keys.end - keys.start - self.index.range(keys).count() as u64
+    }
+
     /// Sees to it that no bit of a range lacks its bitmap: after that, setting them can't fail. False, and nothing is changed, if
     /// there is no room.
     #[must_use]

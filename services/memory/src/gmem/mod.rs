@@ -10,6 +10,7 @@ mod types;
 
 use core::ops::Range;
 
+use caisson_proto::abi::MAX_VMS;
 use caisson_proto::addr::{Gfn, PAGE_SIZE, VmId};
 use caisson_proto::slots::{GmemAddress, GmemId};
 use heapless::Vec;
@@ -21,8 +22,10 @@ pub use types::Error;
 use crate::keyed::Keyed;
 pub(crate) use bind::Binding;
 
-/// gmems at the most.
-pub const GMEMS: usize = 64;
+/// gmems at the most; a VM has [`GMEMS_OF_A_VM`] of them.
+pub const GMEMS: usize = GMEMS_OF_A_VM * MAX_VMS;
+/// gmems of a VM at the most, so that none can leave another without.
+pub const GMEMS_OF_A_VM: usize = 4;
 /// The longest, in pages.
 const END: u64 = 1 << 40;
 /// Flags that are known: none yet.
@@ -51,6 +54,11 @@ pub struct Gmems<const M: usize, const B: usize> {
 }
 
 impl<const M: usize, const B: usize> Gmems<M, B> {
+    /// Bitmaps that each VM is sure to get, of those for private guest frames.
+    const SURE: u64 = M as u64 / 4 / MAX_VMS as u64;
+    /// Bindings that a VM has at the most, so that none can leave another without.
+    const BINDINGS_OF_A_VM: usize = if B < MAX_VMS { B } else { B / MAX_VMS };
+
     /// Without any.
     pub const fn new() -> Self {
         Self {
@@ -67,13 +75,16 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
     ///
     /// # Errors
     /// [`Error::BadFlags`] for flags that aren't known; [`Error::BadSize`] for no bytes, for a number that isn't a multiple of
-    /// 4 KiB, and for more than there can be; [`Error::Full`] if there are as many as there can be.
+    /// 4 KiB, and for more than there can be; [`Error::Full`] if the VM has as many as it can have.
     pub fn create(&mut self, vm: VmId, flags: u64, bytes: u64) -> Result<GmemId, Error> {
         if flags & !FLAGS != 0 {
             return Err(Error::BadFlags);
         }
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) || bytes / PAGE_SIZE > END {
             return Err(Error::BadSize);
+        }
+        if self.gmems.iter().filter(|gmem| gmem.vm == Some(vm)).count() >= GMEMS_OF_A_VM {
+            return Err(Error::Full);
         }
         let unused = self.gmems.iter().position(|gmem| gmem.vm.is_none());
         let at = match unused {
@@ -141,7 +152,15 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
     /// # Errors
     /// [`Error::Full`] if there is no room to note it.
     pub fn reserve(&mut self, vm: VmId, frames: &Range<u64>) -> Result<(), Error> {
-        if self.bits.reserve(Plane::Private, vm.index() as u16, frames) { Ok(()) } else { Err(Error::Full) }
+        let of = vm.index() as u16;
+        // What others are sure to get isn't anybody else's.
+        let wanted = self.bits.lacking(Plane::Private, of, frames);
+        let owed = (0..MAX_VMS as u16).filter(|other| *other != of);
+        let owed: u64 = owed.map(|other| Self::SURE.saturating_sub(self.bits.pieces(Plane::Private, other))).sum();
+        let free = self.bits.left() as u64;
+        let sure = self.bits.pieces(Plane::Private, of) + wanted <= Self::SURE;
+        let has_room = wanted == 0 || sure && wanted <= free || wanted.saturating_add(owed) <= free;
+        if has_room && self.bits.reserve(Plane::Private, of, frames) { Ok(()) } else { Err(Error::Full) }
     }
 
     /// What was reserved and isn't needed goes.

@@ -30,10 +30,11 @@ fn making_one() {
     assert_eq!(Error::BadFlags.status(), Status::Invalid);
     assert_eq!(Error::BadSize.status(), Status::Invalid);
     assert!(gmems.create(VM, 0, END << 12).is_ok());
-    for _ in 1..GMEMS {
+    for _ in 1..GMEMS_OF_A_VM {
         gmems.create(VM, 0, 4096).unwrap();
     }
     assert_eq!(gmems.create(VM, 0, 4096), Err(Error::Full));
+    assert!(gmems.create(OTHER, 0, 4096).is_ok(), "of a VM's own");
     assert_eq!(Error::Full.status(), Status::Exhausted);
 }
 
@@ -106,6 +107,24 @@ fn nothing_is_left_of_a_vm_that_is_gone() {
     assert_eq!(gmems.of(VM, id), Err(Error::NoGmem));
     assert_eq!(gmems.create(OTHER, 0, 4096), Ok(id));
     assert_eq!(gmems.bits.left(), 16);
+}
+
+#[test]
+fn nobody_is_left_without_room_for_private_frames() {
+    // Two pieces for each VM, and six times as many for whoever comes first.
+    let mut gmems = Box::new(Gmems::<{ MAX_VMS * 8 }, 1>::new());
+    let mut taken = 0;
+    while gmems.reserve(VM, &(taken * 512..taken * 512 + 1)).is_ok() {
+        gmems.set_private(VM, &(taken * 512..taken * 512 + 1), true);
+        taken += 1;
+    }
+    assert_eq!(taken, MAX_VMS as u64 * 8 - (MAX_VMS as u64 - 1) * 2);
+    for piece in 0..2 {
+        gmems.reserve(OTHER, &(piece * 512..piece * 512 + 1)).unwrap();
+        gmems.set_private(OTHER, &(piece * 512..piece * 512 + 1), true);
+    }
+    assert_eq!(gmems.reserve(OTHER, &(1024..1025)), Err(Error::Full));
+    gmems.reserve(VM, &(0..512)).unwrap();
 }
 
 #[test]

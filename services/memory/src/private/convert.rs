@@ -11,7 +11,7 @@ use crate::{Kernel, Memory, REGION_PAGES, own};
 
 impl Memory {
     /// Room to note it is reserved first, so nothing stops half-way for lack of it. What the kernel refuses ends it: the pages before
-    /// have turned, the others are as they were, and the same request goes on.
+    /// have turned, and the same request goes on.
     pub(crate) fn attribute(
         &mut self, sender: ServiceId, request: &Attribute, kernel: &mut impl Kernel,
     ) -> Result<(), Status> {
@@ -35,7 +35,10 @@ impl Memory {
                 Ok(found) => {
                     let other = if private { FrameState::Owned } else { FrameState::Private };
                     if found.state == other {
-                        answer = self.turn(vm, Gfn(at), found.pages, private, kernel);
+                        // `Exhausted` says that nothing was done.
+                        let turned = self.turn(vm, Gfn(at), found.pages, private, kernel);
+                        answer =
+                            turned.map_err(|status| if status == Status::Exhausted { Status::Busy } else { status });
                     }
                     if answer.is_ok() {
                         self.gmems.set_private(vm, &(at..at + found.pages), private);

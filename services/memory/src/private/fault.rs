@@ -6,7 +6,7 @@ use caisson_proto::kernel::{FrameState, GuestMap, GuestUnmap, VmKind, VmReport};
 use caisson_proto::memory::{Fill, Filled};
 
 use super::{is_there, look};
-use crate::make::ATTEMPTS;
+use crate::make::{ATTEMPTS, still_free};
 use crate::slots::Shown;
 use crate::{Kernel, Memory, lacking, own, vm_report};
 
@@ -92,6 +92,10 @@ impl Memory {
                 }
                 Err(refused) => refused,
             };
+            if refused == Status::State && !still_free(frame, 1, kernel) {
+                self.rescan(kernel);
+                continue;
+            }
             self.pool.give_back(frame, 1);
             match refused {
                 Status::Exhausted => self.donate(vm, kernel)?,

@@ -192,7 +192,7 @@ fn who_dies_amid_an_event_leaves_it_to_the_next() {
     let start = HostAddress { region: Region(vm.index() as u16), page: 1900 };
     let discard = Discard { vm, start, pages: 400 };
     // Whose VM it is, what is there, the first slot's pages.
-    fake.dies_after = Some(2);
+    fake.dies_after = Some(3);
     let _ = ask(&mut memory, &mut fake, 5, &discard);
     let held = fake.vms[0].as_ref().unwrap().held;
     assert!(held.is_some());
