@@ -180,7 +180,9 @@ pub fn settled(world: &World) {
     if let Some((counts, total)) = world.kernel.inspect(|tables| (tables.frames.counts(), tables.frames.size())) {
         let free = counts[FrameState::Free as usize] + counts[FrameState::Firmware as usize];
         // What a processor that fails doesn't give back.
-        let kept = if world.silicon.failed.get() { counts[FrameState::Leaked as usize] } else { 0 };
+        let leaked = |frame: &&u64| world.frame(Frame(**frame)).is_some_and(|is| is.state == FrameState::Leaked);
+        let broken = world.breaking.borrow().iter().filter(leaked).count() as u64;
+        let kept = if world.silicon.failed.get() { counts[FrameState::Leaked as usize] } else { broken };
         world.check(free + kept == total - KERNEL_FRAMES, || {
             format!("all is settled and frames are missing: {counts:?}")
         });

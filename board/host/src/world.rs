@@ -134,6 +134,20 @@ pub struct World {
     pub kill: Cell<Option<usize>>,
     /// How often pages were to be taken from a living VM.
     pub taken: Cell<u32>,
+    /// How often others than vmms began or ended to take pages.
+    pub takings: Cell<u64>,
+    /// Contents that frames have before they are mapped.
+    pub filled: RefCell<BTreeMap<u64, u64>>,
+    /// Frames that are to break, if they have not, and those of which it is known.
+    pub breaking: RefCell<BTreeSet<u64>>,
+    /// See `breaking`.
+    pub broken: RefCell<BTreeSet<u64>>,
+    /// Kernel operations of memory's on behalf of vmms that change what is private, or within events.
+    pub boundaries: Cell<u64>,
+    /// A service that crashes as soon as it is entered.
+    pub crash: Cell<Option<usize>>,
+    /// Mutants: a VM's slot whose vCPUs aren't flushed up to a step; the VM whose CPUs were sampled before its event's end.
+    pub unflushed: Cell<(usize, u64)>,
     /// Slot of the vmm whose VM memory is just destroying, and that isn't told yet.
     pub doomed: Cell<Option<usize>>,
     /// Resets that VMs still may do.
@@ -198,6 +212,13 @@ impl World {
             lives: Lives::new(manifest.services.len()),
             kill: Cell::new(None),
             taken: Cell::new(0),
+            takings: Cell::new(0),
+            filled: RefCell::default(),
+            breaking: RefCell::default(),
+            broken: RefCell::default(),
+            boundaries: Cell::new(0),
+            crash: Cell::new(None),
+            unflushed: Cell::new((usize::MAX, 0)),
             doomed: Cell::new(None),
             resets: Cell::new(config.resets),
             deaf: Cell::new(config.deaf),
