@@ -86,9 +86,13 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
             guest_pages: [48, 24, 200][(number % 3) as usize],
             actions: 400,
             changes: 3,
-            deaths: [0, 0, 3][(number / 3 % 3) as usize],
-            mortal: 20,
+            deaths: 0,
+            mortal: if number.is_multiple_of(3) { 12 } else { 0 },
             encrypted: number % 4 == 3,
+            snp: false,
+            evictions: 0,
+            restless: alternate == 1,
+            thirsty: true,
             reclaims: 0,
             faults: 0,
             ..usual
@@ -96,7 +100,7 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
         // The same where some pages are large.
         9 => Config {
             vms: 1,
-            guest_pages: [1040, 600][alternate],
+            guest_pages: 1040,
             frames: 512 * 9,
             actions: 300,
             changes: 3,

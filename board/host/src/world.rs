@@ -35,6 +35,8 @@ use crate::view::{Contents, SPACES};
 
 /// Ticks of the clock in a millisecond.
 pub const KHZ: u64 = 1000;
+/// Deaths of memory and notifier amid what they do for vmms.
+const MORTAL: u32 = 3;
 /// How services ended, and how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
@@ -144,6 +146,8 @@ pub struct World {
     pub broken: RefCell<BTreeSet<u64>>,
     /// Kernel operations of memory's on behalf of vmms that change what is private, or within events.
     pub boundaries: Cell<u64>,
+    /// Deaths that are still to come at these.
+    pub mortal: Cell<u32>,
     /// A service that crashes as soon as it is entered.
     pub crash: Cell<Option<usize>>,
     /// Mutants: a VM's slot whose vCPUs aren't flushed up to a step; the VM whose CPUs were sampled before its event's end.
@@ -217,6 +221,7 @@ impl World {
             breaking: RefCell::default(),
             broken: RefCell::default(),
             boundaries: Cell::new(0),
+            mortal: Cell::new(MORTAL),
             crash: Cell::new(None),
             unflushed: Cell::new((usize::MAX, 0)),
             doomed: Cell::new(None),

@@ -190,7 +190,9 @@ impl Memory {
             return Err(Status::NotFound);
         }
         let range = HostRange { region: start.region, pages: start.page..start.page.saturating_add(pages) };
-        let mixed = report.kind != VmKind::Plain || self.gmems.any_private(vm);
+        // What a predecessor made private its vmm may not have told yet. It promised the VM something, too.
+        let foreign = self.promises.pages(vm).is_none();
+        let mixed = report.kind != VmKind::Plain || foreign || self.gmems.any_private(vm);
         let mut machine = OnKernel { kernel, mixed, taken: 0, requests: 0, flushes: 0, first: None };
         let mut answer = self.slots.event(&range, MAX_PAGES_PER_CALL, &mut machine);
         if answer == Err(Error::Machine(Status::Exhausted)) {

@@ -11,6 +11,8 @@ use crate::mutate;
 use crate::service::Sys;
 use crate::world::World;
 
+/// System calls for which an event goes on where somebody has to come in between.
+const LONG: u32 = 20;
 /// Steps for which a mutant keeps translations.
 const UNFLUSHED: u64 = 3000;
 
@@ -85,11 +87,14 @@ impl About {
             Mutant::EventLeftOpen if unmaps && self.starts => return nothing(words),
             Mutant::GiveBackLess if unmaps && words[4] > 1 => words[4] -= 1,
             Mutant::GiveBackMore if unmaps && self.request == GiveBack::OP => words[4] += 1,
-            Mutant::PunchLess if unmaps && self.request == Punch::OP && words[4] > 1 => words[4] -= 1,
             Mutant::NoEventFlush if unmaps && words[4] == 0 => {
                 world.unflushed.set((VmId::from_bits(words[1] as u32).index(), world.step.get() + UNFLUSHED));
             }
-            Mutant::SampleEventEarly if unmaps => mutate::event(world, sys.slot, words),
+            Mutant::SampleEventEarly if unmaps => {
+                mutate::event(world, sys.slot, words);
+                // So that some enter meanwhile.
+                (0..LONG).for_each(|_| sys.null());
+            }
             _ => {}
         }
         None
@@ -125,10 +130,10 @@ impl About {
     fn may_die(&self, world: &World) {
         let at = world.boundaries.get() + 1;
         world.boundaries.set(at);
-        let left = world.deaths_left();
+        let left = world.mortal.get();
         let by_chance = left > 0 && world.config.mortal > 0 && world.rng.chance(1, world.config.mortal);
         if by_chance {
-            world.deaths.set(left - 1);
+            world.mortal.set(left - 1);
         }
         if by_chance || at == world.config.dies_at {
             let memory = !by_chance || world.rng.chance(3, 4);

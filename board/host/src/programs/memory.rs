@@ -118,10 +118,14 @@ impl Server for Image<'_, '_> {
     fn call(&mut self, sender: ServiceId, words: &Words, lease: Option<Lease>) -> (Status, Words) {
         let world = self.kernel.sys.world;
         if world.breaks(Mutant::ClaimedPunch) && words[0] == Punch::OP.into() {
-            return (Status::Ok, [words[4], 0, 0, 0, 0, 0, 0, 0]);
+            return (Status::Ok, [words[3], 0, 0, 0, 0, 0, 0, 0]);
         }
         self.kernel.about.begin(words[0] as u16);
-        let answer = self.memory.handle(sender, words, lease, &mut self.kernel);
+        let mut asked = *words;
+        let less = words[0] == Punch::OP.into() && words[3] > 1 && world.breaks(Mutant::PunchLess);
+        asked[3] -= u64::from(less);
+        let mut answer = self.memory.handle(sender, &asked, lease, &mut self.kernel);
+        answer.1[0] += u64::from(less);
         if world.breaks(Mutant::ForgottenAttribute) && words[0] == Attribute::OP.into() && words[4] != 0 {
             self.kernel.about.idle = true;
             let shared = [words[0], words[1], words[2], words[3], 0, 0, 0, 0];

@@ -6,7 +6,7 @@ use std::ops::Range;
 use caisson_proto::abi::{Lease, Status};
 use caisson_proto::addr::{Frame, Gfn, VPage, VmId};
 use caisson_proto::kernel::{FrameState, VmKind};
-use caisson_proto::memory::{Attribute, Fill, GmemMake, Poison, Populate, Punch, SlotInfo};
+use caisson_proto::memory::{Attribute, Fill, GiveBack, GmemMake, Poison, Populate, Punch, SlotInfo};
 use caisson_proto::slots::{GmemAddress, GmemId, SlotId};
 
 use super::judge::Judge;
@@ -235,10 +235,12 @@ impl Private {
             // As one large page, if there is such a run of frames.
             0 | 1 if end >= 512 + lowest.next_multiple_of(512) => {
                 let first = lowest.next_multiple_of(512);
+                // There must be a frame for all of it, not one for each.
+                let (vm, gfn) = (self.vm(), Gfn(first));
+                let _ = sys.call(world.manifest.memory, &GiveBack { vm, gfn, pages: 512 });
                 self.convert(sys, &(first..first + 512), true);
                 let _ = self.populate(sys, first, first..first + 512);
             }
-            0 if world.config.hunt && end >= 130 && !encrypted => self.stripe(sys),
             0..4 => self.convert(sys, &range, true),
             4..6 => self.convert(sys, &range, false),
             6..8 => {

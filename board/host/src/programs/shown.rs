@@ -45,6 +45,11 @@ impl Shown {
         match world.rng.below(16) {
             0..4 => self.give_back(sys, first, pages),
             4..6 => self.discard(sys, first, pages),
+            6 if world.config.hunt && self.judge.kind == VmKind::Plain && world.manifest.guest_pages >= 160 => {
+                self.given = true;
+                self.private.stripe(sys);
+                self.discard(sys, 0, world.manifest.guest_pages);
+            }
             6..14 => {
                 self.given = true;
                 self.private.change(sys);
