@@ -222,8 +222,8 @@ pub struct Config {
     pub changes: u64,
     /// memory or notifier dies at one of how many kernel operations that change what is private, or within events; 0: only elsewhere.
     pub mortal: u64,
-    /// memory dies at this one of them; 0: none.
-    pub dies_at: u64,
+    /// memory and notifier die at this one of them each; 0: at none.
+    pub dies_at: [u64; 2],
     /// Times that a VM may reset.
     pub resets: u32,
     /// What a vCPU does until it is done.
@@ -304,7 +304,7 @@ impl Config {
             thirsty: rng.chance(1, 2),
             changes: [0, 30, 100, 400][rng.below(4) as usize],
             mortal: [0, 20, 200][rng.below(3) as usize],
-            dies_at: 0,
+            dies_at: [0; 2],
             events: 5000,
             steps: 2_000_000,
             fewest: 4000,

@@ -135,9 +135,12 @@ impl About {
         if by_chance {
             world.mortal.set(left - 1);
         }
-        if by_chance || at == world.config.dies_at {
-            let memory = !by_chance || world.rng.chance(3, 4);
-            world.crash.set(Some(if memory { world.manifest.memory } else { world.manifest.notifier }));
+        let victims = [world.manifest.memory, world.manifest.notifier];
+        let chosen =
+            (victims.into_iter().zip(world.config.dies_at)).find_map(|(victim, place)| (place == at).then_some(victim));
+        let victim = chosen.or_else(|| by_chance.then(|| victims[usize::from(world.rng.chance(1, 4))]));
+        if victim.is_some() {
+            world.crash.set(victim);
         }
     }
 }
