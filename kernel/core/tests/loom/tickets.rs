@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use caisson_core::batches::Payable;
 use caisson_core::cpus::CpuSet;
 use caisson_core::machine::Machine;
 use caisson_proto::abi::doorbell;
@@ -91,7 +92,7 @@ fn paying_for_who_asked_meanwhile_is_found() {
 fn ask_in_the_wrong_order(cpu: &Cpu) -> Ticket {
     let all = CpuSet::of((0..2).map(CpuId));
     let ticket = cpu.world.tables(|tables| {
-        let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, true).unwrap();
+        let batch = tables.batches.open(VmId::default(), VmKind::Plain, &all, Payable::Invalidate).unwrap();
         tables.tickets += 1;
         tables.open_tickets.push((tables.tickets, batch)).unwrap();
         for shared in &cpu.world.kernel.cpus {
