@@ -40,11 +40,12 @@ impl About {
         *self = Self { request, ..Self::default() };
     }
 
-    /// It is answered: no event is open, and if it was one, it had one shootdown.
+    /// It is answered: no event of a plain VM is open, as the processor keeps nobody from its end; and if it was one, it had one
+    /// shootdown.
     pub fn end(&self, world: &World, words: &Words) {
         let held = |vm: VmId| world.kernel.inspect(|tables| tables.batches.held(vm)).flatten();
-        let plain = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive));
-        for vm in plain.map(|vm| vm.id.get()).filter(|vm| !world.is_encrypted(*vm)) {
+        let alive = world.kernel.vms.iter().filter(|vm| vm.state() == Some(VmState::Alive));
+        for vm in alive.map(|vm| vm.id.get()).filter(|vm| !world.is_encrypted(*vm)) {
             let open = held(vm);
             world.check(open.is_none(), || format!("an event of {vm:?} has no end: {open:?}"));
         }
