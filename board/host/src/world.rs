@@ -140,9 +140,9 @@ pub struct World {
     pub takings: Cell<u64>,
     /// Contents that frames have before they are mapped.
     pub filled: RefCell<BTreeMap<u64, u64>>,
-    /// Frames that are to break, if they have not, and those of which it is known.
+    /// Frames that memory began to break.
     pub breaking: RefCell<BTreeSet<u64>>,
-    /// See `breaking`.
+    /// Those that are known to be broken.
     pub broken: RefCell<BTreeSet<u64>>,
     /// Kernel operations of memory's on behalf of vmms that change what is private, or within events.
     pub boundaries: Cell<u64>,
@@ -150,7 +150,7 @@ pub struct World {
     pub mortal: Cell<u32>,
     /// A service that crashes as soon as it is entered.
     pub crash: Cell<Option<usize>>,
-    /// Mutants: a VM's slot whose vCPUs aren't flushed up to a step; the VM whose CPUs were sampled before its event's end.
+    /// Mutant: slot of a VM whose vCPUs aren't flushed, and until which step.
     pub unflushed: Cell<(usize, u64)>,
     /// Slot of the vmm whose VM memory is just destroying, and that isn't told yet.
     pub doomed: Cell<Option<usize>>,
