@@ -8,10 +8,11 @@ use caisson_core::batches::{Batch, MAX_BATCHES};
 use caisson_core::context::{CONTEXTS, Context, Kind, Phase};
 use caisson_core::frames::{Frames, STATES};
 use caisson_core::kernel::Tables;
-use caisson_proto::addr::Frame;
+use caisson_core::svm::npt::look_up;
+use caisson_proto::addr::{Frame, Gfn};
 use caisson_proto::kernel::{AsidState, FrameState};
 
-use crate::world::{Mode, World};
+use crate::world::{Mode, View, World};
 
 /// Frames of the kernel's own.
 pub const KERNEL_FRAMES: u64 = 64;
@@ -89,6 +90,9 @@ pub fn tables(world: &World) {
             }),
             || format!("frame {frame:#x} is mapped at gfn {gfn:#x} of {vm:?} and is {is:?}"),
         );
+        if is.is_some_and(|is| is.state == FrameState::Private) {
+            hidden(world, root, frame, gfn);
+        }
     }
     for frame in world.adopted.borrow().iter() {
         let is = world.frame(Frame(*frame));
@@ -96,6 +100,16 @@ pub fn tables(world: &World) {
             format!("frame {frame:#x} is adopted and is {is:?}")
         });
     }
+}
+
+/// What is a guest's alone isn't in its handler's window.
+fn hidden(world: &World, root: u64, frame: u64, gfn: u64) {
+    let Some((slot, vm)) = world.vm_of_root(Frame(root)) else { return };
+    let handler = world.kernel.vms[slot].handler.get().index();
+    let shown = look_up(&View(world), World::window(handler), Gfn(World::in_window(gfn)));
+    world.check(shown.is_none_or(|it| it.frame.0 != frame), || {
+        format!("gfn {gfn:#x} of {vm:?} is private and in the window of slot {handler}")
+    });
 }
 
 /// Whether nothing will ever happen again, but for the watchdog's looks.
@@ -180,7 +194,9 @@ pub fn settled(world: &World) {
     if let Some((counts, total)) = world.kernel.inspect(|tables| (tables.frames.counts(), tables.frames.size())) {
         let free = counts[FrameState::Free as usize] + counts[FrameState::Firmware as usize];
         // What a processor that fails doesn't give back.
-        let kept = if world.silicon.failed.get() { counts[FrameState::Leaked as usize] } else { 0 };
+        let leaked = |frame: &&u64| world.frame(Frame(**frame)).is_some_and(|is| is.state == FrameState::Leaked);
+        let broken = world.breaking.borrow().iter().filter(leaked).count() as u64;
+        let kept = if world.silicon.failed.get() { counts[FrameState::Leaked as usize] } else { broken };
         world.check(free + kept == total - KERNEL_FRAMES, || {
             format!("all is settled and frames are missing: {counts:?}")
         });

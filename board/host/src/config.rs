@@ -129,6 +129,50 @@ mutants! {
     ClaimedPopulate,
     /// Slots may overlap.
     OverlapTaken,
+    /// The end of an event flushes no translations.
+    NoEventFlush,
+    /// The CPUs that owe for an event are sampled at its beginning.
+    SampleEventEarly,
+    /// What an event took can be paid before its end.
+    HeldPaid,
+    /// Each unmapping of an event has a shoot-down.
+    ShootEach,
+    /// A slot is deleted amid an event.
+    SwapAmid,
+    /// A restarted memory doesn't end the event in which its predecessor died.
+    EventLeftOpen,
+    /// A plain VM's page that turned private stays in its handler's window.
+    KeptPlainWindow,
+    /// What a plain VM has in a page is lost where it turns.
+    ContentsLost,
+    /// A discard takes private pages.
+    DiscardPrivate,
+    /// A hole takes shared pages.
+    PunchShared,
+    /// A hole ends before its last page.
+    PunchLess,
+    /// memory answers that it punched a hole and doesn't.
+    ClaimedPunch,
+    /// Pages count as private, or shared, although the kernel didn't turn them.
+    ClaimedTurn,
+    /// Pages turn private, and memory doesn't know it.
+    ForgottenAttribute,
+    /// memory answers that it populated a page that isn't what it was wanted as.
+    WrongKind,
+    /// memory answers that it populated a broken page.
+    UsedPoison,
+    /// A broken frame is handed out again.
+    PoisonReused,
+    /// A broken page stays where it is.
+    PoisonKept,
+    /// Private pages count as filled without their contents.
+    EmptyFill,
+    /// memory takes the page after those that a VM gives back, too.
+    GiveBackMore,
+    /// Two slots show the same page of a gmem.
+    GmemTwice,
+    /// Part of a large page changes hands without PSMASH.
+    NoSmash,
 }
 
 /// A simulation.
@@ -176,6 +220,10 @@ pub struct Config {
     pub calm: u64,
     /// At one of how many exits a vmm has memory change something under its guest; 0: never.
     pub changes: u64,
+    /// memory or notifier dies at one of how many kernel operations that change what is private, or within events; 0: only elsewhere.
+    pub mortal: u64,
+    /// memory and notifier die at this one of them each; 0: at none.
+    pub dies_at: [u64; 2],
     /// Times that a VM may reset.
     pub resets: u32,
     /// What a vCPU does until it is done.
@@ -255,6 +303,8 @@ impl Config {
             evictions: [32, 4, 1, 0][rng.below(4) as usize],
             thirsty: rng.chance(1, 2),
             changes: [0, 30, 100, 400][rng.below(4) as usize],
+            mortal: [0, 20, 200][rng.below(3) as usize],
+            dies_at: [0; 2],
             events: 5000,
             steps: 2_000_000,
             fewest: 4000,

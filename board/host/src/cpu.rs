@@ -174,6 +174,11 @@ impl Running<'_> {
     fn fault(&self, slot: usize) -> Option<&'static str> {
         let world = self.world;
         let left = world.deaths_left();
+        if world.crash.get() == Some(slot) {
+            world.crash.set(None);
+            world.note(self.number, What::Fault(slot, "crashes"));
+            return Some("crashes");
+        }
         if left == 0 || slot == world.manifest.supervisor || !world.rng.chance(1, 400) {
             return None;
         }

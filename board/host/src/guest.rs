@@ -2,11 +2,11 @@
 
 use caisson_core::context::Context;
 use caisson_core::frames::Frames;
-use caisson_proto::addr::{Frame, Gpa, VmId};
+use caisson_proto::addr::{Frame, Gpa, LARGE_PAGES, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::VmKind;
-use caisson_proto::rmp::ASSIGNED;
+use caisson_proto::rmp::{ASSIGNED, LARGE};
 use caisson_proto::vcpu::{Exit, ExitFlags, Resume};
 
 use crate::config::Mutant;
@@ -223,8 +223,12 @@ impl Guest {
 
     /// By the RMP a private page of an SNP guest is its own, at this address, and no other is anybody's.
     fn check_entry(&self, world: &World, gfn: u64, frame: Frame, private: bool) {
-        let entry = world.silicon.registers.rmp.0.get(frame).unwrap_or_default();
-        let own = (true, self.asid, Gpa(gfn << 12));
+        let of = |frame| world.silicon.registers.rmp.0.get(Frame(frame)).unwrap_or_default();
+        // One of 2 MiB is its first frame's.
+        let head = of(frame.0 & !(LARGE_PAGES - 1));
+        let within = if head.has(LARGE) { frame.0 % LARGE_PAGES } else { 0 };
+        let entry = of(frame.0 - within);
+        let own = (true, self.asid, Gpa(gfn.wrapping_sub(within) << 12));
         let is = (entry.has(ASSIGNED), entry.asid(), entry.gpa());
         let right = if private && self.kind == VmKind::SevSnp { is == own } else { !entry.has(ASSIGNED) };
         world.check(right, || {
@@ -239,7 +243,8 @@ impl Guest {
         let key = (self.vm.bits(), gfn);
         // Which alias it uses is its own affair; a mad one harms itself alone.
         let mad = matches!(self.kind, VmKind::Sev | VmKind::SevEs) && self.rng.chance(1, 64);
-        let asid = if private != mad { self.asid } else { 0 };
+        let encrypts = private && self.kind != VmKind::Plain;
+        let asid = if encrypts != mad { self.asid } else { 0 };
         let mut caches = world.caches.borrow_mut();
         if mad && mapped {
             world.spoiled.borrow_mut().insert(key);

@@ -16,6 +16,7 @@ use corosensei::Yielder;
 use crate::config::Mutant;
 use crate::guest::Guest;
 use crate::history::What;
+use crate::mutate;
 use crate::place::Hand;
 use crate::silicon::MAIL_FRAMES;
 use crate::world::{KHZ, View, World, ipi};
@@ -219,6 +220,7 @@ impl Machine for &Hardware<'_> {
             let owner = world.owner.borrow().get(frame);
             world.check(owner.is_none(), || format!("frame {frame:#x} is zeroed under a guest"));
             world.check_host(frame, "is zeroed");
+            world.filled.borrow_mut().remove(&frame);
             if !world.breaks(Mutant::NoZero) {
                 world.caches.borrow_mut().write(self.cpu, frame, 0, 0, 0);
             }
@@ -239,6 +241,9 @@ impl Machine for &Hardware<'_> {
     }
 
     fn rmp_smash(&self, frame: Frame) -> Result<(), Status> {
+        if self.world.breaks(Mutant::NoSmash) {
+            return Ok(());
+        }
         self.world.silicon.registers.rmp.0.smash(frame).map_err(|_| Status::State)
     }
 
@@ -246,7 +251,11 @@ impl Machine for &Hardware<'_> {
         if self.world.guests.borrow().iter().any(|guest| guest.table.spa() == at) && bytes == PAGE_SIZE && !out {
             return if LENDABLE.contains(&(user / PAGE_SIZE)) { Ok(()) } else { Err(Status::BadLease) };
         }
-        self.copy_mail(user, at, bytes, out)
+        match self.leased(user / PAGE_SIZE).filter(|_| !out) {
+            Some(value) => self.fill_page(at.0 >> 12, value),
+            None => return self.copy_mail(user, at, bytes, out),
+        }
+        Ok(())
     }
 
     fn mailbox(&self) -> Option<&'static Mailbox> {
@@ -304,7 +313,8 @@ impl Machine for &Hardware<'_> {
     fn window_unmap(&self, slot: usize, gfn: Gfn, pages: u64, pool: &mut dyn TablePool) -> Result<(), Status> {
         let (mut from, end) = (Gfn(World::in_window(gfn.0)), Gfn(World::in_window(gfn.0 + pages)));
         let private = self.world.nested(self.root_of(slot), gfn.0).is_some();
-        if private && self.world.breaks(Mutant::KeptWindow) {
+        let plain = self.world.manifest.services.get(slot).is_some_and(|service| service.kind == VmKind::Plain);
+        if private && (self.world.breaks(Mutant::KeptWindow) || plain && self.world.breaks(Mutant::KeptPlainWindow)) {
             return Ok(());
         }
         while let Some(removed) = npt::unmap(&mut View(self.world), World::window(slot), from, end, pool)? {
@@ -382,7 +392,7 @@ impl Machine for &Hardware<'_> {
     }
 
     fn vcpu_flush(&self, vcpu: Context) {
-        if !self.world.breaks(Mutant::NoFlush) {
+        if !self.world.breaks(Mutant::NoFlush) && !mutate::unflushed(self.world, vcpu) {
             self.guest(vcpu, "flush", |guest| guest.stale = true);
         }
     }

@@ -5,7 +5,7 @@ use caisson_proto::mailbox;
 use crate::config::{Config, Mutant};
 
 /// Kinds of machines.
-const KINDS: u64 = 9;
+const KINDS: u64 = 11;
 
 /// What a seed stands for where broken rules are looked for: small machines of a few kinds, each of which brings some
 /// rules often to where they matter.
@@ -80,6 +80,38 @@ pub fn hunt(seed: u64, mutant: Option<Mutant>) -> Config {
             ..churn(mailbox::DECOMMISSION, 0, 1)
         },
         7 => Config { snp: true, ..churn(mailbox::DEACTIVATE, mailbox::SNP_PAGE_RECLAIM, 6) },
+        // Vmms make pages private and shared again, punch holes and break memory all the time; memory may die at each step of that.
+        8 => Config {
+            vms: 1 + alternate,
+            guest_pages: [48, 24, 200][(number % 3) as usize],
+            actions: 400,
+            changes: 3,
+            deaths: 0,
+            mortal: if number.is_multiple_of(3) { 12 } else { 0 },
+            encrypted: number % 4 == 3,
+            snp: false,
+            evictions: 0,
+            restless: alternate == 1,
+            thirsty: true,
+            reclaims: 0,
+            faults: 0,
+            ..usual
+        },
+        // The same where some pages are large.
+        9 => Config {
+            vms: 1,
+            guest_pages: 1040,
+            frames: 512 * 9,
+            actions: 300,
+            changes: 3,
+            deaths: 0,
+            encrypted: true,
+            snp: true,
+            reclaims: 0,
+            faults: 0,
+            lazy: false,
+            ..usual
+        },
         // Pages are taken from one VM while CPUs that ran it flush for another, or did just now; guests live on meanwhile,
         // and write what they still can.
         _ => Config {

@@ -29,6 +29,7 @@ mod pages;
 mod place;
 mod programs;
 mod rng;
+mod seen;
 mod service;
 mod silicon;
 pub mod sim;

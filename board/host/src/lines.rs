@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use caisson_core::rmp::RmpError;
 use caisson_proto::abi::Status;
-use caisson_proto::addr::{Frame, Gfn, PAGE_SIZE, Spa};
-use caisson_proto::rmp::{ASSIGNED, Entry, IMMUTABLE};
+use caisson_proto::addr::{Frame, Gfn, LARGE_PAGES, PAGE_SIZE, Spa};
+use caisson_proto::rmp::{ASSIGNED, Entry, IMMUTABLE, LARGE};
 
 use crate::config::Mutant;
 use crate::hardware::{COMPOSED, Hardware};
@@ -62,6 +62,13 @@ impl Hardware<'_> {
             // What was shared turns private, or the other way round; what was nobody's will be the processor's, or was.
             let of = owners.get(frame).and_then(|(root, gfn)| Some((world.vm_of_root(Frame(root))?.1, gfn)));
             if let Some((vm, gfn)) = of {
+                if !world.is_encrypted(vm) {
+                    // What it has stays, and stays plain.
+                    if world.breaks(Mutant::ContentsLost) {
+                        world.caches.borrow_mut().write(self.cpu, frame, 0, vm.bits(), 0);
+                    }
+                    continue;
+                }
                 let hand = if asid == 0 { Hand::Private(vm.bits()) } else { Hand::Shared(vm.bits()) };
                 world.caches.borrow_mut().give(frame, hand);
                 world.memory.borrow_mut().insert((vm.bits(), gfn), None);
@@ -95,10 +102,11 @@ impl Hardware<'_> {
             Ok(()) => {}
         }
         let mut caches = world.caches.borrow_mut();
+        let pages = if to.has(LARGE) { LARGE_PAGES } else { 1 };
         match to {
             _ if mailbox => {}
             Entry::FIRMWARE => caches.give(frame.0, Hand::Firmware),
-            Entry::SHARED => caches.give(frame.0, Hand::Nobody),
+            _ if !to.has(ASSIGNED) => (frame.0..frame.0 + pages).for_each(|frame| caches.give(frame, Hand::Nobody)),
             _ => {}
         }
         Ok(())

@@ -4,11 +4,13 @@ use std::sync::atomic::Ordering;
 
 use caisson_core::batches::Batches;
 use caisson_core::context::{Context, Kind};
+use caisson_core::cpus::CpuSet;
 use caisson_core::frames::FrameTable;
 use caisson_core::kernel::Tables;
 use caisson_proto::addr::{CpuId, VmId};
 use caisson_proto::kernel::AsidState;
 use caisson_proto::mailbox;
+use caisson_proto::wire::Words;
 
 use crate::config::Mutant;
 use crate::world::{Mode, World};
@@ -36,14 +38,40 @@ pub fn unmapping(world: &World, cpu: usize, slot: usize) {
     }
 }
 
+/// A CPU of this service begins an event, or ends it: CPUs that enter its VM's guest until it is over aren't in its sample.
+pub fn event(world: &World, memory: usize, words: &Words) {
+    let slot = VmId::from_bits(words[1] as u32).index();
+    let cpu = world.running.get();
+    let mut unmapping = world.unmapping.borrow_mut();
+    if words[5] != 0 && unmapping.is_none() && memory == world.manifest.memory {
+        let rows = world.kernel.cpus.iter().take(world.config.cpus).map(|cpu| cpu.ran.load(Ordering::SeqCst));
+        *unmapping = Some((cpu, slot, rows.collect()));
+    }
+}
+
+/// It is over.
+pub fn event_over(world: &World) {
+    world.unmapping.take();
+    for (cpu, slot) in world.withheld.take() {
+        world.kernel.cpus[cpu].ran.fetch_or(1 << (slot % 64), Ordering::SeqCst);
+    }
+}
+
+/// Whether a vCPU keeps the translations that an event's end is to flush.
+pub fn unflushed(world: &World, vcpu: Context) -> bool {
+    let (slot, until) = world.unflushed.get();
+    matches!(vcpu.kind(), Kind::Vcpu(of, _) if of == slot) && world.step.get() < until
+}
+
 fn forget(world: &World, cpu: usize, slot: usize) {
     world.kernel.cpus[cpu].ran.fetch_and(!(1 << (slot % 64)), Ordering::SeqCst);
 }
 
 /// Between two steps.
 pub fn step(world: &World) {
+    let amid = world.breaks(Mutant::SampleEventEarly);
     let unmapper = world.unmapping.borrow().as_ref().map(|(cpu, ..)| *cpu);
-    if unmapper.and_then(|cpu| world.cpus.get(cpu)).is_some_and(|cpu| cpu.mode() != Mode::Kernel) {
+    if unmapper.and_then(|cpu| world.cpus.get(cpu)).is_some_and(|cpu| cpu.mode() != Mode::Kernel && !amid) {
         world.unmapping.take();
         for (cpu, slot) in world.withheld.take() {
             world.kernel.cpus[cpu].ran.fetch_or(1 << (slot % 64), Ordering::SeqCst);
@@ -80,6 +108,15 @@ pub fn step(world: &World) {
             for asid in 1..=last {
                 if let Some(row) = tables.asids.get(asid).filter(|row| row.state == AsidState::Flushed) {
                     row.handle = 0;
+                }
+            }
+        },
+        Mutant::HeldPaid => &|tables| {
+            let held = world.kernel.vms.iter().find_map(|vm| tables.batches.held(vm.id.get()));
+            if let Some(batch) = held {
+                tables.batches.release(batch, &CpuSet::EMPTY);
+                if let Ok(paid) = tables.batches.settle(batch) {
+                    tables.frames.paid(paid.frames);
                 }
             }
         },

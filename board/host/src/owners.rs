@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use caisson_core::frames::Frames;
 use caisson_proto::addr::{Frame, VmId};
-use caisson_proto::kernel::FrameState;
+use caisson_proto::kernel::{FrameState, VmKind};
 
 use crate::bits::Bits;
 use crate::world::World;
@@ -87,6 +87,13 @@ impl World {
         let root = self.kernel.vms.get(vm.index()).and_then(|vm| vm.root(0));
         let mapped = root.and_then(|root| self.nested(root, gfn));
         mapped.is_some_and(|it| self.frame(it.frame).is_none_or(|is| is == Frames::of(FrameState::Private, vm)))
+    }
+
+    /// Whether a VM has a key of its own.
+    pub fn is_encrypted(&self, vm: VmId) -> bool {
+        let handler = self.kernel.vms.get(vm.index()).map(|vm| vm.handler.get().index());
+        let service = handler.and_then(|slot| self.manifest.services.get(slot));
+        service.is_some_and(|service| service.kind != VmKind::Plain)
     }
 
     /// The VM that a nested root belongs to: slot and id.

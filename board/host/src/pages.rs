@@ -2,8 +2,9 @@
 
 use caisson_core::machine::{Removed, TablePool};
 use caisson_core::svm::npt::{self, Tree};
-use caisson_proto::addr::Frame;
+use caisson_proto::addr::{Frame, PAGE_SIZE};
 use caisson_proto::kernel::Access;
+use caisson_proto::layout;
 
 use crate::config::Mutant;
 use crate::hardware::Hardware;
@@ -22,7 +23,18 @@ impl Hardware<'_> {
         let vm = world.vm_of_root(root).map_or(u32::MAX, |(_, vm)| vm.bits());
         world.caches.borrow_mut().give(frame, Hand::Shared(vm));
         let reads = world.caches.borrow().peek(frame);
-        world.check(reads == 0, || format!("frame {frame:#x} given out reads {reads:#x} instead of zero"));
+        let filled = world.filled.borrow_mut().remove(&frame);
+        let expected = filled.unwrap_or(0);
+        world.check(reads == expected, || {
+            format!(
+                "frame {frame:#x} given out reads {reads:#x} instead of {}",
+                if expected == 0 { "zero" } else { "its contents" }
+            )
+        });
+        world.check(!world.broken.borrow().contains(&frame), || format!("broken frame {frame:#x} is mapped"));
+        if filled.is_some() {
+            world.memory.borrow_mut().insert((vm, gfn), filled);
+        }
     }
 
     /// Pages are no guest's any more.
@@ -45,6 +57,26 @@ impl Hardware<'_> {
         if self.world.breaks(Mutant::KeptMapping) && self.world.rng.chance(1, 4) {
             self.keep(root, removed);
         }
+    }
+
+    /// What a page has that was lent to the service that runs here.
+    pub(crate) fn leased(&self, page: u64) -> Option<u64> {
+        let world = self.world;
+        let slot = world.cpus.get(self.cpu)?.space.get();
+        let (from, lease) = *world.lent.borrow().get(&slot)?;
+        let at = page.checked_sub(layout::LEASE / PAGE_SIZE).filter(|at| *at < lease.pages)?;
+        Some(world.pages.borrow().get(&(from, lease.page.0 + at)).copied().unwrap_or(0))
+    }
+
+    /// A frame that nobody sees yet has contents.
+    pub(crate) fn fill_page(&self, frame: u64, value: u64) {
+        let world = self.world;
+        world.check_host(frame, "is filled");
+        let owner = world.owner.borrow().get(frame);
+        world.check(owner.is_none(), || format!("frame {frame:#x} is filled under a guest"));
+        world.caches.borrow_mut().write(self.cpu, frame, 0, 0, value);
+        world.filled.borrow_mut().insert(frame, value);
+        self.pause();
     }
 
     /// Root of the VM that a service handles.

@@ -35,6 +35,8 @@ use crate::view::{Contents, SPACES};
 
 /// Ticks of the clock in a millisecond.
 pub const KHZ: u64 = 1000;
+/// Deaths of memory and notifier amid what they do for vmms.
+const MORTAL: u32 = 3;
 /// How services ended, and how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
@@ -134,6 +136,22 @@ pub struct World {
     pub kill: Cell<Option<usize>>,
     /// How often pages were to be taken from a living VM.
     pub taken: Cell<u32>,
+    /// How often others than vmms began or ended to take pages.
+    pub takings: Cell<u64>,
+    /// Contents that frames have before they are mapped.
+    pub filled: RefCell<BTreeMap<u64, u64>>,
+    /// Frames that memory began to break.
+    pub breaking: RefCell<BTreeSet<u64>>,
+    /// Those that are known to be broken.
+    pub broken: RefCell<BTreeSet<u64>>,
+    /// Kernel operations of memory's on behalf of vmms that change what is private, or within events.
+    pub boundaries: Cell<u64>,
+    /// Deaths that are still to come at these.
+    pub mortal: Cell<u32>,
+    /// A service that crashes as soon as it is entered.
+    pub crash: Cell<Option<usize>>,
+    /// Mutant: slot of a VM whose vCPUs aren't flushed, and until which step.
+    pub unflushed: Cell<(usize, u64)>,
     /// Slot of the vmm whose VM memory is just destroying, and that isn't told yet.
     pub doomed: Cell<Option<usize>>,
     /// Resets that VMs still may do.
@@ -198,6 +216,14 @@ impl World {
             lives: Lives::new(manifest.services.len()),
             kill: Cell::new(None),
             taken: Cell::new(0),
+            takings: Cell::new(0),
+            filled: RefCell::default(),
+            breaking: RefCell::default(),
+            broken: RefCell::default(),
+            boundaries: Cell::new(0),
+            mortal: Cell::new(MORTAL),
+            crash: Cell::new(None),
+            unflushed: Cell::new((usize::MAX, 0)),
             doomed: Cell::new(None),
             resets: Cell::new(config.resets),
             deaf: Cell::new(config.deaf),

@@ -6,12 +6,13 @@ use caisson_memory::{Kernel, Memory};
 use caisson_proto::abi::{Lease, Status, doorbell};
 use caisson_proto::addr::{Frame, Gfn, ServiceId, Tsc, VmId};
 use caisson_proto::kernel::{GuestConvert, GuestMap, GuestUnmap, TimerSet, VmDestroy, VmState};
-use caisson_proto::memory::{Populate, Reclaimed};
+use caisson_proto::memory::{Attribute, Punch, Reclaimed};
 use caisson_proto::notifier::{Settle, Want};
 use caisson_proto::wire::{Reply, Request, Words};
 use caisson_rt::ring::Producer;
 use zerocopy::IntoBytes;
 
+use super::bent::{About, bend};
 use super::notifier::CHANGE;
 use super::platform;
 use super::ring::Page;
@@ -24,6 +25,7 @@ struct OnKernel<'a, 'b> {
     sys: &'a Sys<'b>,
     reclaimed: Producer<Page>,
     donated: (Frame, u64),
+    about: About,
 }
 
 impl Kernel for OnKernel<'_, '_> {
@@ -31,9 +33,6 @@ impl Kernel for OnKernel<'_, '_> {
         let (sys, world) = (self.sys, self.sys.world);
         let mut words = request.encode();
         if R::OP != GuestMap::OP {
-            if R::OP == GuestUnmap::OP && world.breaks(Mutant::GiveBackLess) && words[4] > 1 {
-                words[4] -= 1;
-            }
             return self.raw::<R>(&words);
         }
         // Sometimes something changes between the snapshot and the commit.
@@ -68,6 +67,11 @@ impl Kernel for OnKernel<'_, '_> {
             let _ = self.sys.ring(self.sys.world.manifest.notifier, caisson_proto::ring::doorbell::ring(0));
         }
         true
+    }
+
+    fn lend<R: Request>(&mut self, request: &R, lease: Lease) -> Result<R::Reply, Status> {
+        let lease = Some(lease).filter(|_| !self.sys.world.breaks(Mutant::EmptyFill));
+        self.raw_lending::<R>(&request.encode(), lease)
     }
 
     fn firmware<R: Request>(&mut self, request: &R) -> Result<R::Reply, Status> {
@@ -113,26 +117,51 @@ struct Image<'a, 'b> {
 impl Server for Image<'_, '_> {
     fn call(&mut self, sender: ServiceId, words: &Words, lease: Option<Lease>) -> (Status, Words) {
         let world = self.kernel.sys.world;
-        match self.memory.handle(sender, words, lease, &mut self.kernel) {
-            (Status::NotFound, _) if words[0] == Populate::OP.into() && world.breaks(Mutant::ClaimedPopulate) => {
-                (Status::Ok, [0; 8])
-            }
-            (Status::Exists, _) if world.breaks(Mutant::OverlapTaken) => (Status::Ok, [0; 8]),
-            answer => answer,
+        if world.breaks(Mutant::ClaimedPunch) && words[0] == Punch::OP.into() {
+            return (Status::Ok, [words[3], 0, 0, 0, 0, 0, 0, 0]);
         }
+        self.kernel.about.begin(words[0] as u16);
+        let mut asked = *words;
+        let less = words[0] == Punch::OP.into() && words[3] > 1 && world.breaks(Mutant::PunchLess);
+        asked[3] -= u64::from(less);
+        let mut answer = self.memory.handle(sender, &asked, lease, &mut self.kernel);
+        answer.1[0] += u64::from(less);
+        if world.breaks(Mutant::ForgottenAttribute) && words[0] == Attribute::OP.into() && words[4] != 0 {
+            self.kernel.about.idle = true;
+            let shared = [words[0], words[1], words[2], words[3], 0, 0, 0, 0];
+            self.memory.handle(sender, &shared, None, &mut self.kernel);
+        }
+        if !self.kernel.sys.stopped() {
+            self.kernel.about.end(world, words);
+        }
+        bend(world, words, answer)
     }
 
     fn doorbell(&mut self, bits: u64) {
         if bits & RECLAIM != 0 {
+            let takings = &self.kernel.sys.world.takings;
+            takings.set(takings.get() + 1);
             self.kernel.take_back();
+            takings.set(takings.get() + 1);
         }
+        self.kernel.about.begin(0);
         self.memory.doorbell(bits & !RECLAIM, &mut self.kernel);
     }
 }
 
 impl OnKernel<'_, '_> {
-    fn raw<R: Request>(&self, words: &Words) -> Result<R::Reply, Status> {
-        self.sys.ask_raw(words, None).and_then(|words| R::Reply::decode(&words).map_err(|_| Status::Malformed))
+    fn raw<R: Request>(&mut self, words: &Words) -> Result<R::Reply, Status> {
+        self.raw_lending::<R>(words, None)
+    }
+
+    fn raw_lending<R: Request>(&mut self, words: &Words, lease: Option<Lease>) -> Result<R::Reply, Status> {
+        let mut asked = *words;
+        if let Some(words) = self.about.before(self.sys, &mut asked) {
+            return R::Reply::decode(&words).map_err(|_| Status::Malformed);
+        }
+        let mut answer = self.sys.ask_raw(&asked, lease);
+        self.about.after(self.sys, &asked, &mut answer);
+        answer.and_then(|words| R::Reply::decode(&words).map_err(|_| Status::Malformed))
     }
 
     /// Takes pages from a living VM.
@@ -193,8 +222,13 @@ pub const RECLAIM: u64 = 1 << 21;
 /// Runs it.
 pub fn main(sys: &Sys<'_>) {
     let reclaimed = Producer::new(Page(Rc::clone(sys.world)));
-    let kernel = OnKernel { sys, reclaimed, donated: platform::donate(sys) };
+    let about = About::starting();
+    let kernel = OnKernel { sys, reclaimed, donated: platform::donate(sys), about };
     let mut image = Image { memory: Box::new(Memory::new()), kernel };
     image.memory.start(sys.world.config.cpus as u16, &mut image.kernel);
+    image.kernel.about.begin(0);
+    if !sys.stopped() {
+        image.kernel.about.end(sys.world, &[0; 8]);
+    }
     serve(sys, &mut image);
 }

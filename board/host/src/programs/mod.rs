@@ -1,13 +1,16 @@
 //! The services' programs: their libraries, and what their thin mains do on the machine.
 
 mod again;
+mod bent;
 mod echo;
 mod firmware;
+mod judge;
 mod launch;
 mod memory;
 mod mischief;
 mod notifier;
 mod platform;
+mod private;
 mod ring;
 mod shown;
 mod supervisor;

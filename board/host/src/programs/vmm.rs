@@ -8,7 +8,6 @@ use caisson_proto::addr::{Gfn, ServiceId, Tsc, VPage, VcpuId, VmId};
 use caisson_proto::exits::code;
 use caisson_proto::kernel::FrameState;
 use caisson_proto::kernel::{CpuidLoad, TimerSet, VcpuKick, VcpuRun, VmKind};
-use caisson_proto::memory::Populate;
 use caisson_proto::supervisor::{CrashKind, ExitKind, SetupError};
 use caisson_proto::vcpu::{Action, Exit, Resume};
 use caisson_proto::wire::Words;
@@ -60,7 +59,7 @@ impl Vmm<'_, '_> {
         let start = gfn / chunk * chunk;
         let pages = chunk.min(world.manifest.guest_pages - start);
         let memory = sys.known(world.manifest.memory);
-        match sys.call(world.manifest.memory, &Populate { vm: self.vm, gfn: Gfn(start), pages, private: false }) {
+        match self.shown.private.populate(sys, gfn, start..start + pages) {
             Ok(_) => {
                 self.busy = 0;
                 return true;

@@ -78,7 +78,6 @@ macro_rules! without_the_rest {
         fn vcpu_moment(&self, _: Context, _: u16) -> Exit {
             unreachable!("nobody kicks a vCPU")
         }
-        fn vcpu_flush(&self, _: Context) {}
     };
 }
 pub(crate) use without_the_rest;

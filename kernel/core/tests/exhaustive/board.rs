@@ -63,6 +63,12 @@ pub enum Mutant {
     ForgetPlain,
     /// Nobody flushes when asked.
     NeverFlush,
+    /// What an event took can be paid before its end.
+    HeldIsPaid,
+    /// Who owes for an event is sampled before its end.
+    SampleEarly,
+    /// An event has no end.
+    NeverEnd,
     /// WBNOINVD where WBINVD is asked for.
     TooWeak,
     /// One CPU's WBINVD is enough.
@@ -92,6 +98,8 @@ pub struct Truth {
     pub ran: [u8; CPUS],
     /// Open batches with frames, and the CPUs that have yet to write back for them.
     pub owed: [Option<u8>; SLOTS],
+    /// Those whose event goes on.
+    pub held: [bool; SLOTS],
     /// The batch that a page waits for.
     pub waits: [Option<u8>; PAGES],
     /// CPUs that haven't begun and ended WBINVD since an ASID was given up.
@@ -123,7 +131,7 @@ impl Truth {
 
     /// A batch is paid, by the last who owed or because nobody did.
     pub fn close(&mut self, slot: usize, owed: bool) {
-        self.owed[slot] = None;
+        (self.owed[slot], self.held[slot]) = (None, false);
         for waits in &mut self.waits {
             self.freed |= owed && *waits == Some(slot as u8);
             *waits = waits.filter(|of| usize::from(*of) != slot);
@@ -243,6 +251,7 @@ pub struct Batch {
     pub frames: u8,
     pub owed: u8,
     pub invalidate: bool,
+    pub held: bool,
 }
 
 pub fn kind(number: u8) -> VmKind {
@@ -265,7 +274,7 @@ pub fn put_batches(blocked: usize, open: &[Option<Batch>; SLOTS]) -> Batches {
     for slot in 0..blocked {
         batches.open(nobody(slot), VmKind::SevSnp, &cpus(1 << 7), Payable::WriteBack).unwrap();
     }
-    let mut later = Vec::new();
+    let (mut later, mut held_open) = (Vec::new(), Vec::new());
     for (slot, is) in (blocked..MAX_BATCHES).zip(open) {
         let placeholder = |batches: &mut Batches| {
             batches.open(nobody(slot), VmKind::Plain, &CpuSet::EMPTY, Payable::WriteBack).unwrap()
@@ -274,23 +283,36 @@ pub fn put_batches(blocked: usize, open: &[Option<Batch>; SLOTS]) -> Batches {
             let id = placeholder(batches);
             batches.settle(id).unwrap();
         };
-        let Some(Batch { vm, kind: of, frames, owed, invalidate }) = is else {
+        let Some(Batch { vm, kind: of, frames, owed, invalidate, held }) = is else {
             // The last of them is closed when no slot before another is free any more.
             (1..AGE).for_each(|_| use_up(&mut batches));
             later.push(placeholder(&mut batches));
             continue;
         };
+        let (vm, of) = (VmId::from_bits(*vm), kind(*of));
+        if *held {
+            // Opened when nothing else is to be, since another of the VM that is opened now would be the same.
+            (1..AGE).for_each(|_| use_up(&mut batches));
+            held_open.push((slot, placeholder(&mut batches), vm, of, *frames, *owed));
+            continue;
+        }
         (0..AGE).for_each(|_| use_up(&mut batches));
-        let id = batches
-            .open(
-                VmId::from_bits(*vm),
-                kind(*of),
-                &cpus(*owed),
-                if *invalidate { Payable::Invalidate } else { Payable::WriteBack },
-            )
-            .unwrap();
+        let id = if *invalidate {
+            batches.open(vm, of, &cpus(*owed), Payable::Invalidate).unwrap()
+        } else {
+            // As the end of an event leaves it, so that a VM may have several.
+            let id = batches.open(vm, of, &cpus(*owed), Payable::Never).unwrap();
+            batches.release(id, &CpuSet::EMPTY);
+            id
+        };
         assert_eq!(id.0, slot as u32 | AGE << 16, "not in its slot");
         batches.join(id, (*frames).into());
+    }
+    for (slot, placeholder, vm, of, frames, owed) in held_open {
+        batches.settle(placeholder).unwrap();
+        let id = batches.open(vm, of, &cpus(owed), Payable::Never).unwrap();
+        assert_eq!(id.0, slot as u32 | AGE << 16, "not in its slot");
+        batches.join(id, frames.into());
     }
     for id in later {
         batches.settle(id).unwrap();
@@ -315,6 +337,7 @@ pub fn take_batches(blocked: usize, batches: &mut Batches) -> ([Option<Batch>; S
             frames: open.frames as u8,
             owed: open.owed.iter().fold(0, |bits, cpu| bits | 1 << cpu.0),
             invalidate: open.payable == Payable::Invalidate,
+            held: open.payable == Payable::Never,
         });
     }
     (open, generations)

@@ -8,7 +8,7 @@ use caisson_proto::addr::{BatchId, Frame, Gfn, Sequence, VmId};
 use caisson_proto::kernel::{Access, GuestConvert, GuestMap, GuestUnmap, VmKind, WriteBack};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use super::board::{Board, CPUS, FIRST, MEMORY, Mutant, NOTIFIER, PAGES, SLOTS, cpus, slot_of};
+use super::board::{Batch, Board, CPUS, FIRST, MEMORY, Mutant, NOTIFIER, PAGES, SLOTS, cpus, slot_of};
 use super::common::pay;
 use super::machine::REUSED;
 use super::state::{COUNTS, Is, Page, Small, State, UNMAPPED};
@@ -26,6 +26,10 @@ pub enum Action {
     Run { vm: usize, cpu: usize },
     /// memory takes a page back.
     Unmap { vm: usize, page: usize, cpu: usize },
+    /// The same in an event, which goes on.
+    UnmapMore { vm: usize, page: usize },
+    /// Its end.
+    End { vm: usize, cpu: usize },
     /// notifier asks for a batch.
     WriteBack { slot: usize, cpu: usize },
     /// A CPU does what it is asked to.
@@ -50,6 +54,8 @@ impl Small {
         let ran = (0..CPUS).filter(|cpu| self.encrypted(vm) && truth.ran[*cpu] >> vm & 1 == 1);
         let owed = ran.fold(0, |owed, cpu| owed | 1 << cpu);
         truth.owed[slot] = Some(truth.owed[slot].unwrap_or(0) | owed);
+        // It is the end of the VM's event, if there is one.
+        truth.held[slot] = false;
         truth.waits[page] = Some(slot as u8);
         truth.plain &= !(1 << page);
         drop(truth);
@@ -67,12 +73,18 @@ impl Small {
 
     fn write_back(&self, board: &'static Board, batch: BatchId, cpu: usize) {
         let slot = slot_of(self.blocked(), batch);
-        board.ask(cpu, NOTIFIER, &WriteBack { batch }).unwrap();
+        let asked = board.ask(cpu, NOTIFIER, &WriteBack { batch });
+        // Until an event ends nobody can ask for what it took.
+        let held = board.truth.borrow().held[slot];
+        assert!(asked.is_err() == held || board.mutant.get().is_some(), "{asked:?}");
+        if asked.is_err() {
+            return;
+        }
         if board.is(Mutant::PayWhenAsked) {
             (0..CPUS).for_each(|cpu| pay_for(board, cpu));
         }
         let mut truth = board.truth.borrow_mut();
-        if truth.owed[slot] == Some(0) {
+        if truth.owed[slot] == Some(0) && !truth.held[slot] {
             truth.close(slot, false);
         }
     }
@@ -97,7 +109,10 @@ impl Small {
                 let mut truth = board.truth.borrow_mut();
                 truth.ran[cpu] |= 1 << vm;
                 let nested = board.nested.borrow()[vm];
-                for page in (0..PAGES).filter(|page| self.encrypted(vm) && nested[*page]) {
+                // Until an event ends, what it took is reached by translations.
+                let (held, waits) = (self.event(board, vm), truth.waits);
+                let of = |page: usize| nested[page] || held.is_some() && waits[page] == held;
+                for page in (0..PAGES).filter(|page| self.encrypted(vm) && of(*page)) {
                     truth.dirty[cpu] |= 1 << page;
                 }
                 board.here(cpu).context(vcpu).leave();
@@ -106,6 +121,8 @@ impl Small {
                 }
             }
             Action::Unmap { vm, page, cpu } => drop(self.unmap(board, vm, page, cpu)),
+            Action::UnmapMore { vm, page } => self.unmap_more(board, vm, page),
+            Action::End { vm, cpu } => self.end(board, vm, cpu),
             Action::WriteBack { slot, cpu } => {
                 self.write_back(board, self.batch(slot, 0), cpu);
             }
@@ -129,6 +146,7 @@ impl Small {
     /// Whether asking for every batch and letting all CPUs flush leaves nothing waiting.
     fn drains(&self, state: &State) -> bool {
         let board = self.put(state);
+        (0..self.vms.len()).for_each(|vm| self.end(board, vm, 0));
         for slot in (0..SLOTS).filter(|slot| state.batches[*slot].is_some()) {
             let batch = self.batch(slot, 0);
             // One that a flush for another paid is gone.
@@ -160,6 +178,7 @@ impl Model for Small {
             wanted: [false; CPUS],
             ran: [0; CPUS],
             owed: [None; SLOTS],
+            held: [false; SLOTS],
             freed: false,
             fault: None,
         }]
@@ -180,6 +199,9 @@ impl Model for Small {
                     let vm = usize::from(vm);
                     owned.push((vm, page));
                     actions.extend((0..CPUS).map(|cpu| Action::Unmap { vm, page, cpu }));
+                    if self.events {
+                        actions.push(Action::UnmapMore { vm, page });
+                    }
                     if matches!(is.is, Is::Owned(_)) && self.encrypted(vm) {
                         actions.push(Action::Private { vm, page });
                         actions.push(Action::HostWrites { page });
@@ -188,7 +210,12 @@ impl Model for Small {
                 _ => actions.extend((0..self.vms.len()).map(|vm| Action::Map { vm, page })),
             }
         }
+        let in_event = |vm: usize| {
+            let of = |batch: &Batch| batch.held && batch.vm == VmId::new(vm as u16, 0).bits();
+            state.batches.iter().flatten().any(of)
+        };
         for cpu in 0..CPUS {
+            actions.extend((0..self.vms.len()).filter(|vm| in_event(*vm)).map(|vm| Action::End { vm, cpu }));
             actions.extend((0..self.vms.len()).map(|vm| Action::Run { vm, cpu }));
             for slot in (0..SLOTS).filter(|slot| state.batches[*slot].is_some()) {
                 if !state.asked.contains(&(slot as u8)) {
@@ -229,6 +256,10 @@ impl Model for Small {
             Property::always(PLAIN, |_, state: &State| {
                 !state.pages.iter().any(|page| matches!(page.is, Is::Private(_)) && page.plain)
             }),
+            Property::always(HELD, |_, state: &State| {
+                let held = |page: &&Page| page.waits.is_some_and(|slot| state.held[usize::from(slot)]);
+                state.pages.iter().filter(held).all(|page| matches!(page.is, Is::Waits(_)))
+            }),
             Property::always(DRAINS, |small: &Self, state: &State| state.fault.is_some() || small.drains(state)),
             Property::always(PLACED, |small: &Self, state: &State| {
                 small.take(small.put(state)) == without_fault(state)
@@ -253,15 +284,18 @@ const EXACT: &str = "a batch is paid exactly when each CPU that owes has written
 const COUNTED: &str = "counts add up, and what is mapped is the VM's";
 const ROWS: &str = "a row has the VMs that ran since the last write-back";
 const PLAIN: &str = "a private page has no dirty line of the host's";
+const HELD: &str = "no frame of an event is free before its end";
 const DRAINS: &str = "whatever happened, all can be paid";
 const PLACED: &str = "a state is what the kernel's tables hold";
 const FREED: &str = "frames do become free again";
 const GIVEN: &str = "and are used again";
 
 /// One plain VM and one SEV VM that share three frames.
-const TWO: Small = Small { vms: &[VmKind::Plain, VmKind::Sev], pages: 3, full: false, mutant: None };
+const TWO: Small = Small { vms: &[VmKind::Plain, VmKind::Sev], pages: 3, full: false, events: false, mutant: None };
 /// Two SEV VMs and room for one batch, in which their frames wait together.
-const FULL: Small = Small { vms: &[VmKind::Sev, VmKind::Sev], pages: 2, full: true, mutant: None };
+const FULL: Small = Small { vms: &[VmKind::Sev, VmKind::Sev], pages: 2, full: true, events: false, mutant: None };
+/// Both of the first, where pages are taken in events.
+const EVENTS: Small = Small { pages: 2, events: true, ..TWO };
 
 fn all_holds(small: Small) {
     let began = std::time::Instant::now();
@@ -281,6 +315,11 @@ fn frames_of_two_vms_that_wait_together() {
     all_holds(FULL);
 }
 
+#[test]
+fn frames_that_are_taken_in_events() {
+    all_holds(EVENTS);
+}
+
 /// What breaks which property.
 const FOUND: &[(Mutant, &str)] = &[
     (Mutant::ForgetRow, NO_DIRTY),
@@ -297,12 +336,16 @@ const FOUND: &[(Mutant, &str)] = &[
     (Mutant::SameId, EXACT),
     (Mutant::ForgetPlain, PLAIN),
     (Mutant::NeverFlush, DRAINS),
+    (Mutant::HeldIsPaid, HELD),
+    (Mutant::SampleEarly, NO_DIRTY),
+    (Mutant::NeverEnd, DRAINS),
 ];
 
 #[test]
 fn what_is_broken_is_found() {
     for (mutant, property) in FOUND {
-        let small = Small { pages: 2, mutant: Some(*mutant), ..TWO };
+        let events = matches!(mutant, Mutant::HeldIsPaid | Mutant::SampleEarly | Mutant::NeverEnd);
+        let small = Small { pages: 2, events, mutant: Some(*mutant), ..TWO };
         let finish = HasDiscoveries::AnyOf([*property].into());
         let checker = small.checker().threads(2).finish_when(finish).spawn_bfs().join();
         assert!(checker.discovery(property).is_some(), "{mutant:?} doesn't break: {property}");

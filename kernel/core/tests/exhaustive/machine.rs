@@ -18,6 +18,8 @@ pub const REUSED: &str = "a frame with a dirty line was handed out";
 impl Machine for On {
     without_the_rest!();
 
+    fn vcpu_flush(&self, _: Context) {}
+
     fn asids(&self) -> (u32, u32) {
         // All are of SEV-ES VMs, so that there are few.
         (8, (ASIDS as u32 + 1) << 16 | (ASIDS as u32 + 1))

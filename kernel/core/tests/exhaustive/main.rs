@@ -8,6 +8,7 @@ mod asids;
 mod board;
 #[path = "../common/mod.rs"]
 mod common;
+mod events;
 mod frames;
 mod machine;
 mod recycling;

@@ -25,6 +25,8 @@ pub struct Small {
     pub pages: usize,
     /// Whether all batches but one are somebody else's, for ever.
     pub full: bool,
+    /// Whether pages are taken in events, too.
+    pub events: bool,
     pub mutant: Option<Mutant>,
 }
 
@@ -65,6 +67,7 @@ pub struct State {
     pub wanted: [bool; CPUS],
     pub ran: [u8; CPUS],
     pub owed: [Option<u8>; SLOTS],
+    pub held: [bool; SLOTS],
     pub freed: bool,
     pub fault: Option<&'static str>,
 }
@@ -91,7 +94,8 @@ impl Small {
         board.entries.iter().for_each(|entry| entry.store(0, SeqCst));
         let table = FrameTable::new(board.entries);
         table.declare(Frame(0), FRAMES as u64, Frames::plain(FrameState::Kernel));
-        let mut truth = Truth { ran: state.ran, owed: state.owed, freed: state.freed, ..Truth::default() };
+        let mut truth =
+            Truth { ran: state.ran, owed: state.owed, held: state.held, freed: state.freed, ..Truth::default() };
         let mut nested = [[false; PAGES]; VMS];
         let mut mapped = [0; VMS];
         for (n, page) in state.pages.iter().enumerate() {
@@ -204,6 +208,7 @@ impl Small {
             wanted: std::array::from_fn(|cpu| shared(cpu).flush_wanted.get()),
             ran: truth.ran,
             owed: truth.owed,
+            held: truth.held,
             freed: truth.freed,
             fault,
         }

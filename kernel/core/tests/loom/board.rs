@@ -57,6 +57,8 @@ pub struct Board {
     pub dirty: [AtomicU64; 2],
     /// Pages that the nested table maps.
     mapped: AtomicU64,
+    /// Pages that CPU 1 has translations of.
+    known: AtomicU64,
     /// Not 0: this CPU may have lines of the ASID that was given up, and owes a WBINVD that begins after that.
     pub stale: [AtomicU64; 2],
     /// Interrupts, and what somebody waits for who waits for a batch.
@@ -107,7 +109,8 @@ impl World {
         let zero = || [0, 0].map(AtomicU64::new);
         let mapped = AtomicU64::new((1 << PAGES) - 1);
         let interrupts = [(); 2].map(|()| Notify::new());
-        let board = Board { dirty: zero(), mapped, stale: zero(), interrupts, paid: Notify::new() };
+        let board =
+            Board { dirty: zero(), mapped, known: AtomicU64::new(0), stale: zero(), interrupts, paid: Notify::new() };
         let world = Arc::new(Self { kernel: Kernel::new(), board });
         let kernel = &world.kernel;
         let record = |caps: Caps| ServiceRecord { caps: caps.bits(), budget_ms: 1, ..ServiceRecord::new_zeroed() };
@@ -163,11 +166,13 @@ impl Cpu {
         self.world.board.interrupts[self.number].wait();
     }
 
-    /// Enters the guest unless something is pending. In there it writes to each page that it finds mapped.
+    /// Enters the guest unless something is pending. In there it writes to each page that it finds mapped, or has found before
+    /// and not flushed since.
     pub fn guest(&self) {
         if self.here().entering(VCPU) {
             let board = &self.world.board;
             let found = board.mapped.fetch_or(0, Relaxed);
+            let found = board.known.fetch_or(found, Relaxed) | found;
             board.dirty[self.number].fetch_or(found, Relaxed);
             self.here().context(VCPU).leave();
         }
@@ -212,6 +217,10 @@ impl Cpu {
 
 impl Machine for On<'_> {
     without_the_rest!();
+
+    fn vcpu_flush(&self, _: Context) {
+        self.board.known.swap(0, Relaxed);
+    }
 
     fn asids(&self) -> (u32, u32) {
         (8, ASID << 16 | ASID)

@@ -82,6 +82,33 @@ fn nor_has_one_that_is_taken_while_a_cpu_flushes_for_another_reason() {
     explore(|world| model(world, 2, 1, real_flush, flush_and_unmap));
 }
 
+/// In an event of two steps: until its end the guest may use translations of what the first one took.
+fn unmap_in_event(cpu: &Cpu, page: u64) -> BatchId {
+    let unmap = GuestUnmap { vm: VM, view: 0, gfn: Gfn(page), pages: 1, more: true, broken: false };
+    let batch = cpu.ask(MEMORY, &unmap).unwrap().batch;
+    assert!(!cpu.world.is_free(page));
+    let end = cpu.ask(MEMORY, &GuestUnmap { pages: 0, more: false, ..unmap }).unwrap();
+    assert_eq!((end.batch, end.waiting), (batch, 1));
+    batch
+}
+
+#[test]
+fn nor_has_one_that_was_taken_in_an_event() {
+    explore(|world| model(world, 2, 1, real_flush, unmap_in_event));
+}
+
+#[test]
+#[should_panic = "a free frame has a dirty line"]
+fn an_event_without_its_shoot_down_is_found() {
+    let unmap = |cpu: &Cpu, page| {
+        let unmap = GuestUnmap { vm: VM, view: 0, gfn: Gfn(page), pages: 1, more: true, broken: false };
+        let batch = cpu.ask(MEMORY, &unmap).unwrap().batch;
+        cpu.world.tables(|tables| tables.batches.release(batch, &CpuSet::EMPTY));
+        batch
+    };
+    explore(move |world| model(world, 1, 1, real_flush, unmap));
+}
+
 /// The steps of a flush.
 #[derive(Clone, Copy)]
 enum Step {

@@ -172,6 +172,19 @@ fn without_room_to_note_it_nothing_turns() {
 }
 
 #[test]
+fn a_discard_leaves_what_is_private_also_where_memory_was_started_anew() {
+    let (mut memory, mut fake) = started();
+    let vm = make(&mut memory, &mut fake, 5, 4096).unwrap();
+    touch(&mut memory, &mut fake, vm, 0, 4, false).unwrap();
+    ask(&mut memory, &mut fake, 5, &attribute(vm, 1, 2, true)).unwrap();
+    *memory = Memory::new();
+    memory.start(2, &mut fake);
+    let start = HostAddress { region: Region(vm.index() as u16), page: 0 };
+    whole(&mut memory, &mut fake, &Discard { vm, start, pages: 4 }).unwrap();
+    assert_eq!(fake.vms[0].as_ref().unwrap().map.keys().copied().collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
 fn a_discard_takes_what_is_shared_and_a_hole_what_is_private() {
     let (mut memory, mut fake, vm, gmem) = made();
     touch(&mut memory, &mut fake, vm, 0, 16, false).unwrap();
