@@ -35,7 +35,7 @@ const WORK: [&str; 4] = [
     "mkdir /m; mount -t tmpfs -o size=300M none /m",
     "holds() { [ ! -e /s$1 ] || [ \"$(sha256sum < /m/f$1)\" = \"$(cat /s$1)\" ] || echo lost=$((1+$1)); }",
     "fills() { rm -f /s$1 /m/f$1; head -c 16000000 /dev/urandom | tee /m/f$1 | sha256sum > /t; mv /t /s$1; }",
-    "n=0; (while [ ! -e /stop ]; do n=$((n+1)); fills $((n%5)); holds $(((n*3+1)%5)); echo round=$n; \
+    "n=0; (while [ ! -e /end ]; do n=$((n+1)); fills $((n%5)); holds $(((n*3+1)%5)); echo round=$n; \
      [ $((n%8)) = 0 ] && { rm -f /s* /m/*; sleep 4; }; done; for i in 0 1 2 3 4; do holds $i; done; echo rested=$((n*0))) &",
 ];
 
@@ -161,7 +161,7 @@ fn pressed(paths: &Paths, time: Duration, seed: u64, tells: bool) -> Result<Done
 fn rests(machine: &mut Witness) -> Result<(), String> {
     for guest in 0..GUESTS {
         machine.resizes(guest, Knob::Balloon, 0);
-        machine.asks(guest, "touch /stop; echo stop=$((40+2))", "stop=42", SOON)?;
+        machine.asks(guest, "touch /end; echo stop=$((40+2))", "stop=42", SOON)?;
     }
     for (guest, name) in NAMES.iter().enumerate() {
         machine.until(&format!("guest {name} rests"), BOOT, |this| this.wrote(guest, "rested=0"))?;
