@@ -51,6 +51,8 @@ pub struct Fake {
     pub console_limit: Option<usize>,
     /// Frames that were sent.
     pub sent: Vec<Vec<u8>>,
+    /// How often the switch was called for no frames.
+    pub switch_calls: u64,
     /// Frames that wait for the guest.
     pub waiting: VecDeque<Vec<u8>>,
     /// After each batch of frames the guest's other vCPU puts as many requests into the queue whose index lies here, until so
@@ -265,6 +267,9 @@ impl Platform for Fake {
             self.waiting.pop_front();
         }
         Some((end, !self.waiting.is_empty()))
+    }
+    fn call_switch(&mut self) {
+        self.switch_calls += 1;
     }
     fn publish(&mut self, page: usize, word: usize, value: u64) {
         assert!(page <= self.states.len());
