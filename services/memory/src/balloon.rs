@@ -70,6 +70,8 @@ impl Memory {
     ) -> Result<(), Status> {
         own(vm, sender, kernel)?;
         if unpromised(&self.promises, kernel)? < pages {
+            // Balloons may hold what is lacking.
+            self.short(kernel);
             return Err(Status::Exhausted);
         }
         // After a restart there is no promise to add to: such a VM gets what nobody else was promised.

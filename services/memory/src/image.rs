@@ -26,6 +26,11 @@ struct OnKernel {
     notifier: Option<u16>,
     firmware: Option<u16>,
     own: u16,
+    /// When the timer is to ring for the dying, and for the next round of a shortage. There is one timer for both.
+    later_at: Option<u64>,
+    round_at: Option<u64>,
+    /// It rang for that round.
+    round_due: bool,
     /// Frames that were never memory: holes in the machine's. A successor takes those that leaked before for such.
     no_memory: u64,
 }
@@ -85,7 +90,8 @@ impl Kernel for OnKernel {
     }
 
     fn later(&mut self) {
-        self.ring_in(LATER_MS);
+        self.later_at = Some(time::now().0 + time::ticks(LATER_MS));
+        self.set_timer();
     }
 
     fn tell_need(&mut self, vmm: ServiceId) {
@@ -95,15 +101,29 @@ impl Kernel for OnKernel {
     }
 
     fn next_round(&mut self) {
-        self.ring_in(ROUND_MS);
+        (self.round_at, self.round_due) = (Some(time::now().0 + time::ticks(ROUND_MS)), false);
+        self.set_timer();
+    }
+
+    fn round_is_due(&mut self) -> bool {
+        core::mem::take(&mut self.round_due)
     }
 }
 
 impl OnKernel {
-    /// Rings this service in so many milliseconds, and not when it was to be before.
-    fn ring_in(&self, milliseconds: u64) {
-        let at = Tsc(time::now().0 + time::ticks(milliseconds));
-        if let Err(status) = caisson_rt::kernel(&TimerSet { at }) {
+    /// The timer rang: what it is still to ring for is set again.
+    fn timer_rang(&mut self) {
+        let now = time::now().0;
+        self.round_due |= self.round_at.is_some_and(|at| at <= now);
+        self.later_at = self.later_at.filter(|at| *at > now);
+        self.round_at = self.round_at.filter(|at| *at > now);
+        self.set_timer();
+    }
+
+    /// Has the timer ring for what comes first.
+    fn set_timer(&self) {
+        let Some(at) = [self.later_at, self.round_at].into_iter().flatten().min() else { return };
+        if let Err(status) = caisson_rt::kernel(&TimerSet { at: Tsc(at) }) {
             defmt::error!("memory: no timer: status {=u8}", status as u8);
         }
     }
@@ -120,6 +140,9 @@ impl Server for Image {
     }
 
     fn doorbell(&mut self, bits: u64) {
+        if bits & doorbell::TIMER != 0 {
+            self.kernel.timer_rang();
+        }
         self.memory.doorbell(bits, &mut self.kernel);
     }
 }
@@ -134,6 +157,9 @@ fn start() -> ! {
         notifier: slot_of("notifier"),
         firmware: slot_of("sev-firmware"),
         own: ServiceId::from_bits(info.head.id).index() as u16,
+        later_at: None,
+        round_at: None,
+        round_due: false,
         no_memory: caisson_rt::kernel(&FrameCount {}).map_or(0, |counts| counts.leaked),
     };
     let mut image = Image { memory: MEMORY.take(), kernel };

@@ -105,6 +105,10 @@ pub trait Kernel {
     fn tell_need(&mut self, _: ServiceId) {}
     /// Asks for a doorbell when a shortage has its next round.
     fn next_round(&mut self) {}
+    /// Whether that round's time has come. If not, the doorbell is still to ring for it.
+    fn round_is_due(&mut self) -> bool {
+        true
+    }
 }
 
 /// The service's state.
@@ -222,7 +226,11 @@ impl Memory {
         if bits & doorbell::TIMER != 0 {
             self.round(kernel);
         }
+        let owed = self.owes_settled;
         self.reclaim(kernel);
+        if owed && !self.owes_settled {
+            self.freed(kernel);
+        }
     }
 
     fn report(&self, kernel: &mut impl Kernel) -> Result<MemoryReport, Status> {

@@ -58,9 +58,17 @@ impl Memory {
         }
     }
 
-    /// The next round of a shortage, if there is one.
+    /// What dead VMs had is free. Vmms whose balloons hold something lower them in a shortage's rounds only.
+    pub(crate) fn freed(&mut self, kernel: &mut impl Kernel) {
+        let holds = |vm| self.promises.given(vm) > 0 || self.promises.pages(vm).is_none();
+        if vms(kernel).any(|report| report.state == VmState::Alive && holds(report.vm)) {
+            self.short(kernel);
+        }
+    }
+
+    /// The next round of a shortage, if there is one and its time has come: the timer rings for dying VMs, too.
     pub(crate) fn round(&mut self, kernel: &mut impl Kernel) {
-        if self.shortage.left == 0 {
+        if self.shortage.left == 0 || !kernel.round_is_due() {
             return;
         }
         let unpromised = unpromised(&self.promises, kernel).unwrap_or(0);

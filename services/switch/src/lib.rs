@@ -42,8 +42,8 @@ pub trait Lent {
 
 /// The doorbells of vmms.
 pub trait Bells {
-    /// Tells the service in this slot that frames wait. False if nobody is there.
-    fn ring(&mut self, slot: u16) -> bool;
+    /// Tells the service in this slot that frames wait. Whether anybody is there isn't known.
+    fn ring(&mut self, slot: u16);
 }
 
 /// The service's state.
@@ -83,7 +83,7 @@ impl Switch {
 
     /// Rings every port's vmm, so that it calls: this life knows none of them yet.
     pub fn call_in(&mut self, bells: &mut impl Bells) {
-        self.ports.iter().filter(|port| !port.is_unused()).for_each(|port| _ = bells.ring(port.slot()));
+        self.ports.iter().filter(|port| !port.is_unused()).for_each(|port| bells.ring(port.slot()));
     }
 
     /// Answers one request.
@@ -121,8 +121,8 @@ impl Switch {
             rest = later;
         }
         for port in &mut self.ports {
-            if port.must_ring() && !bells.ring(port.slot()) {
-                port.die();
+            if port.must_ring() {
+                bells.ring(port.slot());
             }
         }
         Ok(Sent { dropped })

@@ -62,21 +62,16 @@ impl Port {
     /// Its vmm calls. One of another life than before finds nothing of its predecessor's.
     pub fn live(&mut self, caller: ServiceId) {
         if self.life != Some(caller) {
-            self.die();
+            self.told = false;
+            self.queue.clear();
             self.counts = NOTHING;
             self.life = Some(caller);
         }
     }
 
-    /// Whether its vmm lives, as far as is known.
+    /// Whether its vmm ever called.
     pub fn is_live(&self) -> bool {
         self.life.is_some()
-    }
-
-    /// Its vmm is gone, and what waits with it.
-    pub fn die(&mut self) {
-        (self.life, self.told) = (None, false);
-        self.queue.clear();
     }
 
     /// Counts a frame of its vmm's. False if it isn't from its own address.

@@ -65,7 +65,10 @@ impl<P: Platform> Vmm<P> {
         self.platform.hurry(false);
         self.count_populate(at, start, backed.is_ok());
         match backed {
-            Ok(()) => again(exit),
+            Ok(()) => {
+                self.waits_no_more(at);
+                again(exit)
+            }
             // memory is being started again: the guest faults until it is there.
             Err(NoMemory { refused: Some(Status::Dead | Status::Died), .. }) => {
                 self.forget_fault(at);

@@ -104,6 +104,9 @@ pub trait Platform {
         None
     }
 
+    /// Call whoever passes frames, who may have been restarted and forgotten the guest's card.
+    fn call_switch(&mut self) {}
+
     /// Set a word of a page of the VM's [statistics](caisson_proto::stats), by one store.
     fn publish(&mut self, _page: usize, _word: usize, _value: u64) {}
 

@@ -1,6 +1,7 @@
 //! What the vmm keeps of each vCPU beside its registers.
 
 use crate::dev::lapic::Lapic;
+use crate::waiting::Wait;
 
 /// Whether a vCPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +83,8 @@ pub struct Vcpu {
     pub misc_enable: u64,
     /// DE_CFG, of which guests set the bit that makes LFENCE serializing.
     pub de_cfg: u64,
-    /// Since when it waits for a page that memory hasn't, and when it last asked; 0 and 0 if it doesn't.
-    pub waits: (u64, u64),
+    /// Its wait for a page that memory hasn't, if it waits.
+    pub waits: Option<Wait>,
     /// The last nested fault on memory, and how often it came in a row.
     pub fault: (u64, u32),
 }
@@ -111,7 +112,7 @@ impl Vcpu {
             eoi_armed: false,
             misc_enable: 1,
             de_cfg: 2,
-            waits: (0, 0),
+            waits: None,
             fault: (0, 0),
         }
     }

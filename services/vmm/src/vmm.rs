@@ -69,6 +69,8 @@ pub struct Vmm<P> {
     pub(crate) power: Power,
     pub(crate) test: Option<TestDevice>,
     pub(crate) virtio: Virtio,
+    /// Until when devices wait for memory in this activation, if they have to.
+    pub(crate) devices_wait: Option<u64>,
     pub(crate) scale: Scale,
     /// Machine's TSC at the VM's time 0.
     pub(crate) born: u64,
@@ -131,6 +133,7 @@ impl<P: Platform> Vmm<P> {
             power: Power::default(),
             test: config.test_devices.then(|| TestDevice::new(config.vcpus, config.memory)),
             virtio: Virtio::default(),
+            devices_wait: None,
             scale: Scale::new(facts.tsc_khz),
             born,
             wall_version: 0,
@@ -157,6 +160,7 @@ impl<P: Platform> Vmm<P> {
 
     /// Handles an exit. `state` is scratch space: what it holds before and after means nothing.
     pub fn handle_exit(&mut self, exit: &Exit, state: &mut VcpuState) -> Resume {
+        self.activate();
         let at = usize::from(exit.vcpu);
         if self.ended || at >= self.vcpus.len() {
             return self.stop();

@@ -19,6 +19,17 @@ pub const AGAIN_MS: u64 = 20;
 /// Who hasn't asked for so long begins to wait anew: its guest did something else in between.
 const OTHERWISE_MS: u64 = 1000;
 
+/// A vCPU's wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    /// What memory answers. Each kind of answer has its own patience, so a wait begins anew when it changes.
+    answer: Status,
+    /// When it began.
+    since: u64,
+    /// When the vCPU last asked.
+    last: u64,
+}
+
 impl<P: Platform> Vmm<P> {
     /// A vCPU asked for a page, and this is memory's answer; whether it is to wait and ask again.
     pub(crate) fn waits_for_page(&mut self, at: usize, answer: Status) -> bool {
@@ -29,10 +40,18 @@ impl<P: Platform> Vmm<P> {
         };
         let (now, khz) = (self.platform.now(), self.facts.tsc_khz);
         let Some(vcpu) = self.vcpus.get_mut(at) else { return false };
-        let (since, last) = vcpu.waits;
-        let goes_on = since != 0 && now.saturating_sub(last) < OTHERWISE_MS.saturating_mul(khz);
-        vcpu.waits = (if goes_on { since } else { now }, now);
-        now.saturating_sub(vcpu.waits.0) < patience.saturating_mul(khz)
+        let otherwise = OTHERWISE_MS.saturating_mul(khz);
+        let before = vcpu.waits.filter(|wait| wait.answer == answer && now.saturating_sub(wait.last) < otherwise);
+        let since = before.map_or(now, |wait| wait.since);
+        vcpu.waits = Some(Wait { answer, since, last: now });
+        now.saturating_sub(since) < patience.saturating_mul(khz)
+    }
+
+    /// A vCPU got its page: its next wait is another one.
+    pub(crate) fn waits_no_more(&mut self, at: usize) {
+        if let Some(vcpu) = self.vcpus.get_mut(at) {
+            vcpu.waits = None;
+        }
     }
 
     /// A vCPU that is to be parked. If it is because it waits for a page, it asks again soon, and takes what interrupts it at once.

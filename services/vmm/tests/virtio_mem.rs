@@ -12,6 +12,7 @@ use caisson_vmm::need::Told;
 use caisson_vmm::plugged::BLOCK;
 use caisson_vmm::ram::{HIGH_START, Ram};
 use caisson_vmm::virtio::Trouble;
+use caisson_vmm::virtio::mem::MOST;
 
 const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
@@ -82,6 +83,26 @@ fn blocks_are_plugged_and_unplugged() {
     assert_eq!(request(&mut driver, UNPLUG_ALL, 0, 0), (ACK, 0));
     assert_eq!(request(&mut driver, STATE, block(0), 8), (ACK, 1));
     assert_eq!(sizes(&driver).0, 0);
+}
+
+#[test]
+fn one_request_unplugs_only_so_much() {
+    let all = 2 * MOST + 1;
+    let mut driver = started(all);
+    assert_eq!(request(&mut driver, PLUG, block(0), all as u16), (ACK, 0));
+    assert_eq!(request(&mut driver, UNPLUG, block(0), MOST as u16 + 1), (BUSY, 0));
+    assert_eq!(sizes(&driver).0, all * BLOCK, "nothing of it");
+    driver.write(0x64, 3);
+    for left in [MOST + 1, 1] {
+        assert_eq!(request(&mut driver, UNPLUG_ALL, 0, 0), (BUSY, 0));
+        assert_eq!(sizes(&driver).0, left * BLOCK);
+        assert_eq!(driver.read(0x60) & 2, 2, "the driver is to ask again");
+        driver.write(0x64, 3);
+    }
+    assert_eq!(request(&mut driver, UNPLUG_ALL, 0, 0), (ACK, 0));
+    assert_eq!((sizes(&driver).0, driver.read(0x60) & 2), (0, 0));
+    assert_eq!(request(&mut driver, PLUG, block(0), MOST as u16), (ACK, 0));
+    assert_eq!(request(&mut driver, UNPLUG, block(0), MOST as u16), (ACK, 0));
 }
 
 #[test]

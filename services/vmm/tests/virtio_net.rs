@@ -213,6 +213,7 @@ fn a_driver_that_begins_anew_finds_nothing_old() {
     give(&mut driver, &[frame(60)], false);
     assert!(driver.start(USUAL));
     assert!(sent(&mut driver).is_empty() && net(&mut driver).is_hungry());
+    assert_eq!(counts(&mut driver), Counts { sent: 1, sent_bytes: 60, lost: 1, ..Counts::default() });
     driver.chain(0, 0, &[], &[(DATA, 1526)]);
     driver.offer(0, 0);
     driver.notify(0);

@@ -251,6 +251,10 @@ fn what_waits_at_the_switch_comes_when_there_are_buffers() {
     assert_eq!(offer(&mut machine, 3, 0, 0, (BUFFER, 1526), 2), interrupt(VECTOR + 3));
     assert_eq!(machine.fake().memory[BUFFER as usize + 12..][..60], frame(1));
     write(&mut machine, registers(3) + 0x64, 1);
+    // Rung by a successor of the switch: a card with a frame in hand doesn't fetch, and calls all the same.
+    assert_eq!(machine.fake().switch_calls, 0);
+    machine.vmm.frames_wait();
+    assert_eq!(machine.fake().switch_calls, 1);
     offer(&mut machine, 3, 0, 1, (BUFFER, 1526), 2);
     assert_eq!(machine.fake().memory[BUFFER as usize + 12..][..60], frame(2));
     write(&mut machine, registers(3) + 0x64, 1);
@@ -262,6 +266,7 @@ fn what_waits_at_the_switch_comes_when_there_are_buffers() {
     machine.vmm.frames_wait();
     assert_eq!((machine.fake().memory[USED as usize + 2], read(&mut machine, registers(3) + 0x60)), (3, 1));
     assert_eq!(machine.fake().memory[BUFFER as usize + 12..][..60], frame(3));
+    assert_eq!(machine.fake().switch_calls, 1, "who fetches calls by that");
 }
 
 /// What is more than a turn's worth is sent when the driver acknowledges the interrupt.

@@ -218,6 +218,15 @@ fn guest(paths: &Paths, args: &MachineArgs, file: VmFile, number: u8, first_cpu:
     Ok(guest)
 }
 
+/// What guests are sure to have at their start, and what is plugged beside that.
+fn sizes(guests: &[Guest]) -> String {
+    let promised = Size(guests.iter().map(|guest| guest.promised).sum());
+    match guests.iter().filter_map(|guest| guest.virtio.plug).map(|plug| plug.wanted).sum() {
+        0 => promised.to_string(),
+        plugged => format!("{promised} and {} by `memory-plugged`", Size(plugged)),
+    }
+}
+
 fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> {
     let length = |path: &Path| std::fs::metadata(path).map(|data| data.len()).about("look at", path);
     let mut needed = RESERVE;
@@ -235,8 +244,8 @@ fn machine_memory(args: &MachineArgs, guests: &[Guest]) -> Result<u64, Failure> 
         Some(given) => Err(Failure::setup(format!(
             "the machine's memory of {given} can't hold {}: give --machine-memory {} or more, or smaller guests",
             match guests {
-                [guest] => format!("VM \"{}\" with {}", guest.name, Size(guest.promised)),
-                _ => format!("{} VMs with {} in all", guests.len(), Size(guests.iter().map(|g| g.promised).sum())),
+                [guest] => format!("VM \"{}\" with {}", guest.name, sizes(guests)),
+                _ => format!("{} VMs with {} in all", guests.len(), sizes(guests)),
             },
             Size(needed)
         ))),

@@ -68,6 +68,8 @@ pub struct Fake {
     /// Whom a shortage was told, in order, and whether there is to be another round.
     pub told: Vec<ServiceId>,
     pub round: bool,
+    /// Its time has come.
+    pub due: bool,
     /// Of the last mapping.
     pub last_access: Access,
     /// What the machine can do, if it tells.
@@ -107,6 +109,7 @@ impl Fake {
             dies_after: None,
             told: Vec::new(),
             round: false,
+            due: false,
             last_access: Access::empty(),
             features: None,
             shootdowns: 0,
@@ -237,5 +240,8 @@ impl Kernel for Fake {
     }
     fn next_round(&mut self) {
         self.round = true;
+    }
+    fn round_is_due(&mut self) -> bool {
+        core::mem::take(&mut self.due)
     }
 }

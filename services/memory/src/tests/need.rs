@@ -27,6 +27,7 @@ fn needed(memory: &mut Memory, fake: &mut Fake, slot: u16, vm: VmId) -> Result<N
 fn round(memory: &mut Memory, fake: &mut Fake) -> Vec<ServiceId> {
     fake.told.clear();
     assert!(core::mem::take(&mut fake.round), "no round was asked for");
+    fake.due = true;
     memory.doorbell(doorbell::TIMER, fake);
     fake.told.clone()
 }
@@ -120,11 +121,40 @@ fn a_shortage_is_told_in_rounds_until_there_has_been_plenty() {
     run(&mut memory, &mut fake);
     assert!(needed(&mut memory, &mut fake, 5, vm).unwrap().spare >= HIGH / 2);
     for _ in 0..ROUNDS {
+        // The timer rings for dying VMs, too, and that is no round.
+        (0..10).for_each(|_| memory.doorbell(doorbell::TIMER, &mut fake));
         assert_eq!(round(&mut memory, &mut fake).len(), 2);
     }
-    fake.told.clear();
+    (fake.due, fake.told) = (true, Vec::new());
     memory.doorbell(doorbell::TIMER, &mut fake);
     assert!(fake.told.is_empty(), "it is over");
+    // A VM dies and leaves plenty: who gave something may have it again, and is told.
+    die(&mut memory, &mut fake, 6);
+    assert!(fake.told.is_empty(), "it isn't free yet");
+    run(&mut memory, &mut fake);
+    assert_eq!(fake.told, [vmm(5)]);
+}
+
+#[test]
+fn a_death_is_told_to_nobody_who_gave_nothing() {
+    let (mut memory, mut fake) = started();
+    make(&mut memory, &mut fake, 5, 512).unwrap();
+    let dies = make(&mut memory, &mut fake, 6, 2048).unwrap();
+    assert_eq!(populate(&mut memory, &mut fake, 6, dies, 0, 512), Status::Ok);
+    die(&mut memory, &mut fake, 6);
+    run(&mut memory, &mut fake);
+    assert!(fake.told.is_empty() && !fake.round);
+}
+
+#[test]
+fn a_promise_that_is_refused_begins_a_shortage() {
+    let (mut memory, mut fake) = started();
+    let vm = promise(&mut memory, &mut fake, 5, 20_480, 512).unwrap();
+    make(&mut memory, &mut fake, 6, FREE - 6144).unwrap();
+    assert!(fake.told.is_empty());
+    assert_eq!(more(&mut memory, &mut fake, 5, vm, 8192), Status::Exhausted);
+    assert_eq!(fake.told, [vmm(5), vmm(6)]);
+    assert!(fake.round);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use caisson_proto::kernel::{CpuidLoad, VcpuKick, VcpuRead, VcpuRun};
 use caisson_proto::layout;
 use caisson_proto::memory::{Attribute, GiveBack, Populate, Promise, Unpromise};
 use caisson_proto::supervisor::ExitKind;
-use caisson_proto::switch::{self, Area, Fetch, Send};
+use caisson_proto::switch::{self, Area, Fetch, Report, Send};
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_proto::wire::Request;
 use caisson_rt::rings::Outward;
@@ -303,6 +303,12 @@ impl Platform for OnKernel {
         let slot = self.switch?;
         let fetched = call_switch(|| call_borrow(slot, &Fetch {}, batch))?;
         Some((usize::try_from(fetched.bytes).ok()?, fetched.more))
+    }
+
+    fn call_switch(&mut self) {
+        if let Some(slot) = self.switch {
+            let _ = call_switch(|| caisson_rt::call(slot, &Report {}));
+        }
     }
 
     fn publish(&mut self, page: usize, word: usize, value: u64) {

@@ -111,15 +111,16 @@ impl Image {
     /// Does what people ordered.
     fn resize(&mut self) {
         let Some(resizes) = &mut self.resizes else { return };
-        let mut order = Resize::default();
         loop {
+            let mut order = Resize::default();
             match resizes.receive(order.as_mut_bytes()) {
-                Received::Message(_) => {
+                Received::Message(length) if length == size_of::<Resize>() => {
                     let knob = Knob::from_word(order.knob);
                     if !knob.is_some_and(|knob| self.vmm.resize(knob, order.bytes)) {
                         defmt::warn!("its memory can't be so: knob {=u64}, {=u64} bytes", order.knob, order.bytes);
                     }
                 }
+                Received::Message(length) => defmt::warn!("an order of {=usize} bytes is none", length),
                 Received::Nothing => {
                     if resizes.sleep() {
                         return;
@@ -137,6 +138,7 @@ impl Server for Image {
     }
 
     fn doorbell(&mut self, bits: u64) {
+        self.vmm.activate();
         if bits & doorbell::TICKET != 0 {
             self.go_on();
         }

@@ -43,6 +43,10 @@ const MIXED: u16 = 2;
 /// What plugging or unplugging a block costs, in bytes that could be copied meanwhile.
 const CALL: u64 = 64 << 10;
 
+/// Blocks that one request unplugs at the most: each costs calls, and a request is done at one access. It is a memory block of
+/// Linux's, 128 MiB, and no request of its to unplug some is for more.
+pub const MOST: u64 = 64;
+
 /// The device.
 #[derive(Debug)]
 pub struct Mem {
@@ -98,11 +102,16 @@ impl Mem {
         }
     }
 
-    /// Every block that is plugged, run by run.
+    /// Every block that is plugged; or the first of them, with the driver to ask again for the others at once.
     fn unplug_all(&mut self, memory: &mut dyn Reach, served: &mut Served) -> u16 {
-        let mut gpa = self.region.start;
+        let (mut gpa, mut left) = (self.region.start, MOST);
         while gpa < self.region.end && self.plugged > 0 {
             if memory.plugged(gpa, BLOCK) == Some((1, 1)) {
+                if left == 0 {
+                    served.changed = true;
+                    return BUSY;
+                }
+                left -= 1;
                 served.cost += CALL;
                 let answer = self.unplug(memory, gpa, BLOCK, served);
                 if answer != ACK {
@@ -127,6 +136,7 @@ impl Mem {
                 served.cost += CALL;
                 (self.plug(memory, gpa, bytes, served), 0)
             }
+            UNPLUG if plugged == all && all > MOST => (BUSY, 0),
             UNPLUG if plugged == all => {
                 served.cost += CALL * all;
                 (self.unplug(memory, gpa, bytes, served), 0)

@@ -120,22 +120,39 @@ pub(crate) struct Guest<'a, P> {
     pub ram: &'a mut Ram,
     /// What it lies in.
     pub platform: &'a mut P,
+    /// The machine's ticks in a millisecond.
+    pub khz: u64,
+    /// Until when devices wait for pages that memory hasn't, once one had to in this activation of the vmm.
+    pub until: Option<u64>,
 }
 
-/// How often a device asks for a page that memory hasn't: for a second. A vCPU can be parked, a device can't.
-const TRIES: u32 = 100;
+/// How long devices wait for pages that memory hasn't, in milliseconds of one activation of the vmm, however many pages these
+/// are. A vCPU can be parked, a device can't; and a vmm that doesn't end its activation in time is ended itself.
+pub const DEVICE_MS: u64 = 1000;
 
 impl<P: Platform> Guest<'_, P> {
     /// Does something with guest memory, and again while others may give some back.
     fn patiently(&mut self, mut act: impl FnMut(&mut Ram, &mut P) -> Result<(), NoMemory>) -> Result<(), Broken> {
-        for _ in 0..TRIES {
-            match act(self.ram, self.platform) {
+        loop {
+            // The time is kept here, not in each call.
+            self.platform.hurry(true);
+            let result = act(self.ram, self.platform);
+            self.platform.hurry(false);
+            match result {
                 Ok(()) => return Ok(()),
-                Err(NoMemory { refused: Some(Status::Exhausted | Status::Busy), .. }) => self.platform.pause(),
-                Err(_) => break,
+                // There may be some soon, or memory is being started again.
+                Err(NoMemory {
+                    refused: Some(Status::Exhausted | Status::Busy | Status::Dead | Status::Died), ..
+                }) => {}
+                Err(_) => return Err(Broken::Memory),
             }
+            let now = self.platform.now();
+            let until = *self.until.get_or_insert(now.saturating_add(DEVICE_MS.saturating_mul(self.khz)));
+            if now >= until {
+                return Err(Broken::Memory);
+            }
+            self.platform.pause();
         }
-        Err(Broken::Memory)
     }
 }
 

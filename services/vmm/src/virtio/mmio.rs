@@ -311,7 +311,7 @@ impl Transport {
         let (Some(queue), Ok(number)) = (self.queues.get_mut(index as usize), u16::try_from(index)) else {
             return Ok(None);
         };
-        let (mut left, mut told) = (BUDGET, None);
+        let (mut left, mut told, mut is_changed) = (BUDGET, None, false);
         let goes_on = loop {
             if !self.device.wants(number) {
                 break false;
@@ -324,9 +324,10 @@ impl Transport {
                     more => break more,
                 }
             };
-            let Served { written, cost, trouble } = self.device.serve(number, &chain, memory)?;
+            let Served { written, cost, trouble, changed } = self.device.serve(number, &chain, memory)?;
             queue.push(memory, chain.head, written)?;
             told = told.or(trouble);
+            is_changed |= changed;
             left = left.saturating_sub(cost.max(LEAST));
             if left == 0 {
                 break true;
@@ -338,6 +339,9 @@ impl Transport {
         }
         if queue.wants_interrupt(memory)? || goes_on {
             self.interrupt |= USED;
+        }
+        if is_changed {
+            self.changed();
         }
         Ok(told)
     }

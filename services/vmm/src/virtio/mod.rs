@@ -68,6 +68,8 @@ pub struct Served {
     pub cost: u64,
     /// What is worth telling.
     pub trouble: Option<Trouble>,
+    /// The driver is to look at the configuration.
+    pub changed: bool,
 }
 
 /// A device behind its registers and queues.

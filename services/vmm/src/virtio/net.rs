@@ -167,6 +167,8 @@ impl Device for Net {
     }
 
     fn reset(&mut self) {
+        // What was gathered before a request that broke the card isn't sent.
+        self.counts.lost += self.output.0.get(..self.gathered).and_then(count).unwrap_or(0);
         (self.gathered, self.given, self.came) = (0, 0, 0);
         self.expects = true;
     }

@@ -14,8 +14,11 @@ impl<P: Platform> Vmm<P> {
         if let Some(card) = self.virtio.card() {
             card.expect();
         }
-        if let Some(number) = self.virtio.net() {
-            self.receive_frames(number);
+        if let Some(number) = self.virtio.net()
+            && !self.receive_frames(number)
+        {
+            // It may be a successor that rang, for which a card doesn't live before it calls.
+            self.platform.call_switch();
         }
     }
 
@@ -47,20 +50,24 @@ impl<P: Platform> Vmm<P> {
         self.defer(number, TRANSMIT);
     }
 
-    fn receive_frames(&mut self, number: u8) {
+    /// Whether the switch was called for frames.
+    fn receive_frames(&mut self, number: u8) -> bool {
+        let mut called = false;
         for _ in 0..ROUNDS {
             self.with_virtio(number, |device, memory| {
                 let waits = device.net()?.wants(RECEIVE);
                 if waits { device.poke(RECEIVE, memory) } else { None }
             });
-            let Some((card, platform)) = self.card(number) else { return };
+            let Some((card, platform)) = self.card(number) else { return called };
             // The rest of a batch waits for buffers, of which the driver notifies.
             if !card.is_hungry() {
-                return;
+                return called;
             }
             card.fetch(|batch| platform.fetch_frames(batch));
+            called = true;
         }
         self.defer(number, RECEIVE);
+        called
     }
 
     /// The driver comes back to this when it acknowledges the interrupt.

@@ -19,6 +19,12 @@ impl<P: Platform> Vmm<P> {
         self.virtio = devices;
     }
 
+    /// An activation begins: for its devices, the wait for memory does so anew.
+    #[inline]
+    pub fn activate(&mut self) {
+        self.devices_wait = None;
+    }
+
     /// Reads a register; `None` where there is no device.
     pub(crate) fn virtio_read(&mut self, gpa: u64, bytes: usize) -> Option<u64> {
         let (number, offset) = self.virtio.at(gpa)?;
@@ -42,7 +48,10 @@ impl<P: Platform> Vmm<P> {
     ) {
         let Some(device) = self.virtio.device(number) else { return };
         let before = device.line();
-        let told = act(device, &mut Guest { ram: &mut self.ram, platform: &mut self.platform });
+        let (khz, until) = (self.facts.tsc_khz, self.devices_wait);
+        let mut memory = Guest { ram: &mut self.ram, platform: &mut self.platform, khz, until };
+        let told = act(device, &mut memory);
+        self.devices_wait = memory.until;
         let after = device.line();
         if before != after {
             self.set_line(FIRST_PIN + number, after);

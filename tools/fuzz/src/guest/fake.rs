@@ -10,6 +10,8 @@ use caisson_proto::switch::{Area, begin, split};
 use caisson_proto::vcpu::{CpuidEntry, Groups, VcpuState};
 use caisson_vmm::{Event, Platform};
 
+use super::machine::KHZ;
+
 /// The platform.
 #[derive(Debug, Default)]
 pub struct Fake {
@@ -23,6 +25,12 @@ pub struct Fake {
     pub aside: Vec<u8>,
     /// No more memory is given.
     pub refuse_memory: bool,
+    /// What memory answers then, if not that it is exhausted.
+    pub refuses_with: Option<Status>,
+    /// How often a device waited for memory since it got some.
+    pub pauses: u64,
+    /// Whenever it has so many times, somebody gives what is asked for next.
+    pub relents: Option<u64>,
     /// No more than a page at a time is given.
     pub refuse_chunks: bool,
     /// The vCPUs' state pages.
@@ -43,6 +51,8 @@ pub struct Fake {
     pub console_limit: Option<usize>,
     /// Frames that were sent.
     pub sent: Vec<Vec<u8>>,
+    /// How often the switch was called for no frames.
+    pub switch_calls: u64,
     /// Frames that wait for the guest.
     pub waiting: VecDeque<Vec<u8>>,
     /// After each batch of frames the guest's other vCPU puts as many requests into the queue whose index lies here, until so
@@ -111,8 +121,12 @@ impl Platform for Fake {
         }
         let is_aside = gfn.0 << 12 == ASIDE && pages == caisson_vmm::ASIDE_PAGES && self.aside.is_empty();
         assert!(is_aside || pages <= 512 && (gfn.0 + pages) << 12 <= self.memory.len() as u64);
-        if self.refuse_memory || self.refuse_chunks && pages > 1 && !is_aside {
-            return Err(Status::Exhausted);
+        let relents = self.pauses > 0 && self.relents == Some(self.pauses);
+        if self.refuse_memory && !relents || self.refuse_chunks && pages > 1 && !is_aside {
+            return Err(self.refuses_with.unwrap_or(Status::Exhausted));
+        }
+        if relents {
+            self.pauses = 0;
         }
         if is_aside {
             self.aside = vec![0; (pages << 12) as usize];
@@ -174,6 +188,10 @@ impl Platform for Fake {
         let memory = if aside { &mut self.aside } else { &mut self.memory };
         memory[at..][..from.len()].copy_from_slice(from);
         true
+    }
+    fn pause(&mut self) {
+        self.pauses += 1;
+        self.time.set(self.time.get() + 10 * KHZ);
     }
     fn now(&self) -> u64 {
         self.time.set(self.time.get() + 1);
@@ -249,6 +267,9 @@ impl Platform for Fake {
             self.waiting.pop_front();
         }
         Some((end, !self.waiting.is_empty()))
+    }
+    fn call_switch(&mut self) {
+        self.switch_calls += 1;
     }
     fn publish(&mut self, page: usize, word: usize, value: u64) {
         assert!(page <= self.states.len());

@@ -31,12 +31,11 @@ impl Lent for Pages {
     }
 }
 
-struct Dead(u8);
+struct Rung;
 
-impl Bells for Dead {
-    fn ring(&mut self, slot: u16) -> bool {
+impl Bells for Rung {
+    fn ring(&mut self, slot: u16) {
         assert!(SLOTS.contains(&slot), "a bell of somebody without a port");
-        self.0 >> slot & 1 == 0
     }
 }
 
@@ -48,7 +47,7 @@ enum Step {
     Fetch(u8, bool, u8),
     Words(u8, [u64; 8], bool),
     Restart,
-    /// Bit n: slot n is dead.
+    /// Bit n: slot n dies, and lives again.
     Dies(u8),
 }
 
@@ -65,7 +64,7 @@ pub fn switch(data: &[u8]) {
     }
     let mut switch = Box::new(Switch::new());
     assert_eq!(switch.configure(records.as_bytes()), 0);
-    let mut bells = Dead(0);
+    let mut bells = Rung;
     let mut lives = [0; 16];
     let mut last = [None; 16];
     let (mut number, mut sent) = (0_u64, HashMap::new());
@@ -119,9 +118,7 @@ pub fn switch(data: &[u8]) {
                 switch.call_in(&mut bells);
             }
             Step::Dies(slots) => {
-                let died = slots & !bells.0;
-                (0..8).filter(|slot| died >> slot & 1 == 1).for_each(|slot| lives[slot] += 1);
-                bells.0 = slots;
+                (0..8).filter(|slot| slots >> slot & 1 == 1).for_each(|slot| lives[slot] += 1);
             }
         }
         if input.is_empty() {

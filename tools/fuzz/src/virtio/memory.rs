@@ -8,7 +8,7 @@ use caisson_vmm::plugged::BLOCK;
 use caisson_vmm::virtio::memory::{Broken, Reach};
 
 /// Where memory can be plugged. There are no bytes behind it.
-pub const REGION: Range<u64> = 4 << 30..(4 << 30) + 64 * BLOCK;
+pub const REGION: Range<u64> = 4 << 30..(4 << 30) + 160 * BLOCK;
 
 /// The memory, from address 0 on.
 #[derive(Debug, Default)]
