@@ -178,9 +178,11 @@ impl<P: Platform> Vmm<P> {
         if resume.inject == 0 {
             resume.inject = lost;
         }
-        let resume = self.finish(at, exit, state, resume, lost);
+        let mut resume = self.finish(at, exit, state, resume, lost);
         self.current = MAX_VCPUS;
-        let resume = if resume.action == Action::Run { resume } else { self.parks(at, resume) };
+        if resume.action != Action::Run {
+            self.parks(at, &mut resume);
+        }
         if self.ended || resume.action == Action::Stop {
             return self.stop();
         }

@@ -56,16 +56,16 @@ impl<P: Platform> Vmm<P> {
 
     /// A vCPU that is to be parked. If it is because it waits for a page, it asks again soon, and takes what interrupts it at once.
     #[cold]
-    pub(crate) fn parks(&mut self, at: usize, resume: Resume) -> Resume {
+    pub(crate) fn parks(&mut self, at: usize, resume: &mut Resume) {
         let is_waiting = self.vcpus.get(at).is_some_and(|vcpu| vcpu.life == Life::Running);
         if resume.action != Action::Park || !is_waiting {
-            return resume;
+            return;
         }
         if resume.inject != 0 {
-            return Resume { action: Action::Run, ..resume };
+            resume.action = Action::Run;
+            return;
         }
         let soon = self.platform.now().saturating_add(AGAIN_MS.saturating_mul(self.facts.tsc_khz));
-        let deadline = if resume.deadline == 0 { soon } else { soon.min(resume.deadline) };
-        Resume { deadline, ..resume }
+        resume.deadline = if resume.deadline == 0 { soon } else { soon.min(resume.deadline) };
     }
 }
