@@ -1,6 +1,6 @@
 //! LODS, SCAS, MOVS and CMPS of which an operand is a device. STOS is with the other instructions.
 
-use caisson_proto::vcpu::{Groups, Resume, VcpuState};
+use caisson_proto::vcpu::{Exit, Groups, Resume, VcpuState};
 use iced_x86::{Instruction, Mnemonic, Register};
 
 use crate::exits::{PF, exception};
@@ -9,7 +9,7 @@ use crate::insn::operand::{Alu, compute, mask, write_register};
 use crate::insn::walk::{Access, PageFault, Paging};
 use crate::mmio::{address_width, advance};
 use crate::platform::Platform;
-use crate::strings::segment_base;
+use crate::strings::{Hindrance, segment_base};
 use crate::vmm::Vmm;
 
 const RSI: usize = 6;
@@ -45,14 +45,18 @@ impl Kind {
 impl<P: Platform> Vmm<P> {
     /// One element of such an instruction, which ends at `after`. `None` if it is none, or an element straddles pages.
     pub(crate) fn device_string(
-        &mut self, at: usize, state: &mut VcpuState, instruction: &Instruction, after: u64,
+        &mut self, at: usize, exit: &Exit, state: &mut VcpuState, instruction: &Instruction, after: u64,
     ) -> Option<Resume> {
         let kind = Kind::of(instruction)?;
         let bytes = instruction.memory_size().size();
-        if let Err(PageFault { linear, code }) = self.string_element(at, state, instruction, kind, bytes)? {
-            state.cr2 = linear;
-            let groups = Groups::CORE | Groups::CONTROL;
-            return Some(Resume { inject: exception(PF, Some(code)), groups, ..Resume::at(0, 0) });
+        match self.string_element(at, state, instruction, kind, bytes)? {
+            Ok(()) => {}
+            Err(Hindrance::Fault(PageFault { linear, code })) => {
+                state.cr2 = linear;
+                let groups = Groups::CORE | Groups::CONTROL;
+                return Some(Resume { inject: exception(PF, Some(code)), groups, ..Resume::at(0, 0) });
+            }
+            Err(Hindrance::Absent(gpa)) => return Some(self.absent(at, exit, state, gpa)),
         }
         let (repe, repne) = (instruction.has_rep_prefix(), instruction.has_repne_prefix());
         let equal = state.rflags & ZF != 0;
@@ -66,7 +70,7 @@ impl<P: Platform> Vmm<P> {
 
     fn string_element(
         &mut self, at: usize, state: &mut VcpuState, instruction: &Instruction, kind: Kind, bytes: usize,
-    ) -> Option<Result<(), PageFault>> {
+    ) -> Option<Result<(), Hindrance>> {
         let [rax, .., rsi, rdi] = *state.gpr.first_chunk::<8>()?;
         let target_access = if kind == Kind::Move { Access::Write } else { Access::Read };
         let mut places = [0; 2];
@@ -81,7 +85,10 @@ impl<P: Platform> Vmm<P> {
             }
             match Paging::of(state).translate(&mut self.platform, &mut self.ram, linear, access) {
                 Ok(physical) => *place = physical,
-                Err(fault) => return Some(Err(fault)),
+                Err(fault) => return Some(Err(Hindrance::Fault(fault))),
+            }
+            if let Some(gpa) = self.first_absent(&[*place]) {
+                return Some(Err(Hindrance::Absent(gpa)));
             }
         }
         let [from, to] = places;
@@ -122,7 +129,7 @@ impl<P: Platform> Vmm<P> {
         }
         let mut value = [0; 8];
         let target = value.get_mut(..bytes).unwrap_or_default();
-        // Memory that can't be had reads as zeros.
+        // It is backed; what is the guest's alone reads as zeros.
         let _ = self.ram.read(&mut self.platform, gpa, target);
         u64::from_le_bytes(value)
     }

@@ -28,7 +28,7 @@ impl<P: Platform> Vmm<P> {
         }
         let Some(code) = self.fetch(exit, state) else { return again(exit) };
         let Some(instruction) = code.decode() else { return self.unemulated(at, exit, state) };
-        if let Some(resume) = self.device_string(at, state, &instruction, code.after(instruction.len())) {
+        if let Some(resume) = self.device_string(at, exit, state, &instruction, code.after(instruction.len())) {
             return resume;
         }
         if straddles(state, &instruction, gpa)

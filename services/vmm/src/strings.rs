@@ -14,7 +14,25 @@ use crate::vmm::Vmm;
 /// Elements that one exit moves at the most; then the instruction comes back.
 const MAX_ELEMENTS: u32 = 256;
 
+/// Why an element isn't moved.
+pub(crate) enum Hindrance {
+    /// Its address leads nowhere.
+    Fault(PageFault),
+    /// It lies in this page of memory, which isn't backed yet.
+    Absent(u64),
+}
+
 impl<P: Platform> Vmm<P> {
+    /// A page that has to be backed before the element in it is moved. The instruction comes back then.
+    pub(crate) fn absent(&mut self, at: usize, exit: &Exit, state: &mut VcpuState, gpa: u64) -> Resume {
+        self.memory_fault(at, &Exit { info2: gpa, ..*exit }, state)
+    }
+
+    /// The first of these addresses that is memory which isn't backed yet.
+    pub(crate) fn first_absent(&self, places: &[u64]) -> Option<u64> {
+        places.iter().copied().find(|gpa| self.ram.contains(*gpa) && !self.ram.is_backed(*gpa))
+    }
+
     pub(crate) fn string_io(&mut self, at: usize, exit: &Exit, state: &mut VcpuState) -> Resume {
         let Some(code) = self.fetch(exit, state) else { return self.unemulated(at, exit, state) };
         let Some(instruction) = code.decode() else { return fault(exit, UD, None) };
@@ -33,10 +51,16 @@ impl<P: Platform> Vmm<P> {
         let mut left = if repeated { state.gpr[1] & width } else { 1 };
         let mut budget = MAX_ELEMENTS;
         while left != 0 && budget != 0 && !self.is_over() {
-            if let Err(PageFault { linear, code }) = self.move_element(at, state, &instruction, port, bytes, input) {
-                state.cr2 = linear;
-                let groups = Groups::CORE | Groups::CONTROL;
-                return Resume { inject: exception(14, Some(code)), groups, ..Resume::at(0, 0) };
+            match self.move_element(at, state, &instruction, port, bytes, input) {
+                Ok(()) => {}
+                Err(Hindrance::Fault(PageFault { linear, code })) => {
+                    state.cr2 = linear;
+                    let groups = Groups::CORE | Groups::CONTROL;
+                    return Resume { inject: exception(14, Some(code)), groups, ..Resume::at(0, 0) };
+                }
+                // What was moved is kept, and the instruction comes back for the rest.
+                Err(Hindrance::Absent(_)) if budget < MAX_ELEMENTS => break,
+                Err(Hindrance::Absent(gpa)) => return self.absent(at, exit, state, gpa),
             }
             left -= 1;
             budget -= 1;
@@ -53,7 +77,7 @@ impl<P: Platform> Vmm<P> {
 
     fn move_element(
         &mut self, at: usize, state: &mut VcpuState, instruction: &Instruction, port: u16, bytes: u8, input: bool,
-    ) -> Result<(), PageFault> {
+    ) -> Result<(), Hindrance> {
         let width = mask(address_width(instruction));
         let [.., rsi, rdi] = *state.gpr.first_chunk::<8>().unwrap_or(&[0; 8]);
         let (segment, offset, register) =
@@ -65,9 +89,14 @@ impl<P: Platform> Vmm<P> {
         // An element may straddle two pages: find every byte before anything happens.
         let mut places = [0; 4];
         for (n, place) in places.iter_mut().enumerate().take(usize::from(bytes)) {
-            *place = paging.translate(&mut self.platform, &mut self.ram, linear.wrapping_add(n as u64), access)?;
+            let linear = linear.wrapping_add(n as u64);
+            let physical = paging.translate(&mut self.platform, &mut self.ram, linear, access);
+            *place = physical.map_err(Hindrance::Fault)?;
         }
         let count = usize::from(bytes);
+        if let Some(gpa) = self.first_absent(places.get(..count).unwrap_or_default()) {
+            return Err(Hindrance::Absent(gpa));
+        }
         let [first, ..] = places;
         let last = places.get(count.saturating_sub(1)).copied().unwrap_or(first);
         // A device in one page sees one access.

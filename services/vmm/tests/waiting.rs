@@ -10,7 +10,7 @@ use caisson_vmm::Event;
 use caisson_vmm::virtio::memory::{Broken, DEVICE_MS};
 use caisson_vmm::virtio::{PLACE, Trouble};
 use caisson_vmm::waiting::{AGAIN_MS, PATIENCE_MS, WRITE_BACK_MS};
-use common::{KHZ, Machine, config};
+use common::{CODE, KHZ, Machine, config};
 
 const TABLE: u64 = 0x50_0000;
 const AVAILABLE: u64 = 0x50_1000;
@@ -131,4 +131,37 @@ fn what_will_not_come_is_not_waited_for() {
     let mut machine = sends(1);
     assert_eq!(notify(&mut machine, Status::Denied, 10), 0);
     assert!(is_broken(&mut machine));
+}
+
+#[test]
+fn string_instructions_wait_for_their_pages() {
+    let mut machine = Machine::new(1);
+    // The first two bytes are there, the others in a chunk that memory hasn't.
+    machine.exit(0, code::NPF, 4, 0x80_0000);
+    machine.fake().memory[0x9f_fffe..0xa0_0000].copy_from_slice(b"he");
+    machine.fake().refuse_memory = true;
+    machine.code(0, &[0xf3, 0x6e]);
+    let state = machine.state(0);
+    (state.gpr[6], state.gpr[1], state.gpr[2]) = (0x9f_fffe, 4, 0x3f8);
+    let outs = |machine: &mut Machine| machine.exit(0, code::IOIO, 0x3f8 << 16 | 1 << 4 | 0xc, CODE + 2);
+    assert_eq!(outs(&mut machine).action, Action::Run);
+    for action in [Action::Park, Action::Run] {
+        let state = machine.state(0);
+        assert_eq!((state.gpr[6], state.gpr[1], state.rip), (0xa0_0000, 2, CODE), "the rest is still to come");
+        assert_eq!(outs(&mut machine).action, action);
+        machine.fake().refuse_memory = false;
+    }
+    machine.fake().memory[0xa0_0000..0xa0_0002].copy_from_slice(b"y\n");
+    outs(&mut machine);
+    assert_eq!((machine.fake().console.clone(), machine.state(0).rip), (b"hey\n".to_vec(), CODE + 2));
+    // From a device to memory.
+    machine.fake().refuse_memory = true;
+    for (action, moved) in [(Action::Park, false), (Action::Run, false), (Action::Run, true)] {
+        let state = machine.state(0);
+        (state.gpr[6], state.gpr[7]) = (0xfee0_0030, 0xc0_0000);
+        assert_eq!(machine.mmio(0, &[0xa5], 0xfee0_0030).action, action);
+        assert_eq!(machine.state(0).gpr[7] == 0xc0_0004, moved);
+        machine.fake().refuse_memory = false;
+    }
+    assert_eq!(machine.fake().memory[0xc0_0000..0xc0_0004], 0x0005_0014_u32.to_le_bytes());
 }
