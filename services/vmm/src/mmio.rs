@@ -26,6 +26,7 @@ impl<P: Platform> Vmm<P> {
         if let Some(resume) = self.hole(at, exit, state) {
             return resume;
         }
+        self.activate();
         let Some(code) = self.fetch(exit, state) else { return again(exit) };
         let Some(instruction) = code.decode() else { return self.unemulated(at, exit, state) };
         if let Some(resume) = self.device_string(at, exit, state, &instruction, code.after(instruction.len())) {

@@ -160,7 +160,6 @@ impl<P: Platform> Vmm<P> {
 
     /// Handles an exit. `state` is scratch space: what it holds before and after means nothing.
     pub fn handle_exit(&mut self, exit: &Exit, state: &mut VcpuState) -> Resume {
-        self.activate();
         let at = usize::from(exit.vcpu);
         if self.ended || at >= self.vcpus.len() {
             return self.stop();
@@ -215,6 +214,7 @@ impl<P: Platform> Vmm<P> {
     pub(crate) fn flush_console(&mut self) {
         self.output.flush(&mut self.platform);
         self.update_uart();
+        self.activate();
         self.update_virtio_console();
     }
 

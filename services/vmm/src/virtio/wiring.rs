@@ -19,7 +19,7 @@ impl<P: Platform> Vmm<P> {
         self.virtio = devices;
     }
 
-    /// An activation begins: for its devices, the wait for memory does so anew.
+    /// Something begins in which devices may need memory: their wait for it does so anew.
     #[inline]
     pub fn activate(&mut self) {
         self.devices_wait = None;
