@@ -3,7 +3,7 @@
 //! With `plain` on its command line what is in a page must outlive its turning; of an encrypted guest that is lost. A plain one shows
 //! what the host sees of it: it writes text from memory to the serial port with OUTS, for which the host has to read that memory, and
 //! the instruction, too.
-//! `rounds=N` says how long it goes on. Then it powers itself off.
+//! `rounds=N` says how long it goes on, unless somebody types something. Then it powers itself off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(not(target_os = "none"))]
@@ -13,7 +13,7 @@ fn main() {}
 mod image {
     use core::arch::asm;
 
-    use caisson_guest_rt::cpu::{halt, outb};
+    use caisson_guest_rt::cpu::{halt, inb, outb};
     use caisson_guest_rt::{cmdline, println};
 
     const PAGE: u64 = 4096;
@@ -51,6 +51,11 @@ mod image {
         // SAFETY: reads memory of this guest's.
         unsafe { asm!("rep outsb", inout("rsi") at => _, inout("rcx") bytes => _, in("dx") SERIAL, options(nostack)) };
         println!();
+    }
+
+    /// Whether somebody typed something: it is enough.
+    fn is_typed() -> bool {
+        inb(SERIAL + 5) & 1 != 0
     }
 
     fn write(at: u64, value: u64) {
@@ -129,7 +134,7 @@ mod image {
             random % below
         };
         (0..PAGES).for_each(|page| area.fill(page));
-        let mut turned = 0;
+        let (mut turned, mut done) = (0, 0);
         for round in 0..rounds {
             let (first, pages) = match next(4) {
                 0 => (next(PAGES / LARGE) * LARGE, LARGE),
@@ -153,12 +158,16 @@ mod image {
                 }
             }
             area.check(next(PAGES));
-            if round % 50 == 49 {
-                println!("private: round {}", round + 1);
+            done = round + 1;
+            if done % 50 == 0 {
+                println!("private: round {}", done);
+            }
+            if is_typed() {
+                break;
             }
         }
         (0..PAGES).for_each(|page| area.check(page));
-        println!("private: {} rounds, {} pages turned, {} refused, {} wrong", rounds, turned, refused, area.wrong);
+        println!("private: {} rounds, {} pages turned, {} refused, {} wrong", done, turned, refused, area.wrong);
         outb(SLEEP, OFF);
         halt()
     }

@@ -13,14 +13,17 @@ use super::Outcome;
 use super::witness::{BOOT, SOON, Witness};
 use crate::cli::SoakArgs;
 use crate::failure::{Failure, Status};
+use crate::image;
 use crate::paths::Paths;
 
 /// The guests: 256 MiB each, and as much again that can be plugged.
 const GUESTS: usize = 3;
 const FILE: &str = "vcpus = 1\nmemory = \"256M\"\npromised = \"96M\"\nmemory-max = \"512M\"\nballoon = true\n";
 const NAMES: [&str; GUESTS] = ["a", "b", "c"];
+/// One more, which makes its memory private and shared again meanwhile, and where it is among the guests.
+const CONVERTS: (&str, usize) = ("private", GUESTS);
 /// The machine's memory: less than the guests have in all even if nothing is plugged, and little more than they use.
-const MACHINE: Size = Size(560 << 20);
+const MACHINE: Size = Size(632 << 20);
 /// Rounds that each guest does at the least, and how much longer than it should that may take where the host is slow.
 const ROUNDS: usize = 2;
 const SLOW: Duration = Duration::from_secs(300);
@@ -106,7 +109,13 @@ fn lost(machine: &Witness, guest: usize) -> bool {
 }
 
 fn pressed(paths: &Paths, time: Duration, seed: u64, tells: bool) -> Result<Done, String> {
-    let vms = NAMES.map(|name| (name, FILE));
+    let kernel = image::guest(paths, "caisson-guest-private").map_err(|failure| failure.text)?;
+    let file = format!(
+        "vcpus = 1\nmemory = \"64M\"\nkernel = {kernel:?}\ncmdline = \"plain rounds=1000000 seed={}\"\n",
+        seed + 1
+    );
+    let mut vms = NAMES.map(|name| (name, FILE)).to_vec();
+    vms.push((CONVERTS.0, &file));
     let mut machine = Witness::boot_in(paths, Some(MACHINE), None, &vms).map_err(|failure| failure.text)?;
     machine.is_up()?;
     for guest in 0..GUESTS {
@@ -168,6 +177,11 @@ fn rests(machine: &mut Witness) -> Result<(), String> {
         if lost(machine, guest) {
             return Err(machine.told(&format!("guest {name} found other data than it wrote")));
         }
+    }
+    machine.types(CONVERTS.1, "enough");
+    machine.until("the end of what turns private", BOOT, |this| this.wrote(CONVERTS.1, " wrong"))?;
+    if !machine.wrote(CONVERTS.1, " 0 refused, 0 wrong") {
+        return Err(machine.told("memory that turned private and shared again isn't as it was"));
     }
     let line = "fills 1; printf x | dd of=/m/f1 bs=1 seek=7654321 conv=notrunc 2>/dev/null; holds 1";
     machine.types(0, line);
