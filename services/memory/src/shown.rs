@@ -1,8 +1,8 @@
 //! Slots as their VM's handler asks for them.
 //!
 //! Each VM has a region of its own, which is as long as its handler's window on the guest and which a slot shows as a whole, with a
-//! gmem of the same length, until the handler divides it. Pages have frames only where they are shown: what is deleted or moved is given back, and
-//! comes empty elsewhere. memory is the only one that maps, and it asks the slots first; so a change that takes several
+//! gmem of the same length, until the handler divides it. Pages have frames only where they are shown: what is deleted or moved is
+//! given back, and comes empty elsewhere. memory is the only one that maps, and it asks the slots first; so a change that takes several
 //! calls needs no one else's help to be closed to faults.
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
@@ -38,15 +38,11 @@ impl<K: Kernel> Machine for OnKernel<'_, K> {
     }
 
     fn unmap(&mut self, vm: VmId, gfn: Gfn, pages: u64, most: u64) -> Result<Taken, Status> {
-        // The kernel takes up to 512 mapped pages from a range. So few pages are asked for that it can't be more than `most`,
-        // unless nothing was taken yet.
-        let mut pages = if most < MAX_PAGES_PER_CALL { pages.min(most) } else { pages };
-        let found = self.kernel.ask(&GuestLook { vm, gfn, pages: pages.min(MAX_PAGES_PER_CALL) })?;
+        let found = self.kernel.ask(&GuestLook { vm, gfn, pages: pages.min(most).min(MAX_PAGES_PER_CALL) })?;
         if found.state != FrameState::Owned {
             return Ok(Taken { pages: 0, next: Gfn(gfn.0 + found.pages) });
         }
-        pages = found.pages;
-        let unmap = GuestUnmap { vm, view: 0, gfn, pages, more: true, broken: false };
+        let unmap = GuestUnmap { vm, view: 0, gfn, pages: found.pages, more: true, broken: false };
         let (unmapped, more) = match self.kernel.ask(&unmap) {
             // No batch is left for the event alone: it has a shootdown for each call then.
             Err(Status::Busy) => (self.kernel.ask(&GuestUnmap { more: false, ..unmap })?, false),
@@ -94,8 +90,11 @@ impl Memory {
             .vm_make(vm)
             .and_then(|()| slots.region_make(vm, region(vm), REGION_PAGES, Backing::ORDINARY))
             .and_then(|()| slots.set(vm, &whole, HOST));
-        made.map_err(|_| Status::Exhausted)?;
-        self.bind(vm, &whole).inspect_err(|_| self.slots.vm_gone(vm))
+        let shown = made.map_err(|_| Status::Exhausted).and_then(|_| self.bind(vm, &whole));
+        shown.inspect_err(|_| {
+            self.slots.vm_gone(vm);
+            self.gmems.vm_gone(vm);
+        })
     }
 
     /// A VM that memory knows no slots of, since a predecessor made it, shows what it is made with.

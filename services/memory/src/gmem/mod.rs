@@ -142,25 +142,23 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
         gfn.0 < END && self.bits.get(Plane::Private, vm.index() as u16, gfn.0)
     }
 
-    /// Whether a VM wants any guest frame private.
-    pub fn any_private(&self, vm: VmId) -> bool {
-        self.bits.any(Plane::Private, vm.index() as u16)
-    }
-
     /// Sees to it that guest frames can be made private.
     ///
     /// # Errors
     /// [`Error::Full`] if there is no room to note it.
     pub fn reserve(&mut self, vm: VmId, frames: &Range<u64>) -> Result<(), Error> {
         let of = vm.index() as u16;
-        // What others are sure to get isn't anybody else's.
         let wanted = self.bits.lacking(Plane::Private, of, frames);
-        let owed = (0..MAX_VMS as u16).filter(|other| *other != of);
-        let owed: u64 = owed.map(|other| Self::SURE.saturating_sub(self.bits.pieces(Plane::Private, other))).sum();
-        let free = self.bits.left() as u64;
-        let sure = self.bits.pieces(Plane::Private, of) + wanted <= Self::SURE;
-        let has_room = wanted == 0 || sure && wanted <= free || wanted.saturating_add(owed) <= free;
+        let sure = self.bits.pieces(Plane::Private, of).saturating_add(wanted) <= Self::SURE;
+        let has_room = sure || self.has_room(wanted, Some(of));
         if has_room && self.bits.reserve(Plane::Private, of, frames) { Ok(()) } else { Err(Error::Full) }
+    }
+
+    /// Whether so many bitmaps can be had without those that VMs, other than this one, are sure to get.
+    fn has_room(&self, wanted: u64, of: Option<u16>) -> bool {
+        let others = (0..MAX_VMS as u16).filter(|other| Some(*other) != of);
+        let owed = others.map(|other| Self::SURE.saturating_sub(self.bits.pieces(Plane::Private, other))).sum::<u64>();
+        wanted == 0 || wanted.saturating_add(owed) <= self.bits.left() as u64
     }
 
     /// What was reserved and isn't needed goes.
@@ -194,7 +192,8 @@ impl<const M: usize, const B: usize> Gmems<M, B> {
     /// [`Error::Full`] if there is no room to note it.
     pub fn poison(&mut self, at: GmemAddress) -> Result<(), Error> {
         let page = at.page..at.page + 1;
-        if !self.bits.reserve(Plane::Poisoned, at.gmem.0, &page) {
+        let wanted = self.bits.lacking(Plane::Poisoned, at.gmem.0, &page);
+        if !self.has_room(wanted, None) || !self.bits.reserve(Plane::Poisoned, at.gmem.0, &page) {
             return Err(Error::Full);
         }
         self.bits.set(Plane::Poisoned, at.gmem.0, &page);

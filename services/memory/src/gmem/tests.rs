@@ -100,10 +100,10 @@ fn nothing_is_left_of_a_vm_that_is_gone() {
     let frames = 0..100;
     gmems.reserve(VM, &frames).unwrap();
     gmems.set_private(VM, &frames, true);
-    assert!(gmems.any_private(VM) && gmems.is_private(VM, Gfn(99)) && !gmems.is_private(VM, Gfn(100)));
-    assert!(!gmems.any_private(OTHER) && !gmems.is_private(OTHER, Gfn(0)));
+    assert!(gmems.count_private(VM, &(0..END)) > 0 && gmems.is_private(VM, Gfn(99)) && !gmems.is_private(VM, Gfn(100)));
+    assert!(gmems.count_private(OTHER, &(0..END)) == 0 && !gmems.is_private(OTHER, Gfn(0)));
     gmems.vm_gone(VM);
-    assert!(!gmems.any_private(VM));
+    assert!(gmems.count_private(VM, &(0..END)) == 0);
     assert_eq!(gmems.of(VM, id), Err(Error::NoGmem));
     assert_eq!(gmems.create(OTHER, 0, 4096), Ok(id));
     assert_eq!(gmems.bits.left(), 16);
@@ -124,6 +124,11 @@ fn nobody_is_left_without_room_for_private_frames() {
         gmems.set_private(OTHER, &(piece * 512..piece * 512 + 1), true);
     }
     assert_eq!(gmems.reserve(OTHER, &(1024..1025)), Err(Error::Full));
+    assert_eq!(
+        gmems.poison(GmemAddress { gmem: GmemId(0), page: 0 }),
+        Err(Error::Full),
+        "nor is it taken for broken ones"
+    );
     gmems.reserve(VM, &(0..512)).unwrap();
 }
 
