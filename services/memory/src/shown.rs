@@ -7,11 +7,12 @@
 
 use caisson_proto::abi::{MAX_PAGES_PER_CALL, Status};
 use caisson_proto::addr::{Gfn, ServiceId, VmId};
-use caisson_proto::kernel::{FrameState, GuestLook, GuestUnmap};
+use caisson_proto::kernel::{FrameState, GuestUnmap};
 use caisson_proto::layout;
 use caisson_proto::memory::{Discard, Progress, SlotFlags, SlotInfo, SlotReport, SlotSet};
 use caisson_proto::slots::{GmemAddress, HostAddress, Region, SlotId};
 
+use crate::private::look;
 use crate::slots::coherence::{Backing, Host};
 use crate::slots::{Answer, Change, Error, HostRange, Machine, OPERATIONS, Shown, Taken, Wanted};
 use crate::{Kernel, Memory, own, reclaim};
@@ -38,7 +39,7 @@ impl<K: Kernel> Machine for OnKernel<'_, K> {
     }
 
     fn unmap(&mut self, vm: VmId, gfn: Gfn, pages: u64, most: u64) -> Result<Taken, Status> {
-        let found = self.kernel.ask(&GuestLook { vm, gfn, pages: pages.min(most).min(MAX_PAGES_PER_CALL) })?;
+        let found = look(vm, gfn, pages.min(most), self.kernel)?;
         if found.state != FrameState::Owned {
             return Ok(Taken { pages: 0, next: Gfn(gfn.0 + found.pages) });
         }

@@ -43,7 +43,7 @@ impl Memory {
 }
 
 /// How many of these pages, at most 512, are like the first, and how.
-fn look(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) -> Result<Look, Status> {
+pub(crate) fn look(vm: VmId, gfn: Gfn, pages: u64, kernel: &mut impl Kernel) -> Result<Look, Status> {
     let look = kernel.ask(&GuestLook { vm, gfn, pages: pages.min(MAX_PAGES_PER_CALL) })?;
     // A table that doesn't advance would never end.
     if look.pages == 0 { Err(Status::State) } else { Ok(look) }
