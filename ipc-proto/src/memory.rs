@@ -11,7 +11,7 @@ use crate::wire::Done;
 pub type Error = Status;
 
 /// Doorbell bit (to a vmm): there is too little memory, or enough again, so [`Need`] says something new.
-pub const NEED: u64 = 1 << 30;
+pub const NEED: u64 = 1 << 29;
 
 /// Slots of one VM at the most; their ids are below this.
 pub const MAX_SLOTS: u64 = 32_764;

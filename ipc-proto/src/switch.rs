@@ -28,6 +28,9 @@ pub const AREA: usize = 4 * PAGE_SIZE as usize;
 /// The doorbell by which a vmm is told that frames wait for it.
 pub const FRAMES: u64 = 1 << 30;
 
+// A vmm hears memory and the switch, and must tell them apart.
+const _: () = assert!(FRAMES & (crate::memory::NEED | crate::stats::READ) == 0);
+
 /// Bytes of a frame's length.
 const LENGTH: usize = size_of::<u16>();
 
